@@ -1,0 +1,402 @@
+"""How many conversations fit a machine, and how fast it may answer: ``python -m kvbench.capacity``.
+
+A conversation is one sequence of a given length. Beside the weights the memory holds the caches of
+all open conversations and one layer's working copy of them; the roofline model gives the decode
+rate. Everything is computed, nothing is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kvbench import documents, physics, strategies
+from kvbench.errors import InputError
+from kvbench.physics import Architecture, Ceilings
+
+#: From a laptop to an eight-GPU server, in bytes: the sizes of the figure.
+MEMORY_SIZES = tuple(size * 2**30 for size in (8, 16, 24, 48, 80, 141, 320, 640, 1128))
+
+#: Columns of the table, with their meaning and unit.
+COLUMNS: Mapping[str, str] = {
+    "model": "model file",
+    "dtype": "dtype of the weights and of the exact caches",
+    "memory_bytes": "memory of one machine (bytes)",
+    "tokens": "length of each conversation (tokens)",
+    "strategy": "KV-cache strategy",
+    "weight_bytes": "weights (bytes)",
+    "kv_bytes": "cache of one conversation at its full length (bytes)",
+    "device_bytes": "memory one conversation needs beside the weights while decoding (bytes)",
+    "concurrent": "conversations that fit one machine at once",
+    "tokens_per_s_single": "upper bound on the decode rate of a lone conversation (tokens/s)",
+    "tokens_per_s_full": "upper bound on the decode rate of a full machine, all conversations"
+    " together (tokens/s)",
+    "conversations": "open conversations of the fleet",
+    "machines": "machines that hold the fleet's conversations",
+    "reason": "why there is no number",
+}
+
+_SUFFIXES = {"": 1}
+for _power, _letter in enumerate("KMGTP", start=1):
+    _SUFFIXES[f"{_letter}B"] = 1000**_power
+    _SUFFIXES[f"{_letter}IB"] = 1024**_power
+_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
+
+
+def parse_bytes(text: str, name: str = "memory") -> int:
+    """Read a size such as ``80GiB``, ``24 GB`` or ``1000000`` as bytes.
+
+    Raises
+    ------
+    InputError
+        If it is not a positive number with a known unit.
+    """
+    match = _SIZE.fullmatch(text)
+    unit = match[2].upper() if match else None
+    if unit == "B":
+        unit = ""
+    size = float(match[1]) * _SUFFIXES[unit] if match and unit in _SUFFIXES else 0.0
+    if not 1 <= size < 2**80:
+        raise InputError(f"{name} {text!r} is not a size; write it like 80GiB or 24GB")
+    return int(size)
+
+
+def parse_bandwidth(text: str) -> float:
+    """Read a rate such as ``2TB/s`` as bytes per second.
+
+    Raises
+    ------
+    InputError
+        If it is not a size followed by ``/s``.
+    """
+    if not text.strip().endswith("/s"):
+        raise InputError(f"bandwidth {text!r} is not a rate; write it like 2TB/s")
+    return float(parse_bytes(text.strip().removesuffix("/s"), "bandwidth"))
+
+
+def architecture(model: str, root: Path | None = None) -> Architecture:
+    """Read the sizes of a model.
+
+    Parameters
+    ----------
+    model:
+        Name of a file in ``config/models``, or the path of such a file, of a ``config.json`` or of
+        a folder that holds one.
+    root:
+        Folder that has ``config/models``; default is the one this library lies in.
+
+    Raises
+    ------
+    InputError
+        If there is no such model, or its file gives no usable architecture.
+    """
+    path = Path(model)
+    if path.is_dir():
+        path = path / "config.json"
+    if path.suffix == ".json":
+        return Architecture.from_config(_mapping(documents.read_json(path), path), str(path))
+    if path.suffix not in {".yaml", ".yml"}:
+        folder = (root or Path(__file__).parents[2]) / "config" / "models"
+        path = folder / f"{model}.yaml"
+        if not path.is_file():
+            known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml"))) or "none"
+            raise InputError(
+                f"model {model!r} is neither a folder with config.json nor one of config/models: "
+                f"{known}"
+            )
+    document = _mapping(documents.read_yaml(path), path)
+    if "architecture" not in document:
+        raise InputError(
+            f"{path.name}: architecture is missing; add it, or give the model's folder instead"
+        )
+    return Architecture.from_config(
+        _mapping(document["architecture"], path), f"{path.name}: architecture"
+    )
+
+
+def _mapping(document: Any, path: Path) -> Mapping[str, Any]:
+    if not isinstance(document, Mapping):
+        raise InputError(f"{path}: not a mapping of names to values")
+    return document
+
+
+def _fullest(traffic: Mapping[str, Any], tokens: int) -> tuple[int, int]:
+    """Prompt and decoded tokens at which a cache of ``tokens`` tokens is largest."""
+    if traffic["kind"] != "quantized" or traffic.get("backend") == "fp8":
+        return tokens, 0
+    # Most is stored just before the full-precision residual is packed.
+    decoded = min(max(int(traffic.get("residual_length", 128)), 2) - 1, tokens - 1)
+    return tokens - decoded, decoded
+
+
+def _device_bytes(arch: Architecture, traffic: Mapping[str, Any], kv: int, exact: int) -> int:
+    """Bytes per conversation beside the weights while a token is decoded.
+
+    The cache, and one layer's working copy: the concatenated keys and values of a dynamic, paged
+    or windowed cache, the dequantised ones of a quantised cache. A static cache works in place. An
+    offloaded one keeps two layers on the device and the rest in host memory. Without a cache, one
+    layer's keys and values live at a time.
+    """
+    kind = traffic["kind"]
+    layer = exact // arch.layers
+    if kind == "none":
+        return layer
+    if kind == "static":
+        return kv
+    if kind == "offloaded":
+        copies = 2 if "max_length" in traffic else 3
+        return min(copies, arch.layers + 1) * layer
+    return kv + layer
+
+
+def _rates(
+    arch: Architecture,
+    traffic: Mapping[str, Any],
+    tokens: int,
+    size: float,
+    ceilings: Ceilings,
+    batch: int,
+    decoded: int,
+) -> float | None:
+    """Tokens per second of ``batch`` conversations that are ``tokens`` tokens long."""
+    if ceilings.read_bytes_per_s is None or batch < 1:
+        return None
+    moved = physics.decode_bytes(arch, tokens, traffic, size, batch, max(decoded, 1))
+    seconds = moved / ceilings.need("read_bytes_per_s")
+    link = physics.link_bytes(arch, tokens, traffic, size, batch)
+    if link:
+        if ceilings.link_bytes_per_s is None:
+            return None
+        seconds = max(seconds, link / ceilings.need("link_bytes_per_s"))
+    recompute = traffic["kind"] == "none"
+    matrices = recompute or batch > 1
+    name = "prefill_flops_per_s" if matrices else "decode_flops_per_s"
+    rate = getattr(ceilings, name)
+    if rate is None:
+        # Recomputing waits for arithmetic; a bound from the bandwidth alone would mislead.
+        return None if recompute else batch / seconds
+    new, past = (tokens, 0) if recompute else (1, tokens - 1)
+    flops = physics.forward_flops(arch, new, past, 1, batch)
+    return batch / max(seconds, flops / ceilings.need(name))
+
+
+def plan(
+    arch: Architecture,
+    memory_bytes: int,
+    tokens: int,
+    dtype: str = "bfloat16",
+    ceilings: Ceilings | None = None,
+    conversations: int = 1_000_000,
+    names: Iterable[str] | None = None,
+    model: str = "",
+) -> list[dict[str, Any]]:
+    """Plan one machine size: a row per strategy, with the columns of :data:`COLUMNS`.
+
+    Parameters
+    ----------
+    memory_bytes:
+        Memory of one machine; a server of several accelerators counts as their sum.
+    tokens:
+        Length of each conversation.
+    ceilings:
+        Rates of the machine. Without a read rate there are no decode rates; without rates of
+        arithmetic the decode rates are bounds from the bandwidth alone.
+    conversations:
+        Open conversations of the fleet.
+    names:
+        Strategies; default all that are registered, the reusing variants excepted (their caches
+        are those of the plain ones).
+
+    Raises
+    ------
+    InputError
+        If a size is not positive, or the conversation is longer than the model allows.
+    """
+    for name, value in (("memory", memory_bytes), ("tokens", tokens)):
+        if value < 1:
+            raise InputError(f"{name} is {value}; it must be positive")
+    if conversations < 1:
+        raise InputError(f"conversations is {conversations}; it must be positive")
+    if tokens > arch.max_positions:
+        raise InputError(
+            f"tokens is {tokens}; {model or 'the model'} handles at most {arch.max_positions}"
+        )
+    size = physics.bytes_per_element(dtype)
+    ceilings = ceilings or Ceilings()
+    weights = physics.weight_bytes(arch, size)
+    exact = physics.kv_bytes(arch, tokens, size)
+    chosen = [n for n in strategies.names() if not n.endswith("_reuse")] if names is None else names
+    rows = []
+    for name in chosen:
+        traffic = strategies.get(name).traffic(tokens)
+        row: dict[str, Any] = dict.fromkeys(COLUMNS)
+        row |= {
+            "model": model,
+            "dtype": dtype,
+            "memory_bytes": memory_bytes,
+            "tokens": tokens,
+            "strategy": name,
+            "weight_bytes": weights,
+            "conversations": conversations,
+            "reason": "",
+        }
+        rows.append(row)
+        try:
+            prompt, decoded = _fullest(traffic, tokens)
+            kv = physics.predicted_kv_bytes(arch, traffic, prompt, decoded + 1, size)
+            row["kv_bytes"] = kv
+            row["device_bytes"] = _device_bytes(arch, traffic, kv, exact)
+            row["concurrent"] = max(0, memory_bytes - weights) // row["device_bytes"]
+            rate = (arch, traffic, tokens, size, ceilings)
+            if weights < memory_bytes:
+                row["tokens_per_s_single"] = _rates(*rate, min(row["concurrent"], 1), decoded)
+                row["tokens_per_s_full"] = _rates(*rate, row["concurrent"], decoded)
+        except InputError as error:
+            row["reason"] = str(error)
+            continue
+        if row["concurrent"]:
+            row["machines"] = math.ceil(conversations / row["concurrent"])
+        else:
+            row["reason"] = (
+                "the weights do not fit"
+                if weights >= memory_bytes
+                else "no conversation fits beside the weights"
+            )
+    return rows
+
+
+def sweep(
+    arch: Architecture, tokens: int, memory_sizes: Sequence[int] = MEMORY_SIZES, **options: Any
+) -> list[dict[str, Any]]:
+    """Plan every memory size, from a laptop to a server; options are those of :func:`plan`."""
+    return [row for size in memory_sizes for row in plan(arch, size, tokens, **options)]
+
+
+def grid(
+    models: Sequence[str], ceilings: Ceilings | None = None, tokens: int = 8192
+) -> list[dict[str, Any]]:
+    """Sweep every model that says its shape, at ``tokens`` or the longest context it allows.
+
+    Parameters
+    ----------
+    models:
+        Names of files in ``config/models``; those without an architecture are left out.
+    ceilings:
+        Rates of one machine; of them only the bandwidths are used, since the arithmetic was
+        measured at another dtype.
+    tokens:
+        Length of each conversation.
+    """
+    bandwidth = ceilings and Ceilings(
+        read_bytes_per_s=ceilings.read_bytes_per_s,
+        link_bytes_per_s=ceilings.link_bytes_per_s,
+        machine=ceilings.machine,
+    )
+    rows: list[dict[str, Any]] = []
+    for model in models:
+        try:
+            arch = architecture(model)
+        except InputError:
+            continue
+        length = min(tokens, arch.max_positions)
+        rows += sweep(arch, length, model=model, ceilings=bandwidth)
+    return rows
+
+
+def _quantity(size: float | None) -> str:
+    """Write bytes with three significant digits and a binary unit."""
+    if size is None:
+        return "-"
+    unit = "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if size < 1024:
+            break
+        size, unit = size / 1024, larger
+    return f"{size:.0f} {unit}" if size >= 100 or unit == "B" else f"{size:.3g} {unit}"
+
+
+def _count(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.2g}"
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Lay the rows out as text."""
+    first = rows[0]
+    head = ("strategy", "KV/conv.", "needed/conv.", "concurrent", "tok/s one", "tok/s all")
+    fleet = f"machines for {first['conversations']:,}"
+    lines = [
+        (
+            row["strategy"],
+            _quantity(row["kv_bytes"]),
+            _quantity(row["device_bytes"]),
+            _count(row["concurrent"]),
+            _count(row["tokens_per_s_single"]),
+            _count(row["tokens_per_s_full"]),
+            row["reason"] or _count(row["machines"]),
+        )
+        for row in rows
+    ]
+    grid = [(*head, fleet), *lines]
+    widths = [max(len(line[i]) for line in grid) for i in range(len(head))]
+    body = []
+    for line in grid:
+        numbers = (line[i].rjust(widths[i]) for i in range(1, len(head)))
+        body.append("  ".join((line[0].ljust(widths[0]), *numbers, line[-1])))
+    title = (
+        f"{first['model']} in {first['dtype']}: {_quantity(first['weight_bytes'])} of weights, "
+        f"{_quantity(first['memory_bytes'])} of memory, {first['tokens']:,} tokens a conversation"
+    )
+    return "\n".join([title, "", *body])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns 0, or 2 after one line on standard error."""
+    parser = argparse.ArgumentParser(prog="python -m kvbench.capacity", description=__doc__)
+    parser.add_argument("--model", required=True, help="name in config/models, or a model folder")
+    parser.add_argument("--memory", required=True, help="memory of one machine, such as 80GiB")
+    parser.add_argument("--tokens", required=True, help="tokens of one conversation")
+    parser.add_argument("--dtype", default="bfloat16", help="dtype of weights and exact caches")
+    rates = parser.add_mutually_exclusive_group()
+    rates.add_argument("--ceilings", help="ceilings measured on the machine (JSON)")
+    rates.add_argument("--bandwidth", help="memory bandwidth, such as 2TB/s")
+    parser.add_argument("--conversations", default="1000000", help="open conversations of a fleet")
+    given = parser.parse_args(arguments)
+    try:
+        if given.ceilings:
+            record = _mapping(documents.read_json(Path(given.ceilings)), Path(given.ceilings))
+            ceilings = Ceilings.from_record(record, given.dtype)
+        elif given.bandwidth:
+            ceilings = Ceilings(read_bytes_per_s=parse_bandwidth(given.bandwidth))
+        else:
+            ceilings = Ceilings()
+        rows = plan(
+            architecture(given.model),
+            parse_bytes(given.memory),
+            _whole(given.tokens, "tokens"),
+            given.dtype,
+            ceilings,
+            _whole(given.conversations, "conversations"),
+            model=Path(given.model).name,
+        )
+    except InputError as error:
+        print(f"kvbench.capacity: {error}", file=sys.stderr)
+        return 2
+    print(table(rows))
+    return 0
+
+
+def _whole(text: str, name: str) -> int:
+    if not text.isdecimal():
+        raise InputError(f"{name} {text!r} is not a positive whole number")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
