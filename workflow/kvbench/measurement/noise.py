@@ -1,0 +1,97 @@
+"""Noise: what other processes did to the processor (and the GPU) while something was timed."""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+#: A sample during which others used more than this share of one core is disturbed.
+DISTURBED_CORES = 0.10
+#: Windows shorter than this are joined: the kernel counts processor time in ticks of 10 ms.
+SHORTEST_WINDOW_S = 0.5
+#: Ticks by which two readings can be wrong.
+_TICKS_OF_DOUBT = 2
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Counters of one moment, in seconds; others = everything that is not this process."""
+
+    wall_s: float
+    busy_s: float
+    steal_s: float
+    own_s: float
+    involuntary: int
+
+    def others_s(self, later: Reading) -> float:
+        """Processor seconds of other processes, virtual machines' stolen time included."""
+        total = (later.busy_s - self.busy_s) + (later.steal_s - self.steal_s)
+        return max(0.0, total - (later.own_s - self.own_s))
+
+
+def read() -> Reading:
+    """Take a reading. Off Linux only this process's own counters are known."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    own = usage.ru_utime + usage.ru_stime
+    busy = steal = 0.0
+    try:
+        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+        ticks = [int(field) / os.sysconf("SC_CLK_TCK") for field in fields]
+        user, nice, system, _idle, _iowait, irq, softirq, stolen = ticks[:8]
+        busy, steal = user + nice + system + irq + softirq, stolen
+    except OSError:
+        busy = own
+    return Reading(time.perf_counter(), busy, steal, own, usage.ru_nivcsw)
+
+
+def disturbed(before: Reading, after: Reading) -> bool:
+    """Whether others took more than :data:`DISTURBED_CORES` of a core between two readings."""
+    wall = after.wall_s - before.wall_s
+    doubt = _TICKS_OF_DOUBT / os.sysconf("SC_CLK_TCK")
+    return before.others_s(after) > DISTURBED_CORES * wall + doubt
+
+
+def wait_for_quiet(limit_s: float, window_s: float = 0.5) -> float:
+    """Wait until others leave the processor alone for a window, at most ``limit_s``.
+
+    Returns
+    -------
+    float
+        Seconds waited.
+    """
+    begin = time.perf_counter()
+    while time.perf_counter() - begin < limit_s:
+        before = read()
+        time.sleep(window_s)
+        if not disturbed(before, read()):
+            break
+    return time.perf_counter() - begin
+
+
+class GpuNeighbours:
+    """Other processes on the GPU, by NVML; without NVML nothing is known and nothing claimed."""
+
+    def __init__(self) -> None:
+        self._handle = None
+        try:
+            import pynvml
+            import torch
+
+            pynvml.nvmlInit()
+            # PyTorch's numbering follows CUDA_VISIBLE_DEVICES, NVML's does not; the UUID is common.
+            uuid = f"GPU-{torch.cuda.get_device_properties(0).uuid}"
+            self._handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+            self._nvml = pynvml
+        except Exception:
+            # Any failure means the same: there is no NVML to ask.
+            return
+
+    def count(self) -> int | None:
+        """Compute processes other than this one, or None when that cannot be known."""
+        if self._handle is None:
+            return None
+        running = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
+        return sum(process.pid != os.getpid() for process in running)

@@ -1,0 +1,441 @@
+"""Models: building, fetching and loading them, and turning scenarios into token ids."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kvbench import documents
+from kvbench.errors import InputError
+from kvbench.scenarios import Scenario
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+#: File that says how a folder's weights come about when it holds none.
+RECIPE = "kvbench.json"
+#: Built models up to this size also write their weights, so that any program can load them.
+WRITE_WEIGHTS_UP_TO = 64 * 2**20
+#: Longest block of random numbers that is drawn; larger models repeat it. The length is odd and
+#: near a power of two, so that rows of a weight matrix never line up with the repetition.
+_BLOCK = 2**24 - 3
+#: Marks the place of a reply when the chat template is split around it.
+_SENTINEL = "REPLY-STANDS-HERE"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in memory, ready to generate.
+
+    Attributes
+    ----------
+    model:
+        The module, in evaluation mode, with end-of-sequence stopping switched off.
+    architecture:
+        The model's Hugging Face configuration as a plain mapping.
+    parameter_bytes:
+        Bytes of all parameters; tied ones count once.
+    end_ids:
+        Tokens that end a reply. The reply that is shown stops there.
+    """
+
+    model: PreTrainedModel
+    architecture: dict[str, Any]
+    parameter_bytes: int
+    end_ids: frozenset[int]
+    _tokenizer: Any = field(default=None, repr=False)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of a reply, up to the first token that ends it."""
+        kept = self.reply(tokens)
+        known = [token for token in kept if token < self._tokenizer.get_vocab_size()]
+        return self._tokenizer.decode(known, skip_special_tokens=True)
+
+    def reply(self, tokens: Sequence[int]) -> list[int]:
+        """The tokens before the first one that ends a reply."""
+        for position, token in enumerate(tokens):
+            if token in self.end_ids:
+                return list(tokens[:position])
+        return list(tokens)
+
+
+def skip_unused_imports(keep: Sequence[str] = ()) -> None:
+    """Keep transformers from importing scikit-learn and HQQ where nothing here needs them.
+
+    Both are optional to transformers and together take longer to import than torch itself; every
+    cell is a fresh process, so the time would be paid hundreds of times.
+    """
+    import transformers.utils
+    from transformers.utils import import_utils, logging
+
+    logging.disable_progress_bar()
+
+    for package in {"sklearn", "hqq"} - set(keep):
+        for module in (import_utils, transformers.utils):
+            setattr(module, f"is_{package}_available", _absent)
+
+
+def _absent(*_: object) -> bool:
+    return False
+
+
+def prepare(document: Mapping[str, Any], target: Path, root: Path) -> None:
+    """Make a model folder in Hugging Face format: built, copied, or downloaded.
+
+    Parameters
+    ----------
+    document:
+        A checked model file (``config/models/<name>.yaml``).
+    target:
+        Folder to make; whatever is there is replaced, whole or not at all.
+    root:
+        The repository, where ``resources/`` lies and relative paths start.
+
+    Raises
+    ------
+    InputError
+        A missing folder or file, weights that are not safetensors or are truncated, a checksum
+        that differs, no network, no token.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        {"built": _build, "shipped": _copy, "local": _copy, "hub": _download}[document["source"]](
+            document, fresh, root
+        )
+        shutil.rmtree(target, ignore_errors=True)
+        fresh.chmod(0o755)
+        fresh.rename(target)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _build(document: Mapping[str, Any], target: Path, root: Path) -> None:
+    architecture = dict(document["architecture"])
+    embedded = root / "resources" / "embedded-llama"
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copyfile(embedded / name, target / name)
+    special = json.loads((embedded / "special_ids.json").read_text(encoding="utf-8"))
+    architecture |= special
+    kind = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}.get(
+        architecture["model_type"]
+    )
+    if kind is None:
+        raise InputError(
+            f"config/models/{document['name']}.yaml: architecture.model_type is "
+            f"{architecture['model_type']!r}; a built model is of type llama or qwen2"
+        )
+    architecture["architectures"] = [kind]
+    documents.write_json(target / "config.json", architecture)
+    recipe = {key: document[key] for key in ("seed", "initializer_range")}
+    documents.write_json(target / RECIPE, recipe)
+    from kvbench import physics
+
+    size = physics.parameters(physics.Architecture.from_config(architecture)) * 4
+    if size <= WRITE_WEIGHTS_UP_TO:
+        model = _from_recipe(target, "float32", "cpu")
+        model.save_pretrained(target)
+
+
+def _copy(document: Mapping[str, Any], target: Path, root: Path) -> None:
+    source = Path(document["path"]).expanduser()
+    source = source if source.is_absolute() else root / source
+    name = f"config/models/{document['name']}.yaml"
+    if not source.is_dir():
+        raise InputError(f"{name}: path {document['path']} is not a folder; correct the key path")
+    check_checkpoint(source, name)
+    for file, expected in document.get("sha256", {}).items():
+        found = documents.sha256_of_file(source / file) if (source / file).exists() else "missing"
+        if found != expected:
+            raise InputError(
+                f"{source / file}: SHA-256 is {found[:12]} but {name} says {expected[:12]}; "
+                "restore the file (git checkout) or correct the key sha256"
+            )
+    for path in sorted(source.iterdir()):
+        if path.is_file() and path.suffix in {".json", ".safetensors", ".jinja", ".model", ".txt"}:
+            shutil.copyfile(path, target / path.name)
+
+
+def _download(document: Mapping[str, Any], target: Path, root: Path) -> None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
+
+    name, repo = f"config/models/{document['name']}.yaml", document["repo"]
+    if document["gated"] and not (os.environ.get("HF_TOKEN") or _stored_token()):
+        raise InputError(
+            f"{name}: {repo} is gated and no HF_TOKEN is set; accept its licence on the hub and "
+            "export HF_TOKEN, or take the model llama-3.2-1b-geometry, which needs no download"
+        )
+    try:
+        snapshot_download(
+            repo,
+            revision=document["revision"],
+            local_dir=target,
+            allow_patterns=["*.safetensors", "*.json", "*.jinja", "tokenizer.model"],
+        )
+    except (GatedRepoError, RepositoryNotFoundError):
+        raise InputError(
+            f"{name}: the hub refuses {repo} at {document['revision'][:12]}; check the name, and "
+            "that HF_TOKEN belongs to an account that accepted its licence"
+        ) from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        raise InputError(
+            f"{name}: {repo} could not be downloaded ({type(error).__name__}); check the network, "
+            "or take a model with source built, shipped or local"
+        ) from None
+    shutil.rmtree(target / ".cache", ignore_errors=True)
+    check_checkpoint(target, name)
+
+
+def _stored_token() -> str | None:
+    from huggingface_hub import get_token
+
+    return get_token()
+
+
+def check_checkpoint(folder: Path, named_by: str) -> None:
+    """Refuse a folder without ``config.json``, without safetensors, or with a truncated file.
+
+    Raises
+    ------
+    InputError
+        One line naming the file and the remedy.
+    """
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{named_by}: {folder} has no config.json; it is not a model folder")
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        others = [p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt"}]
+        found = f"only {', '.join(sorted(others))}" if others else "no weights"
+        raise InputError(
+            f"{named_by}: {folder} holds {found}; only safetensors are loaded: convert with "
+            "model.save_pretrained(folder)"
+        )
+    from safetensors import SafetensorError, safe_open
+
+    for path in weights:
+        try:
+            with safe_open(path, framework="np") as archive:
+                archive.keys()
+        except SafetensorError as error:
+            raise InputError(
+                f"{path}: not a whole safetensors file ({error}); fetch it again"
+            ) from None
+
+
+def load(folder: Path, device: str, dtype: str, keep: Sequence[str] = ()) -> LoadedModel:
+    """Load a prepared model.
+
+    Parameters
+    ----------
+    folder:
+        What :func:`prepare` made, or any folder in Hugging Face format.
+    device:
+        ``cpu`` or ``cuda``.
+    dtype:
+        ``float32``, ``bfloat16`` or ``float16``.
+    keep:
+        Optional packages that transformers shall see (``hqq``).
+
+    Raises
+    ------
+    InputError
+        CUDA is asked for and absent, or the folder is no model.
+    """
+    skip_unused_imports(keep)
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            "kv.device is cuda but torch sees no GPU; set kv.device to cpu, or install a CUDA build "
+            "of torch and a driver"
+        )
+    if (folder / RECIPE).exists() and not list(folder.glob("*.safetensors")):
+        model = _from_recipe(folder, dtype, device)
+    else:
+        check_checkpoint(folder, str(folder))
+        from transformers import AutoModelForCausalLM
+
+        # device_map makes accelerate place the weights straight where they are needed.
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=getattr(torch, dtype),
+            device_map={"": device},
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+        )
+    return adopt(model, _fast_tokenizer(folder))
+
+
+def adopt(model: PreTrainedModel, tokenizer: Any) -> LoadedModel:
+    """Take over a model in memory: evaluation mode, greedy, and no stop before the full length."""
+    from transformers import GenerationConfig
+
+    ends = model.generation_config.eos_token_id or model.config.eos_token_id or []
+    ends = {ends} if isinstance(ends, int) else set(ends)
+    ends |= {
+        tokenizer.token_to_id(token)
+        for token in ("<|end|>", "<|eot_id|>", "<|im_end|>")
+        if tokenizer.token_to_id(token) is not None
+    }
+    model.eval()
+    model.config.eos_token_id = None
+    model.generation_config = GenerationConfig(
+        do_sample=False, eos_token_id=None, pad_token_id=0, bos_token_id=None
+    )
+    size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    return LoadedModel(model, model.config.to_dict(), size, frozenset(ends), tokenizer)
+
+
+def _fast_tokenizer(folder: Path) -> Any:
+    from tokenizers import Tokenizer
+
+    if (folder / "tokenizer.json").exists():
+        return Tokenizer.from_file(str(folder / "tokenizer.json"))
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer
+
+
+def _from_recipe(folder: Path, dtype: str, device: str) -> PreTrainedModel:
+    """Build a model with seeded random weights, placed straight on its device."""
+    import torch
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    recipe = documents.read_json(folder / RECIPE)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    model.tie_weights()
+    total = sum(weight.numel() for weight in model.parameters())
+    generator = torch.Generator().manual_seed(recipe["seed"])
+    block = torch.randn(min(total, _BLOCK), generator=generator) * recipe["initializer_range"]
+    block = block.to(device=device, dtype=getattr(torch, dtype))
+    position = 0
+    for name, weight in list(model.named_parameters()):
+        filled = torch.empty(weight.shape, dtype=weight.dtype, device=device)
+        if "norm" in name:
+            filled.fill_(1.0)
+        elif name.endswith("bias"):
+            filled.zero_()
+        else:
+            position = _fill(filled.view(-1), block, position)
+        owner, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, torch.nn.Parameter(filled, requires_grad=False))
+    model.tie_weights()
+    for owner in model.modules():
+        for name, buffer in owner.named_buffers(recurse=False):
+            setattr(owner, name, buffer.to(device))
+    return model
+
+
+def _fill(target: torch.Tensor, block: torch.Tensor, position: int) -> int:
+    """Copy the block into ``target`` from ``position`` on, going round; return the next position."""
+    done = 0
+    while done < target.numel():
+        count = min(target.numel() - done, block.numel() - position)
+        target[done : done + count] = block[position : position + count]
+        done += count
+        position = (position + count) % block.numel()
+    return position
+
+
+def prompts(folder: Path, scenario: Scenario) -> dict[str, Any]:
+    """Turn a scenario into token ids for one model.
+
+    Returns
+    -------
+    dict
+        For a conversation: ``first`` (ids of the system prompt and the first question), ``next``
+        (for every later turn the ids between a reply and the next one) and ``references`` (ids of
+        the reference replies). For fixed lengths: ``steps`` with ``prompt`` (ids) and ``new_tokens``.
+        Both have ``kind`` and ``vocab_size``.
+    """
+    if scenario.kind == "fixed":
+        return _fixed_prompts(folder, scenario)
+    skip_unused_imports()
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return {"kind": "conversation", **conversation_prompts(tokenizer, scenario)}
+
+
+def conversation_prompts(tokenizer: PreTrainedTokenizerBase, scenario: Scenario) -> dict[str, Any]:
+    """Token ids of a conversation, so that history is never tokenised a second time.
+
+    What stands between two replies is found by rendering the chat template around a marked reply
+    and keeping what follows the mark. A tokenizer without template gets ``role: content`` lines.
+    """
+    opening = [
+        {"role": "system", "content": scenario.system},
+        {"role": "user", "content": scenario.turns[0].user},
+    ]
+    text = render(tokenizer, opening)
+    plain = tokenizer.chat_template is None
+    first = tokenizer(text, add_special_tokens=plain)["input_ids"]
+    following = []
+    for turn in scenario.turns[1:]:
+        marked = [
+            *opening,
+            {"role": "assistant", "content": _SENTINEL},
+            {"role": "user", "content": turn.user},
+        ]
+        between = render(tokenizer, marked).partition(_SENTINEL)[2]
+        following.append(tokenizer(between, add_special_tokens=False)["input_ids"])
+    references = [
+        tokenizer(turn.reference, add_special_tokens=False)["input_ids"] for turn in scenario.turns
+    ]
+    return {
+        "first": first,
+        "next": following,
+        "references": references,
+        "vocab_size": len(tokenizer),
+    }
+
+
+def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]) -> str:
+    """Text of a conversation up to where the assistant speaks next."""
+    if tokenizer.chat_template is None:
+        lines = [f"{message['role']}: {message['content']}\n" for message in messages]
+        return "".join(lines) + "assistant:"
+    return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+
+
+def _fixed_prompts(folder: Path, scenario: Scenario) -> dict[str, Any]:
+    import numpy as np
+
+    vocab_size = documents.read_json(folder / "config.json")["vocab_size"]
+    generator = np.random.default_rng(scenario.seed)
+    # The first ids of most vocabularies are special tokens; leave a tenth of it out.
+    lowest = min(vocab_size - 1, max(16, vocab_size // 10))
+    steps = [
+        {
+            "prompt": generator.integers(lowest, vocab_size, step.prompt_tokens).tolist(),
+            "new_tokens": step.new_tokens,
+        }
+        for step in scenario.steps
+    ]
+    return {"kind": "fixed", "steps": steps, "vocab_size": vocab_size}
+
+
+def longest_context(document: Mapping[str, Any], turns: int | None, max_new_tokens: int) -> int:
+    """Tokens of context that a tokenised scenario needs."""
+    if document["kind"] == "fixed":
+        return max(len(step["prompt"]) + step["new_tokens"] for step in document["steps"])
+    between = document["next"][: (turns or len(document["next"]) + 1) - 1]
+    return len(document["first"]) + sum(map(len, between)) + (len(between) + 1) * max_new_tokens

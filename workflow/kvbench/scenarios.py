@@ -1,0 +1,93 @@
+"""Scenarios: the conversations and the fixed lengths that are measured, read from YAML."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvbench import documents
+from kvbench.errors import InputError
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One exchange: what the customer asks, and a good reply to it."""
+
+    user: str
+    reference: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """One independent request of exact lengths, in tokens."""
+
+    prompt_tokens: int
+    new_tokens: int
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What is measured: either ``turns`` of a conversation or ``steps`` of fixed lengths."""
+
+    id: str
+    kind: str
+    title: str
+    system: str = ""
+    domain: str = ""
+    company: str = ""
+    language: str = "en"
+    turns: tuple[Turn, ...] = ()
+    steps: tuple[Step, ...] = ()
+    seed: int = 0
+
+    @property
+    def length(self) -> int:
+        """Number of turns or steps."""
+        return len(self.turns) or len(self.steps)
+
+
+def load(path: Path) -> Scenario:
+    """Read and check one scenario file.
+
+    Raises
+    ------
+    InputError
+        The file is missing, malformed, against the schema, or named unlike its ``id``.
+    """
+    document = documents.read_yaml(path)
+    if isinstance(document, dict):
+        for number, turn in enumerate(document.get("turns") or []):
+            if isinstance(turn, dict) and not str(turn.get("user") or "").strip():
+                raise InputError(
+                    f"{path}: turns[{number}].user is empty; every turn needs a question"
+                )
+    documents.check(document, "scenario", str(path))
+    if document["id"] != path.stem:
+        raise InputError(
+            f"{path}: id is {document['id']!r} but the file is called {path.name}; make them equal"
+        )
+    fields = {key: value for key, value in document.items() if key not in {"description"}}
+    fields["turns"] = tuple(
+        Turn(turn["user"].strip(), turn["reference"].strip()) for turn in document.get("turns", [])
+    )
+    fields["steps"] = tuple(Step(**step) for step in document.get("steps", []))
+    return Scenario(**fields)
+
+
+def load_all(folder: Path) -> dict[str, Scenario]:
+    """Read every ``*.yaml`` and ``*.yml`` file of a folder.
+
+    Raises
+    ------
+    InputError
+        Any file is wrong, two files have the same id, or the folder holds none.
+    """
+    found: dict[str, Scenario] = {}
+    for path in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")]):
+        scenario = load(path)
+        if scenario.id in found:
+            raise InputError(f"{path}: duplicate scenario id {scenario.id!r}; ids must be unique")
+        found[scenario.id] = scenario
+    if not found:
+        raise InputError(f"{folder}: holds no scenario; add a file such as banking.yaml")
+    return found

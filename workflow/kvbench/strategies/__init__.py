@@ -1,0 +1,49 @@
+"""KV-cache strategies: one small class each, found by being a subclass with a name.
+
+To add one, write a frozen dataclass that derives from :class:`kvbench.strategies.base.Strategy` in
+any module of this package. The configuration, the DAG, the tables and the figures then know it.
+Importing this package imports neither torch nor transformers: planning must stay fast.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from functools import cache
+
+from kvbench.errors import InputError
+from kvbench.strategies.base import Generation, Session, Strategy
+
+__all__ = ["Generation", "Session", "Strategy", "get", "names"]
+
+
+@cache
+def _registry() -> dict[str, type[Strategy]]:
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+    found: dict[str, type[Strategy]] = {}
+    pending = list(Strategy.__subclasses__())
+    while pending:
+        strategy = pending.pop()
+        pending.extend(strategy.__subclasses__())
+        if "name" in vars(strategy):
+            found[strategy.name] = strategy
+    return dict(sorted(found.items()))
+
+
+def names() -> list[str]:
+    """Names of all strategies, sorted."""
+    return list(_registry())
+
+
+def get(name: str) -> Strategy:
+    """Return the strategy called ``name`` with its usual options.
+
+    Raises
+    ------
+    InputError
+        If there is none; the message names the known ones.
+    """
+    if name not in _registry():
+        raise InputError(f"unknown strategy {name!r}; known strategies: {', '.join(names())}")
+    return _registry()[name]()

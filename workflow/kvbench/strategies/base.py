@@ -1,0 +1,231 @@
+"""What every KV-cache strategy is: options, where it runs, and a session per conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import Cache, GenerationConfig, PreTrainedModel
+
+    from kvbench.models import LoadedModel
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What one turn gave.
+
+    Attributes
+    ----------
+    tokens:
+        New token ids, exactly as many as were asked for.
+    cache:
+        Whatever holds keys and values after the turn; None when nothing is kept.
+    reused_tokens:
+        Prompt tokens whose keys and values were already there.
+    stamps:
+        ``time.perf_counter`` at each token, from engines that stamp tokens themselves; None when
+        ``on_token`` was called.
+    """
+
+    tokens: list[int]
+    cache: Any
+    reused_tokens: int = 0
+    stamps: list[float] | None = None
+
+
+class Session:
+    """One conversation under a strategy. :meth:`restart` begins the next one."""
+
+    def generate(
+        self, token_ids: Sequence[int], max_new_tokens: int, on_token: Callable[[], None]
+    ) -> Generation:
+        """Generate greedily from the whole history.
+
+        Parameters
+        ----------
+        token_ids:
+            All tokens so far: prompt, earlier replies and questions, in order.
+        max_new_tokens:
+            Exact number of tokens to generate.
+        on_token:
+            Called once per new token, at the moment it exists.
+        """
+        raise NotImplementedError
+
+    def restart(self) -> None:
+        """Forget the conversation; what was allocated or compiled may stay."""
+
+    def close(self) -> None:
+        """Give back threads and memory. The session is not used afterwards."""
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A way to keep keys and values during generation. Fields are options.
+
+    Class attributes
+    ----------------
+    name:
+        Name in configuration, records, tables and figures.
+    exact:
+        Whether greedy tokens equal those of recomputation, in float32.
+    devices:
+        Where the strategy runs.
+    reuses_turns:
+        Whether the cache lives on from one turn to the next.
+    """
+
+    exact: ClassVar[bool] = True
+    devices: ClassVar[frozenset[str]] = frozenset({"cpu", "cuda"})
+    reuses_turns: ClassVar[bool] = False
+
+    def available(self, model: LoadedModel | None, device: str) -> str | None:
+        """Return why this strategy cannot run here, in one sentence, or None when it can."""
+        if device not in self.devices:
+            return f"{type(self).name} needs a {' or '.join(sorted(self.devices))} device"
+        return None
+
+    def compiled(self, device: str) -> bool:
+        """Whether the decoding step runs as a compiled graph on ``device``."""
+        return False
+
+    def needs(self) -> tuple[str, ...]:
+        """Optional packages that transformers must see while this strategy runs."""
+        return ()
+
+    def traffic(self, max_length: int) -> dict[str, Any]:
+        """What the physics module needs to know: the kind of cache and its sizes."""
+        raise NotImplementedError
+
+    def session(self, model: LoadedModel, max_length: int) -> Session:
+        """Open a conversation that will never be longer than ``max_length`` tokens."""
+        raise NotImplementedError
+
+    def options(self) -> dict[str, Any]:
+        """The options as plain values, for the record."""
+        return asdict(self)
+
+
+class _OnToken:
+    """Stopping criterion that never stops: it only says that a token now exists."""
+
+    def __init__(self, on_token: Callable[[], None]) -> None:
+        self._on_token = on_token
+        self._go_on = None
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        self._on_token()
+        if self._go_on is None:
+            import torch
+
+            self._go_on = torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+        return self._go_on
+
+
+class GenerateSession(Session):
+    """A session on ``model.generate``, with a cache made anew for every turn.
+
+    Parameters
+    ----------
+    model:
+        The loaded model.
+    make_cache:
+        Returns the cache of a turn, or None for the library's own.
+    settings:
+        Further fields of the generation configuration, such as ``use_cache``.
+    """
+
+    def __init__(
+        self, model: LoadedModel, make_cache: Callable[[], Cache | None], **settings: Any
+    ) -> None:
+        self._model = model
+        self._make_cache = make_cache
+        self._settings = {"use_cache": True, "disable_compile": True, **settings}
+
+    def generate(
+        self, token_ids: Sequence[int], max_new_tokens: int, on_token: Callable[[], None]
+    ) -> Generation:
+        """Generate one turn; see :meth:`Session.generate`."""
+        cache = self._make_cache()
+        tokens, cache = self.run(token_ids, max_new_tokens, on_token, cache)
+        return Generation(tokens, cache)
+
+    def run(
+        self,
+        token_ids: Sequence[int],
+        max_new_tokens: int,
+        on_token: Callable[[], None],
+        cache: Cache | None,
+    ) -> tuple[list[int], Cache | None]:
+        """Call ``model.generate`` with a given cache; return new tokens and the cache."""
+        import torch
+
+        model: PreTrainedModel = self._model.model
+        ids = torch.tensor([list(token_ids)], device=model.device)
+        output = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            past_key_values=cache,
+            generation_config=self._generation_config(max_new_tokens),
+            stopping_criteria=[_OnToken(on_token)],
+        )
+        return output.sequences[0, len(token_ids) :].tolist(), output.past_key_values
+
+    def _generation_config(self, max_new_tokens: int) -> GenerationConfig:
+        from transformers import GenerationConfig
+
+        return GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            pad_token_id=0,
+            eos_token_id=None,
+            return_dict_in_generate=True,
+            **self._settings,
+        )
+
+
+class PersistentCacheSession(GenerateSession):
+    """A session whose one cache is allocated at the start and emptied before every turn."""
+
+    def __init__(self, model: LoadedModel, cache: Cache, **settings: Any) -> None:
+        super().__init__(model, self._emptied, **settings)
+        self._cache = cache
+
+    def _emptied(self) -> Cache:
+        self._cache.reset()
+        return self._cache
+
+
+def text_config(model: LoadedModel) -> Any:
+    """The configuration of the decoder, also of models that have more parts."""
+    return model.model.config.get_text_config(decoder=True)
+
+
+def allocated_static_cache(model: LoadedModel, max_length: int, **options: Any) -> Cache:
+    """A StaticCache whose tensors exist before the first turn, so that no turn pays for them.
+
+    Parameters
+    ----------
+    model:
+        The loaded model.
+    max_length:
+        Tokens it can hold.
+    options:
+        Passed on to ``transformers.StaticCache``.
+    """
+    from transformers import StaticCache
+
+    config = text_config(model)
+    cache = StaticCache(config=config, max_cache_len=max_length, **options)
+    head_dim = getattr(config, "head_dim", None)
+    cache.early_initialization(
+        batch_size=1,
+        num_heads=config.num_key_value_heads,
+        head_dim=head_dim or config.hidden_size // config.num_attention_heads,
+        dtype=model.model.dtype,
+        device=model.model.device,
+    )
+    return cache

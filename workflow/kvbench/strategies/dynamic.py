@@ -1,0 +1,49 @@
+"""Dynamic caches: keys and values grow with the conversation, one concatenation per token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from kvbench.models import LoadedModel
+from kvbench.strategies.base import GenerateSession, Session, Strategy, text_config
+
+
+@dataclass(frozen=True)
+class Dynamic(Strategy):
+    """Grows by one token per step (``transformers.DynamicCache``): the library's default."""
+
+    name: ClassVar[str] = "dynamic"
+
+    def traffic(self, max_length: int) -> dict[str, Any]:
+        """Concatenation copies the cache at every step."""
+        return {"kind": "dynamic"}
+
+    def session(self, model: LoadedModel, max_length: int) -> Session:
+        """Open a conversation; see :meth:`Strategy.session`."""
+        from transformers import DynamicCache
+
+        return GenerateSession(model, lambda: DynamicCache(config=text_config(model)))
+
+
+@dataclass(frozen=True)
+class Offloaded(Strategy):
+    """Keeps all layers but two in host memory (``DynamicCache(offloading=True)``).
+
+    The transfers overlap with the layers' computation on a CUDA stream of their own, so there is
+    nothing to offload to on a CPU.
+    """
+
+    name: ClassVar[str] = "offloaded"
+    devices: ClassVar[frozenset[str]] = frozenset({"cuda"})
+
+    def traffic(self, max_length: int) -> dict[str, Any]:
+        """The cache crosses the bus to the host in both directions at every step."""
+        return {"kind": "offloaded"}
+
+    def session(self, model: LoadedModel, max_length: int) -> Session:
+        """Open a conversation; see :meth:`Strategy.session`."""
+        from transformers import DynamicCache
+
+        config = text_config(model)
+        return GenerateSession(model, lambda: DynamicCache(config=config, offloading=True))

@@ -1,0 +1,107 @@
+"""The paged cache: keys and values in fixed-size blocks, run by the continuous-batching engine."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from kvbench.models import LoadedModel
+from kvbench.strategies.base import Generation, Session, Strategy
+
+
+@dataclass(frozen=True)
+class Paged(Strategy):
+    """Blocks from a common pool (PagedAttention: Kwon et al. 2023), through ``generate_batch``'s engine.
+
+    All sizes are explicit: the engine's own choice is a share of the machine's memory, which would
+    measure the machine.
+
+    Parameters
+    ----------
+    block_size:
+        Tokens per block.
+    block_sharing:
+        Whether requests with the same prefix share blocks.
+    """
+
+    block_size: int = 16
+    block_sharing: bool = False
+
+    name: ClassVar[str] = "paged"
+
+    def available(self, model: LoadedModel | None, device: str) -> str | None:
+        """The engine came with transformers 4.53."""
+        try:
+            from transformers import ContinuousBatchingConfig  # noqa: F401
+        except ImportError:
+            return "paged needs a transformers with ContinuousBatchingConfig (5.0 or newer)"
+        return super().available(model, device)
+
+    def blocks(self, max_length: int) -> int:
+        """Blocks that hold ``max_length`` tokens, plus one that is being filled."""
+        return -(-max_length // self.block_size) + 1
+
+    def traffic(self, max_length: int) -> dict[str, Any]:
+        """The pool is allocated at once; a turn reads the pages it has filled."""
+        # The engine adds two blocks of its own: one to read zeros from, one to write nothing to.
+        pool = (self.blocks(max_length) + 2) * self.block_size
+        return {"kind": "paged", "page_size": self.block_size, "max_length": pool}
+
+    def session(self, model: LoadedModel, max_length: int) -> Session:
+        """Open a conversation; see :meth:`Strategy.session`."""
+        return _PagedSession(self, model, max_length)
+
+
+class _PagedSession(Session):
+    """Keeps the engine's thread alive from turn to turn."""
+
+    def __init__(self, strategy: Paged, model: LoadedModel, max_length: int) -> None:
+        from transformers import ContinuousBatchingConfig, GenerationConfig
+
+        self._model = model
+        known = inspect.signature(ContinuousBatchingConfig).parameters
+        # The block size was called block_size up to 5.16 and page_size from 5.17 on.
+        size = "block_size" if "block_size" in known else "page_size"
+        self._attention = model.model.config._attn_implementation
+        self._manager = model.model.init_continuous_batching(
+            generation_config=GenerationConfig(
+                do_sample=False, eos_token_id=-1, pad_token_id=0, max_new_tokens=max_length
+            ),
+            continuous_batching_config=ContinuousBatchingConfig(
+                **{size: strategy.block_size},
+                num_blocks=strategy.blocks(max_length),
+                max_batch_tokens=max(256, max_length),
+                allow_block_sharing=strategy.block_sharing,
+            ),
+        )
+        self._manager.start()
+
+    def generate(
+        self, token_ids: Sequence[int], max_new_tokens: int, on_token: Callable[[], None]
+    ) -> Generation:
+        """Generate one turn; see :meth:`Session.generate`."""
+        request = self._manager.add_request(
+            list(token_ids),
+            max_new_tokens=max_new_tokens,
+            streaming=False,
+            record_timestamps=True,
+            eos_token_id=-1,
+        )
+        for result in self._manager.request_id_iter(request):
+            if result.error:
+                raise RuntimeError(f"the continuous-batching engine failed: {result.error}")
+            if result.is_finished():
+                cache = getattr(self._manager.batch_processor, "cache", None)
+                return Generation(
+                    list(result.generated_tokens), cache, stamps=list(result.timestamps)
+                )
+        raise RuntimeError("the continuous-batching engine stopped before the turn was complete")
+
+    def close(self) -> None:
+        """Stop the engine and give the model back its usual attention."""
+        self._manager.stop(block=True, timeout=10)
+        if hasattr(self._manager, "destroy"):
+            self._manager.destroy()
+        self._model.model.set_attn_implementation(self._attention)

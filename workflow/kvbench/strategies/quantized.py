@@ -1,0 +1,155 @@
+"""Quantised caches: fewer bits per key and value, bought with work at every step."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from kvbench.models import LoadedModel
+from kvbench.strategies.base import GenerateSession, Session, Strategy, text_config
+
+
+@dataclass(frozen=True)
+class Quantized(Strategy):
+    """A ``transformers.QuantizedCache``: old tokens in few bits, the newest in full precision.
+
+    After KIVI (Liu et al. 2024, arXiv 2402.02750), but per channel for keys and values alike.
+    The whole history is quantised again whenever the full-precision rest is full, and
+    dequantised at every step.
+
+    Parameters
+    ----------
+    bits:
+        Bits per stored number.
+    group_size:
+        Numbers that share one scale.
+    residual_length:
+        Newest tokens kept in full precision, at most.
+    """
+
+    bits: int = 4
+    group_size: int = 64
+    residual_length: int = 128
+
+    exact: ClassVar[bool] = False
+    backend: ClassVar[str]
+    package: ClassVar[str]
+    axis: ClassVar[int]
+
+    def needs(self) -> tuple[str, ...]:
+        """Optional packages that transformers must see while this strategy runs."""
+        return (self.backend,)
+
+    def available(self, model: LoadedModel | None, device: str) -> str | None:
+        """The backend is an optional package."""
+        module = {"quanto": "optimum.quanto", "hqq": "hqq"}[self.backend]
+        try:
+            found = importlib.util.find_spec(module) is not None
+        except ModuleNotFoundError:
+            found = False
+        if not found:
+            return (
+                f"{type(self).name} needs the package {self.package} (pip install {self.package})"
+            )
+        if model is not None and _head_dim(model) % self.group_size:
+            return (
+                f"{type(self).name} groups {self.group_size} numbers under one scale, which does not "
+                f"divide the model's head size of {_head_dim(model)}"
+            )
+        return super().available(model, device)
+
+    def traffic(self, max_length: int) -> dict[str, Any]:
+        """Bits, groups and the full-precision rest decide both size and traffic."""
+        return {"kind": "quantized", "backend": self.backend, **self.options()}
+
+    def session(self, model: LoadedModel, max_length: int) -> Session:
+        """Open a conversation; see :meth:`Strategy.session`."""
+        return GenerateSession(model, lambda: self.cache(model))
+
+    def cache(self, model: LoadedModel) -> Any:
+        """A new, empty cache of this kind."""
+        from transformers import QuantizedCache
+
+        return QuantizedCache(
+            backend=self.backend,
+            config=text_config(model),
+            nbits=self.bits,
+            axis_key=self.axis,
+            axis_value=self.axis,
+            q_group_size=self.group_size,
+            residual_length=self.residual_length,
+        )
+
+
+def _head_dim(model: LoadedModel) -> int:
+    config = text_config(model)
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+@dataclass(frozen=True)
+class QuantizedInt4(Quantized):
+    """Four bits through optimum-quanto."""
+
+    name: ClassVar[str] = "quantized_int4"
+    backend: ClassVar[str] = "quanto"
+    package: ClassVar[str] = "optimum-quanto"
+    axis: ClassVar[int] = 0
+
+
+@dataclass(frozen=True)
+class QuantizedInt2(QuantizedInt4):
+    """Two bits through optimum-quanto."""
+
+    name: ClassVar[str] = "quantized_int2"
+    bits: int = 2
+
+
+@dataclass(frozen=True)
+class QuantizedHqqInt8(Quantized):
+    """Eight bits through HQQ (half-quadratic quantisation)."""
+
+    name: ClassVar[str] = "quantized_hqq_int8"
+    backend: ClassVar[str] = "hqq"
+    package: ClassVar[str] = "hqq"
+    axis: ClassVar[int] = 1
+    bits: int = 8
+
+
+@dataclass(frozen=True)
+class QuantizedHqqInt4(QuantizedHqqInt8):
+    """Four bits through HQQ."""
+
+    name: ClassVar[str] = "quantized_hqq_int4"
+    bits: int = 4
+
+
+@dataclass(frozen=True)
+class QuantizedFp8(Strategy):
+    """Eight-bit floating point (E4M3) with the library's own ``fp8`` backend."""
+
+    name: ClassVar[str] = "quantized_fp8"
+    exact: ClassVar[bool] = False
+
+    def available(self, model: LoadedModel | None, device: str) -> str | None:
+        """The backend came with a later transformers."""
+        import transformers
+        from transformers import cache_utils
+
+        if not any("fp8" in name.lower() for name in dir(cache_utils)):
+            return (
+                "quantized_fp8 needs a transformers with the fp8 cache backend (5.17 or newer); "
+                f"installed is {transformers.__version__}"
+            )
+        return super().available(model, device)
+
+    def traffic(self, max_length: int) -> dict[str, Any]:
+        """One byte per number."""
+        return {"kind": "quantized", "backend": "fp8", "bits": 8}
+
+    def session(self, model: LoadedModel, max_length: int) -> Session:
+        """Open a conversation; see :meth:`Strategy.session`."""
+        from transformers import QuantizedCache
+
+        config = text_config(model)
+        return GenerateSession(model, lambda: QuantizedCache(backend="fp8", config=config))

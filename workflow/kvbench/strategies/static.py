@@ -1,0 +1,87 @@
+"""Static caches: room for the longest conversation is allocated once and filled in place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from kvbench.models import LoadedModel
+from kvbench.strategies.base import (
+    PersistentCacheSession,
+    Session,
+    Strategy,
+    allocated_static_cache,
+)
+
+
+@dataclass(frozen=True)
+class Static(Strategy):
+    """Fills a preallocated ``transformers.StaticCache``; its size is the conversation's limit.
+
+    The same name means different things on different devices, because ``generate`` compiles the
+    decoding step by itself on CUDA and not on a CPU; the record's ``compiled`` says which.
+    """
+
+    name: ClassVar[str] = "static"
+
+    def compiled(self, device: str) -> bool:
+        """Whether the decoding step runs as a compiled graph on ``device``."""
+        return device == "cuda"
+
+    def traffic(self, max_length: int) -> dict[str, Any]:
+        """Attention reads the whole allocation, whatever is in it."""
+        return {"kind": "static", "max_length": max_length}
+
+    def session(self, model: LoadedModel, max_length: int) -> Session:
+        """Open a conversation; see :meth:`Strategy.session`."""
+        compiled = self.compiled(model.model.device.type)
+        cache = allocated_static_cache(model, max_length)
+        return PersistentCacheSession(model, cache, disable_compile=not compiled)
+
+
+@dataclass(frozen=True)
+class StaticCompiled(Static):
+    """The static cache with the decoding step compiled by torch.compile, on a CPU too."""
+
+    name: ClassVar[str] = "static_compiled"
+
+    def compiled(self, device: str) -> bool:
+        """Whether the decoding step runs as a compiled graph on ``device``."""
+        return True
+
+    def available(self, model: LoadedModel | None, device: str) -> str | None:
+        """Compiling for a CPU needs a C++ compiler."""
+        import shutil
+
+        if device == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
+            return "static_compiled needs a C++ compiler on a CPU (Debian package g++)"
+        return super().available(model, device)
+
+    def session(self, model: LoadedModel, max_length: int) -> Session:
+        """Open a conversation; see :meth:`Strategy.session`."""
+        from transformers import CompileConfig
+
+        device = model.model.device.type
+        mode = "reduce-overhead" if device == "cuda" else "default"
+        config = CompileConfig(mode=mode, dynamic=False)
+        # generate() compiles by itself only on accelerators; this is its own switch for a CPU.
+        config._compile_all_devices = True
+        cache = allocated_static_cache(model, max_length)
+        return PersistentCacheSession(model, cache, disable_compile=False, compile_config=config)
+
+
+@dataclass(frozen=True)
+class OffloadedStatic(Strategy):
+    """The static cache with all layers but the working ones in host memory."""
+
+    name: ClassVar[str] = "offloaded_static"
+    devices: ClassVar[frozenset[str]] = frozenset({"cuda"})
+
+    def traffic(self, max_length: int) -> dict[str, Any]:
+        """The whole allocation crosses the bus at every step."""
+        return {"kind": "offloaded", "max_length": max_length}
+
+    def session(self, model: LoadedModel, max_length: int) -> Session:
+        """Open a conversation; see :meth:`Strategy.session`."""
+        cache = allocated_static_cache(model, max_length, offloading=True)
+        return PersistentCacheSession(model, cache)
