@@ -1,0 +1,1 @@
+"""Application-level caches: small, typed parts that a service could take over."""

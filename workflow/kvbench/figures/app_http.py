@@ -1,0 +1,99 @@
+"""Time of repeated HTTP requests, and which clients obey the origin."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+
+from kvbench.figures import _kv, style
+from kvbench.figures._app_rows import one_machine
+
+QUESTION = "What does a client-side HTTP cache save, and does it obey the origin?"
+
+_LOOKS = {
+    "none": ("requests.get", "black", "X"),
+    "session": ("session", "sky", "o"),
+    "requests_cache_revalidating": ("requests-cache,\nheeds headers", "green", "s"),
+    "requests_cache": ("requests-cache,\ndefault", "blue", "D"),
+    "lru_cache": ("lru_cache", "orange", "^"),
+    "dict": ("dict", "vermilion", "v"),
+}
+_BEHAVIOURS = {
+    "max_age": "max-age",
+    "no_cache": "no-cache\n+ ETag",
+    "no_store": "no-store",
+    "error": "error\n500",
+    "vary": "Vary",
+}
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    """Draw wall time against the number of requests (left) and obedience by rule (right)."""
+    table = one_machine(table)
+    table = table[table["client"].isin(_LOOKS) & table["behaviour"].isin(_BEHAVIOURS)]
+    if table.empty:
+        return _kv.empty(QUESTION, "the study has not been measured yet")
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(style.PAGE_WIDTH, 2.8), width_ratios=[1, 1.15]
+    )
+    reusable = table[table["behaviour"] == "max_age"]
+    for name, (label, colour, marker) in _LOOKS.items():
+        own = reusable[reusable["client"] == name]
+        means = own.groupby("requests")["wall_s"].agg(["mean", "min", "max"])
+        left.errorbar(
+            means.index,
+            means["mean"],
+            yerr=[means["mean"] - means["min"], means["max"] - means["mean"]],
+            color=style.OKABE_ITO[colour],
+            marker=marker,
+            markersize=4,
+            linewidth=1,
+            label=label.replace("\n", " "),
+        )
+    left.set(
+        xscale="log",
+        yscale="log",
+        xlabel="requests for one address that may be reused",
+        ylabel="time of all (s)",
+    )
+    left.legend(frameon=False, fontsize=6, handlelength=1.5)
+    grid, notes = _obedience(table)
+    right.imshow(
+        grid,
+        cmap=ListedColormap(["#F3C9B0", "#BFE3D5", "#EEEEEE"]),
+        vmin=0,
+        vmax=2,
+        aspect="auto",
+    )
+    for row, line in enumerate(notes):
+        for column, note in enumerate(line):
+            right.text(column, row, note, ha="center", va="center", fontsize=6.5)
+    right.set_xticks(range(len(_BEHAVIOURS)), list(_BEHAVIOURS.values()), fontsize=6.5)
+    right.set_yticks(range(len(_LOOKS)), [label for label, _, _ in _LOOKS.values()], fontsize=6.5)
+    right.tick_params(length=0)
+    right.spines[:].set_visible(False)
+    right.set_title("obeys RFC 9111? requests that reached the origin of all sent", fontsize=7)
+    figure.suptitle(QUESTION)
+    return figure
+
+
+def _obedience(table: pd.DataFrame) -> tuple[list[list[int]], list[list[str]]]:
+    """Return 0 (wrong), 1 (right) or 2 (not measured) per client and rule, with its words."""
+    grid, notes = [], []
+    for name in _LOOKS:
+        grid.append([])
+        notes.append([])
+        for behaviour in _BEHAVIOURS:
+            own = table[(table["client"] == name) & (table["behaviour"] == behaviour)]
+            if own.empty:
+                grid[-1].append(2)
+                notes[-1].append("not measured")
+                continue
+            longest = own.loc[own["requests"].idxmax()]
+            right = bool(own["rfc_correct"].astype(bool).all())
+            grid[-1].append(int(right))
+            counts = f"{longest['origin_requests']:.0f} of {longest['requests']:.0f}"
+            notes[-1].append(f"{'yes' if right else 'no'}\n{counts}")
+    return grid, notes

@@ -1,0 +1,141 @@
+"""The application-cache studies: one module per study, discovered by name.
+
+A study is one module in this package that defines ``STUDY``, an instance of :class:`Study`.
+Nothing else has to be edited: the configuration schema, the cells of the DAG, the tables and
+their column descriptions are all read from that object. Modules whose name starts with an
+underscore are helpers, not studies.
+
+A study module must be cheap to import (no torch, no server, no network at import time), because
+planning the DAG imports every study; heavy imports belong inside ``measure``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kvbench.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from kvbench.values import Value
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One job of a study: its factors, and whether it measures time.
+
+    A timed cell takes the machine lock and all threads, so nothing is measured beside it; an
+    untimed one (hit ratios, simulations) may run next to others.
+    """
+
+    factors: Mapping[str, Any]
+    timed: bool = True
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a running cell may use: a private scratch folder, a seed, settings.
+
+    Attributes
+    ----------
+    scratch:
+        An empty temporary folder that is deleted when the cell ends, also on failure.
+    seed:
+        Seed of the cell; every generator used in ``measure`` derives from it.
+    server_url:
+        ``redis://`` address of a real server from the configuration, or None for the embedded one.
+    model_dir:
+        Folder of the local model in Hugging Face format, for studies that need one.
+    settings:
+        The ``app`` section of the configuration, filled with defaults.
+    """
+
+    scratch: Path
+    seed: int
+    server_url: str | None = None
+    model_dir: Path | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a cell found: tidy rows for the table, and the raw samples behind them."""
+
+    rows: list[dict[str, Any]]
+    samples: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A question about an application-level cache, and how it is answered.
+
+    Attributes
+    ----------
+    name:
+        Name of the module, of the records' folder and of the table ``app_<name>.csv``.
+    question:
+        The question in one sentence.
+    options:
+        JSON Schema of ``app.studies.<name>``: an object schema whose properties each carry a
+        ``description`` and a ``default`` (the default is the quick configuration).
+    plan:
+        Options, filled with defaults, to the cells of the study by file-name-safe id.
+    measure:
+        Factors and context to an :class:`Outcome`. Raises :class:`kvbench.errors.Unsupported`
+        when this machine cannot run the cell.
+    columns:
+        Column name to meaning (with the unit), in the order of the table.
+    values:
+        The study's table (of one machine) to named values for the paper and the claims.
+        Names start with ``<study>_``. The table may lack rows; absent values are ``Value(None)``.
+    needs_model:
+        Whether cells load the local model (it is then an input of the job).
+    """
+
+    name: str
+    question: str
+    options: Mapping[str, Any]
+    plan: Callable[[Mapping[str, Any]], dict[str, Cell]]
+    measure: Callable[[Mapping[str, Any], Context], Outcome]
+    columns: Mapping[str, str]
+    values: Callable[[pd.DataFrame], dict[str, Value]]
+    needs_model: bool = False
+
+
+def names() -> list[str]:
+    """Names of all studies, sorted."""
+    return sorted(
+        module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")
+    )
+
+
+def sources(name: str) -> list[str]:
+    """Files below the library that a study is made of: its module and the shared helpers."""
+    helpers = [path.name for path in Path(__file__).parent.glob("_*.py")]
+    return sorted(f"studies/{file}" for file in [f"{name}.py", *helpers] if file != "__init__.py")
+
+
+@cache
+def get(name: str) -> Study:
+    """Return the study called ``name``.
+
+    Raises
+    ------
+    InputError
+        If there is no such study; the message names the known ones.
+    """
+    if name not in names():
+        raise InputError(f"unknown study {name!r}; known studies: {', '.join(names())}")
+    study = importlib.import_module(f"{__name__}.{name}").STUDY
+    if study.name != name:
+        raise InputError(
+            f"workflow/kvbench/studies/{name}.py: STUDY.name is {study.name!r}, not {name!r}"
+        )
+    return study
