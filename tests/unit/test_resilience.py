@@ -1,0 +1,311 @@
+"""Dead, slow and lying cache servers, warm starts, and errors that must not stick."""
+
+from __future__ import annotations
+
+import socket
+import threading
+
+import jsonschema
+import pandas as pd
+import pytest
+import redis
+from kvbench.caching.keys import Request
+from kvbench.caching.resilience import (
+    CircuitBreaker,
+    CircuitOpen,
+    GuardedBackend,
+    black_hole,
+    impatient,
+    refused_port,
+    slow_proxy,
+)
+from kvbench.caching.response_cache import (
+    MISS,
+    Answer,
+    BackendError,
+    MemoryBackend,
+    RedisBackend,
+    ResponseCache,
+)
+from kvbench.caching.server import running
+from kvbench.caching.warmup import most_popular, preload
+from kvbench.errors import Unsupported
+from kvbench.studies import Context
+from kvbench.studies.resilience import FAULTS, STUDY
+
+
+class Clock:
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+class Flaky:
+    """A backend that fails while told to, and counts how often it was asked."""
+
+    def __init__(self):
+        self.down = True
+        self.asked = 0
+
+    def get(self, key):
+        self.asked += 1
+        if self.down:
+            raise BackendError("down")
+        return MISS
+
+    def set(self, key, value, ttl_s=None):
+        self.get(key)
+
+
+def fail(breaker):
+    def action():
+        raise BackendError
+
+    with pytest.raises(BackendError):
+        breaker.call(action)
+
+
+def test_a_breaker_opens_after_failures_in_a_row():
+    breaker = CircuitBreaker(failures=3, reset_s=10, clock=Clock())
+    fail(breaker)
+    fail(breaker)
+    breaker.call(lambda: 1)
+    fail(breaker)
+    fail(breaker)
+    assert not breaker.is_open
+    fail(breaker)
+    assert breaker.is_open
+    with pytest.raises(CircuitOpen):
+        breaker.call(lambda: pytest.fail("asked although open"))
+
+
+def test_a_breaker_lets_one_call_through_after_its_reset_time():
+    clock = Clock()
+    breaker = CircuitBreaker(failures=1, reset_s=10, clock=clock)
+    fail(breaker)
+    clock.now = 10.0
+
+    def probe():
+        # While the probe runs, everybody else is kept away.
+        with pytest.raises(CircuitOpen):
+            breaker.call(lambda: 1)
+        return "back"
+
+    assert breaker.call(probe) == "back"
+    assert not breaker.is_open
+
+
+def test_a_failed_probe_opens_the_breaker_again():
+    clock = Clock()
+    breaker = CircuitBreaker(failures=2, reset_s=10, clock=clock)
+    fail(breaker)
+    fail(breaker)
+    clock.now = 10.0
+    fail(breaker)
+    with pytest.raises(CircuitOpen):
+        breaker.call(lambda: 1)
+
+
+def test_errors_that_are_not_the_stores_do_not_open_the_breaker():
+    breaker = CircuitBreaker(failures=1, reset_s=10)
+    with pytest.raises(ZeroDivisionError):
+        breaker.call(lambda: 1 // 0)
+    assert not breaker.is_open
+
+
+@pytest.mark.parametrize("options", [{"failures": 0, "reset_s": 1}, {"failures": 1, "reset_s": 0}])
+def test_a_breaker_that_could_not_work_is_refused(options):
+    with pytest.raises(ValueError):
+        CircuitBreaker(**options)
+
+
+def test_a_dead_store_is_asked_only_until_the_breaker_opens():
+    clock, flaky = Clock(), Flaky()
+    cache = ResponseCache(GuardedBackend(flaky, CircuitBreaker(3, 10, clock)))
+    request = Request("m", "p", parameters={"temperature": 0})
+    for _ in range(50):
+        assert cache.answer(request, lambda _: Answer("right")).answer.text == "right"
+    assert flaky.asked == 3
+    flaky.down = False
+    clock.now = 10.0
+    cache.answer(request, lambda _: Answer("right"))
+    assert flaky.asked == 5  # the probe that found it back, and the store of the answer
+
+
+def fallback(port):
+    """One request through an impatient client; the answer must come from the source."""
+    client = redis.Redis(host="127.0.0.1", port=port, protocol=2, **impatient(0.05))
+    cache = ResponseCache(RedisBackend(client, "n:"))
+    request = Request("m", "p", parameters={"temperature": 0})
+    reply = cache.answer(request, lambda _: Answer("right"))
+    client.close()
+    assert (reply.answer.text, reply.hit) == ("right", False)
+    return cache.stats.backend_errors
+
+
+def test_a_refused_connection_falls_back_to_the_source():
+    with refused_port() as port:
+        assert fallback(port) == 1
+
+
+def test_a_black_hole_falls_back_to_the_source():
+    with black_hole() as port:
+        assert fallback(port) == 1
+
+
+def test_a_server_that_talks_rubbish_falls_back_to_the_source():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def talk():
+            end, _ = listener.accept()
+            with end:
+                end.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                end.recv(1000)
+
+        thread = threading.Thread(target=talk, daemon=True)
+        thread.start()
+        assert fallback(listener.getsockname()[1]) == 1
+        thread.join(5)
+
+
+def test_a_refused_port_refuses_and_a_black_hole_says_nothing():
+    with refused_port() as port, pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=1)
+    with black_hole() as port, socket.create_connection(("127.0.0.1", port), timeout=0.05) as end:
+        end.sendall(b"PING\r\n")
+        with pytest.raises(TimeoutError):
+            end.recv(1)
+
+
+def test_the_slow_proxy_passes_everything_on(tmp_path):
+    with running(None, tmp_path, tcp=True) as server:
+        host, _, port = server.address.partition(":")
+        with slow_proxy(lambda: socket.create_connection((host, int(port))), 0.001) as near:
+            client = redis.Redis(host="127.0.0.1", port=near, protocol=2)
+            client.set("k", b"v" * 200_000)
+            assert client.get("k") == b"v" * 200_000
+            client.close()
+        with pytest.raises(OSError):
+            socket.create_connection(("127.0.0.1", near), timeout=1)
+
+
+def test_the_most_popular_come_first_and_ties_in_order_of_appearance():
+    assert most_popular("cabbac", 2) == ["c", "a"]
+    assert most_popular("abbb", 5) == ["b", "a"]
+    assert most_popular("", 3) == []
+
+
+def test_preloading_generates_only_what_is_missing():
+    cache = ResponseCache(MemoryBackend(10))
+    requests = [Request("m", str(n), parameters={"temperature": 0}) for n in range(3)]
+    calls = []
+
+    def source(request):
+        calls.append(request.prompt)
+        return Answer("x")
+
+    cache.answer(requests[1], source)
+    assert preload(cache, requests, source) == 2
+    assert calls == ["1", "0", "2"]
+    assert all(cache.answer(request, source).hit for request in requests)
+
+
+def run(tmp_path, cells, **changed):
+    options = {name: entry["default"] for name, entry in STUDY.options["properties"].items()}
+    options |= changed
+    jsonschema.validate(options, STUDY.options)
+    rows = []
+    for name, cell in STUDY.plan(options).items():
+        if name in cells:
+            rows += STUDY.measure(cell.factors, Context(tmp_path, seed=3)).rows
+    return pd.DataFrame(rows).reindex(columns=list(STUDY.columns))
+
+
+def test_study_bounded_clients_always_succeed_and_never_lie(tmp_path):
+    table = run(
+        tmp_path,
+        {"fallback-short_timeout", "fallback-breaker"},
+        requests=10,
+        keys=3,
+        service_ms=0.2,
+        timeout_ms=30,
+        slow_ms=90,
+    )
+    assert len(table) == 2 * len(FAULTS)
+    assert (table["success_rate"] == 1).all()
+    assert (table["wrong_answers"] == 0).all()
+    assert not table["blocked"].any()
+    rows = table.set_index(["client", "fault"])
+    for client in ("short_timeout", "breaker"):
+        assert rows.loc[(client, "up"), "hits"] == 7
+        assert rows.loc[(client, "corrupt"), "corrupt_entries_refused"] == 7
+        assert rows.loc[(client, "wrong_type"), "corrupt_entries_refused"] == 7
+        assert rows.loc[(client, "out_of_memory"), "backend_errors"] == 10
+        assert rows.loc[(client, "refused"), "hits"] == 0
+
+
+def test_study_the_default_client_blocks_on_a_black_hole(tmp_path):
+    table = run(tmp_path, {"fallback-default"}, faults=["black_hole"], give_up_s=0.5)
+    assert table["blocked"].tolist() == [True]
+    assert table["success_rate"].tolist() == [0]
+
+
+def test_study_changes_no_settings_of_a_server_that_is_not_its_own(tmp_path):
+    options = {name: entry["default"] for name, entry in STUDY.options["properties"].items()}
+    cell = STUDY.plan(options)["fallback-breaker"]
+    with running(None, tmp_path, tcp=True) as real:
+        context = Context(tmp_path, seed=1, server_url=f"redis://{real.address}")
+        with pytest.raises(Unsupported, match="out_of_memory"):
+            STUDY.measure(cell.factors, context)
+        assert real.client().config_get("maxmemory")["maxmemory"] == "0"
+
+
+def test_study_warming_up_never_saves_a_generation_and_stays_below_its_limit(tmp_path):
+    table = run(tmp_path, {"warm-up"}, warm_requests=800, warm_keys=200, seeds=3)
+    assert (table["generations"] >= table["unique_requests"]).all()
+    for today in ("same", "shifted"):
+        rows = table[table["popularity"] == today].sort_values("preload_share")
+        cold = rows.iloc[0]
+        assert cold["preload_share"] == 0 and cold["generations"] == cold["unique_requests"]
+        gained = (rows["hit_ratio_window"] - cold["hit_ratio_window"]) * rows["window"]
+        # Each preloaded answer saves at most the one first miss of its request.
+        assert (gained <= rows["preloaded"] + 1e-6).all()
+        assert (gained.diff().dropna() >= -1e-6).all()
+    same = table[table["popularity"] == "same"].set_index("preload_share")
+    shifted = table[table["popularity"] == "shifted"].set_index("preload_share")
+    assert same.loc[0.2, "hit_ratio_window"] > shifted.loc[0.2, "hit_ratio_window"]
+
+
+def test_study_skipped_errors_never_come_out_of_the_cache(tmp_path):
+    table = run(tmp_path, {"errors"}, error_requests=800)
+    rows = table.set_index(["policy", "error_rate"])
+    skip = rows.loc["skip_errors"]
+    assert (skip["errors_from_cache"] == 0).all()
+    assert (skip["errors_served"] == skip["source_errors"]).all()
+    assert (table[table["error_rate"] == 0]["errors_served"] == 0).all()
+    assert rows.loc[("cache_all", 0.2), "errors_from_cache"] > 0
+    assert (
+        0
+        < rows.loc[("negative_ttl", 0.2), "errors_from_cache"]
+        < rows.loc[("cache_all", 0.2), "errors_from_cache"]
+    )
+
+
+def test_study_options_refuse_what_means_nothing():
+    options = {name: entry["default"] for name, entry in STUDY.options["properties"].items()}
+    for changed in (
+        {"faults": ["mood"]},
+        {"error_rates": [1.5]},
+        {"preload_shares": [-0.1]},
+        {"breaker_reset_s": 0},
+        {"warm_keys": 0},
+    ):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(options | changed, STUDY.options)
+
+
+def test_study_values_are_empty_without_rows():
+    named = STUDY.values(pd.DataFrame(columns=list(STUDY.columns)))
+    assert named and all(value.value is None for value in named.values())

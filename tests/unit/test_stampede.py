@@ -1,0 +1,268 @@
+"""Many threads, one expensive value: who loads it, and how often."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import suppress
+
+import jsonschema
+import pandas as pd
+import pytest
+from kvbench.caching.server import running
+from kvbench.caching.stampede import EXCLUSIVE, PROTECTIONS, SingleFlight, protect, xfetch
+from kvbench.studies import Context
+from kvbench.studies.stampede import STUDY, minimum_loads
+
+THREADS = 20
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory):
+    with running(None, tmp_path_factory.mktemp("server")) as server:
+        yield server.client()
+
+
+def together(action, count=THREADS):
+    """Run ``action`` in threads that begin together; return results and exceptions."""
+    barrier = threading.Barrier(count)
+    results = []
+
+    def run():
+        barrier.wait()
+        try:
+            results.append(action())
+        except Exception as error:
+            results.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=20)
+    return results
+
+
+class Crowd:
+    """A load that goes on only when a whole crowd is inside it, or nobody else came for long."""
+
+    def __init__(self, expected, patience_s):
+        self.barrier = threading.Barrier(expected)
+        self.patience_s = patience_s
+        self.calls = 0
+        self.lock = threading.Lock()
+
+    def __call__(self):
+        with self.lock:
+            self.calls += 1
+        with suppress(threading.BrokenBarrierError):
+            self.barrier.wait(self.patience_s)
+        return {"value": 1}
+
+
+@pytest.mark.parametrize("name", ["none", "lru_cache", "cachetools_lock", "xfetch"])
+def test_without_exclusion_every_cold_thread_loads(name):
+    """The load ends only if all threads are inside it at once: a stampede, proven."""
+    load = Crowd(THREADS, patience_s=20)
+    results = together(protect(name, load, ttl_s=100_000.0))
+    assert load.calls == THREADS and not load.barrier.broken
+    assert results == [{"value": 1}] * THREADS
+
+
+@pytest.mark.parametrize("name", sorted(EXCLUSIVE))
+def test_with_exclusion_one_cold_thread_loads_for_all(name, client):
+    load = Crowd(2, patience_s=0.1)
+    results = together(protect(name, load, ttl_s=60.0, client=client, namespace=f"cold:{name}:"))
+    assert load.calls == 1
+    assert results == [{"value": 1}] * THREADS
+
+
+@pytest.mark.parametrize("name", sorted(PROTECTIONS))
+def test_a_stored_value_is_served_without_a_load(name, client):
+    calls = []
+
+    def load():
+        calls.append(1)
+        return {"n": len(calls)}
+
+    get = protect(name, load, ttl_s=100_000.0, client=client, namespace=f"stored:{name}:")
+    assert [get() for _ in range(5)] == [{"n": 1}] * 5
+
+
+@pytest.mark.parametrize("name", sorted(PROTECTIONS))
+def test_an_expired_value_is_loaded_again(name, client):
+    calls = []
+
+    def load():
+        calls.append(1)
+        return len(calls)
+
+    get = protect(name, load, ttl_s=0.02, client=client, namespace=f"expired:{name}:")
+    assert get() >= 1
+    deadline = time.monotonic() + 5
+    while get() < 3 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert get() >= 3
+
+
+@pytest.mark.parametrize("name", sorted(PROTECTIONS))
+def test_a_failed_load_is_not_stored_and_blocks_nobody(name, client):
+    calls = []
+
+    def load():
+        calls.append(1)
+        if len(calls) == 1:
+            raise ZeroDivisionError
+        return "fine"
+
+    get = protect(name, load, ttl_s=100_000.0, client=client, namespace=f"failed:{name}:")
+    with pytest.raises(ZeroDivisionError):
+        get()
+    assert get() == "fine"
+
+
+def test_stale_while_revalidate_makes_only_the_first_wait():
+    release = threading.Event()
+    calls = []
+
+    def load():
+        calls.append(1)
+        if len(calls) > 1:
+            release.wait(10)
+        return len(calls)
+
+    get = protect("stale_while_revalidate", load, ttl_s=0.01)
+    assert get() == 1
+    time.sleep(0.02)
+    # The refresh hangs, and still nobody waits for it.
+    assert together(get) == [1] * THREADS
+    assert len(calls) == 2
+    release.set()
+
+
+def test_xfetch_refreshes_early_the_more_the_larger_beta():
+    def loads(beta):
+        calls = []
+
+        def load():
+            calls.append(1)
+            time.sleep(0.001)
+
+        get = xfetch(load, ttl_s=1000.0, beta=beta, seed=1)
+        for _ in range(300):
+            get()
+        return len(calls)
+
+    # A head start of about 1 ms times beta leaves a life of 1000 s whole unless beta is huge.
+    assert loads(1.0) == 1
+    assert loads(1e9) > 250
+
+
+def test_a_lock_on_the_server_is_released_only_by_its_holder(client):
+    """A load longer than its lock must not free the lock that somebody else took meanwhile."""
+
+    def load():
+        client.set("holder:lock", "somebody else")
+        return 1
+
+    protect("set_nx", load, ttl_s=60.0, client=client, namespace="holder:")()
+    assert client.get("holder:lock") == b"somebody else"
+
+
+def test_the_lock_of_a_dead_loader_expires(client):
+    client.set("dead:lock", "died", px=30)
+    get = protect("set_nx", lambda: 1, ttl_s=60.0, client=client, namespace="dead:")
+    assert get() == 1
+
+
+def test_set_nx_without_a_server_is_refused():
+    with pytest.raises(ValueError, match="client"):
+        protect("set_nx", lambda: 1, ttl_s=1.0)
+
+
+def test_an_unknown_protection_is_refused():
+    with pytest.raises(ValueError, match="known: none"):
+        protect("hope", lambda: 1, ttl_s=1.0)
+
+
+def test_single_flight_shares_an_exception_and_forgets_it():
+    flights = SingleFlight()
+    entered, release = threading.Event(), threading.Event()
+
+    def fails():
+        entered.set()
+        release.wait(10)
+        raise TimeoutError
+
+    results = []
+
+    def ask(action):
+        try:
+            results.append(flights.do("k", action))
+        except TimeoutError as error:
+            results.append(error)
+
+    leader = threading.Thread(target=ask, args=(fails,))
+    leader.start()
+    assert entered.wait(10)
+    follower = threading.Thread(target=ask, args=(lambda: "never run",))
+    follower.start()
+    # The leader may fail only once the follower hangs on its future.
+    waiters = flights._running["k"]._condition._waiters
+    while not waiters:
+        time.sleep(0.002)
+    release.set()
+    leader.join(10)
+    follower.join(10)
+    assert len(results) == 2 and results[0] is results[1]
+    assert flights.do("k", lambda: "again") == "again"
+
+
+def test_single_flight_keeps_keys_apart():
+    flights = SingleFlight()
+    assert flights.do("a", lambda: flights.do("b", lambda: "inner")) == "inner"
+
+
+def test_the_minimum_counts_lives_and_loads():
+    assert minimum_loads(2000, 300, 50) == 6
+    assert minimum_loads(100, 300, 50) == 1
+
+
+def run(tmp_path, **changed):
+    options = {name: entry["default"] for name, entry in STUDY.options["properties"].items()}
+    options |= changed
+    jsonschema.validate(options, STUDY.options)
+    rows = []
+    for cell in STUDY.plan(options).values():
+        rows += STUDY.measure(cell.factors, Context(tmp_path, seed=3)).rows
+    return pd.DataFrame(rows).reindex(columns=list(STUDY.columns))
+
+
+def test_study_exclusive_protections_load_at_most_the_minimum(tmp_path):
+    """The life of a value begins when its load has ended, so that no period can be shorter."""
+    table = run(tmp_path, threads=[10], service_ms=20, ttl_ms=60, duration_ms=200)
+    exclusive = table[table["exclusive"].astype(bool)]
+    assert set(exclusive["protection"]) == EXCLUSIVE
+    assert (exclusive["loads"] <= exclusive["loads_minimum"]).all()
+    assert (exclusive["loads_at_once"] == 1).all()
+    assert (table["loads_at_once"] <= table["threads"]).all()
+    assert (table["loads"] >= 1).all()
+
+
+def test_study_only_set_nx_needs_a_server():
+    options = {name: entry["default"] for name, entry in STUDY.options["properties"].items()}
+    cells = STUDY.plan(options)
+    with_server = {name for name, cell in cells.items() if "set_nx" in cell.factors["protections"]}
+    assert with_server == {"server"}
+
+
+def test_study_options_refuse_what_means_nothing():
+    options = {name: entry["default"] for name, entry in STUDY.options["properties"].items()}
+    for changed in ({"threads": [0]}, {"protections": ["hope"]}, {"betas": [0]}, {"ttl_ms": 0}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(options | changed, STUDY.options)
+
+
+def test_study_values_are_empty_without_rows():
+    named = STUDY.values(pd.DataFrame(columns=list(STUDY.columns)))
+    assert named and all(value.value is None for value in named.values())

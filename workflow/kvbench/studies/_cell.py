@@ -1,0 +1,153 @@
+"""Running one cell of a study: scratch folder, lock, noise, and the record."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import shutil
+import signal
+import tempfile
+import time
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from kvbench import documents, records, studies
+from kvbench.errors import InputError, Unsupported
+from kvbench.measurement import lock, noise
+
+logger = logging.getLogger(__name__)
+
+
+def run(
+    study: str,
+    cell: str,
+    factors: Mapping[str, Any],
+    timed: bool,
+    settings: Mapping[str, Any],
+    environment_file: Path,
+    code_digest: str,
+    threads: int,
+    quiet_wait_s: float,
+    model_dir: Path | None = None,
+) -> dict[str, Any]:
+    """Measure one cell of a study and return its record; a failure inside is data.
+
+    Parameters
+    ----------
+    study, cell, factors, timed:
+        The cell as its study planned it.
+    settings:
+        ``seed``, ``server_url`` and ``encoder`` of the ``app`` section.
+    environment_file:
+        Facts about the machine.
+    code_digest:
+        Digest of the code behind the study.
+    threads:
+        Threads this job may use.
+    quiet_wait_s:
+        Longest wait for a quiet machine before a timed cell.
+    model_dir:
+        The local model, for studies that need one.
+
+    Raises
+    ------
+    InputError
+        What the user configured is wrong, such as a server that cannot be reached.
+    """
+    started, begin = records.now(), time.perf_counter()
+    facts = documents.read_json(environment_file)
+    # Cells of a study draw different streams, and the same ones in every run.
+    seed = settings["seed"] + zlib.crc32(f"{study}/{cell}".encode()) % 100_000
+    record: dict[str, Any] = {
+        "schema": records.APP_SCHEMA,
+        "cell": {
+            "suite": "app",
+            "study": study,
+            "id": cell,
+            "factors": dict(factors),
+            "timed": timed,
+            "seed": seed,
+            "threads": threads,
+        },
+        "status": "ok",
+        "reason": None,
+        "rows": [],
+        "samples": {},
+        "noise": {},
+        "environment": {key: facts[key] for key in ("digest", "cpu", "cores", "commit")},
+        "code_digest": code_digest,
+        "started_at": started,
+        "wall_s": 0.0,
+    }
+    # A short path: the address of a Unix socket has room for about a hundred characters.
+    scratch = Path(tempfile.mkdtemp(prefix="kvbench-"))
+    guard = lock.machine() if timed else contextlib.nullcontext(0.0)
+    try:
+        with _ending_on_sigterm(), guard as waited:
+            quiet = noise.wait_for_quiet(quiet_wait_s) if timed else 0.0
+            before = noise.read()
+            outcome = studies.get(study).measure(
+                factors,
+                studies.Context(
+                    scratch=scratch,
+                    seed=seed,
+                    server_url=settings["server_url"],
+                    model_dir=model_dir,
+                    settings=settings,
+                ),
+            )
+            after = noise.read()
+        record["rows"] = [_plain(row) for row in outcome.rows]
+        record["samples"] = _plain(dict(outcome.samples))
+        wall = max(after.wall_s - before.wall_s, 1e-9)
+        record["noise"] = {
+            # The study's own server and threads count as its own only in part, so this is a bound.
+            "others_cores": round(before.others_s(after) / wall, 4),
+            "steal_s": round(after.steal_s - before.steal_s, 3),
+            "waited_for_lock_s": round(waited, 3),
+            "waited_for_quiet_s": round(quiet, 3),
+        }
+    except InputError:
+        raise
+    except Unsupported as error:
+        record |= {"status": "unsupported", "reason": str(error)}
+    except Exception as error:
+        logger.exception("cell failed")
+        message = " ".join(str(error).split())[:500]
+        record |= {"status": "failed", "reason": f"{type(error).__name__}: {message}"}
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    record["wall_s"] = round(time.perf_counter() - begin, 3)
+    return record
+
+
+@contextlib.contextmanager
+def _ending_on_sigterm() -> Iterator[None]:
+    """Let a termination run the cleanup of servers and folders, as Ctrl-C does."""
+
+    def end(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of numpy as Python's own; NaN, which JSON cannot hold, as null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    if hasattr(value, "tolist") and not isinstance(value, (str, bytes)):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    json.dumps(value)
+    return value
