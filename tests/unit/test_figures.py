@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import importlib
+
+import numpy as np
+import pandas as pd
+import pytest
+import synthetic_kv
+from kvbench import selection
+from kvbench.figures import _kv, style
+from matplotlib import pyplot as plt
+
+NAMES = ("kv_overview", "kv_turns", "kv_latency", "kv_memory", "kv_speedup")
+
+
+@pytest.fixture(autouse=True)
+def _look():
+    style.apply()
+    yield
+    plt.close("all")
+
+
+@pytest.fixture(scope="module")
+def one():
+    return synthetic_kv.tables()
+
+
+def module(name: str):
+    return importlib.import_module(f"kvbench.figures.{name}")
+
+
+def words(figure) -> str:
+    parts = [text.get_text() for text in figure.findobj(match=lambda a: hasattr(a, "get_text"))]
+    return "\n".join(parts)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_figure_is_byte_identical_when_made_twice(name, one, tmp_path):
+    first = style.save(module(name).draw(*one), tmp_path / "a" / name)
+    second = style.save(module(name).draw(*one), tmp_path / "b" / name)
+    assert [path.suffix for path in first] == [".pdf", ".svg", ".png"]
+    for left, right in zip(first, second, strict=True):
+        assert left.read_bytes() == right.read_bytes()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_figure_asks_its_question_and_names_units(name, one):
+    figure = module(name).draw(*one)
+    assert module(name).QUESTION.endswith("?")
+    assert module(name).QUESTION in words(figure)
+    for ax in figure.axes:
+        label = ax.get_xlabel() + ax.get_ylabel()
+        assert any(unit in label for unit in ("(s)", "(MiB)", "(tokens/s)", "(ratio", "tokens"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "narrowed",
+    [
+        {"strategies": ("dynamic",)},
+        {"scenarios": ("symposium_turn",)},
+        {"machines": ("epyc", "h200-gpu")},
+    ],
+)
+def test_figure_survives_missing_strategies_scenarios_and_machines(name, narrowed):
+    figure = module(name).draw(*synthetic_kv.tables(**narrowed))
+    figure.draw_without_rendering()
+    assert module(name).QUESTION in words(figure)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_figure_without_any_measured_cell_says_so(name):
+    summary, samples = synthetic_kv.tables(strategies=("offloaded", "offloaded_static", "none"))
+    summary = summary[summary["status"] == "unsupported"].reset_index(drop=True)
+    figure = module(name).draw(summary, samples.iloc[:0])
+    assert "measured" in words(figure)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_figure_reads_tables_as_csv_gives_them(name, one, tmp_path):
+    tables = []
+    for number, table in enumerate(one):
+        table.to_csv(tmp_path / f"{number}.csv", index=False)
+        tables.append(pd.read_csv(tmp_path / f"{number}.csv"))
+    for folder, pair in {"memory": one, "csv": tables}.items():
+        module(name).draw(*pair).savefig(tmp_path / f"{folder}.png", dpi=60)
+    assert (tmp_path / "memory.png").read_bytes() == (tmp_path / "csv.png").read_bytes()
+
+
+def test_overview_names_unsupported_and_unstable_strategies(one):
+    figure = module("kv_overview").draw(*one)
+    assert words(figure).count("not supported here") == 2
+    assert "paged *" in words(figure)
+
+
+def test_overview_shows_single_conversations_only_below_twenty(one):
+    summary, samples = one
+    few = len(module("kv_overview").draw(summary, samples).axes[0].collections)
+    again = [samples.assign(iteration=samples["iteration"] + 10 * n) for n in range(4)]
+    crowd = pd.concat(again, ignore_index=True)
+    many = len(module("kv_overview").draw(summary, crowd).axes[0].collections)
+    assert few > 0
+    assert many == 0
+
+
+def test_points_are_the_conversations_that_the_medians_are_taken_over(one):
+    _, samples = one
+    own = samples[
+        (samples["scenario"] == "banking_loan_application") & (samples["strategy"] == "none")
+    ]
+    table = _kv.conversations(own)
+    first = own[(own["replicate"] == 1) & (own["iteration"] == 2)]
+    assert len(table) == 6
+    assert table.loc[(1, 2), "e2e_s"] == pytest.approx(first["e2e_s"].mean())
+    assert table.loc[(1, 2), "output_tokens_per_s"] == pytest.approx(120 / first["e2e_s"].sum())
+    assert table["disturbed"].tolist() == [False, False, True, False, False, False]
+
+
+def test_partly_failed_cell_is_drawn_with_its_numbers(one):
+    summary, samples = one
+    mixed = summary.assign(status=summary["status"].replace("ok", "mixed"))
+    whole = module("kv_overview").draw(summary, samples)
+    part = module("kv_overview").draw(mixed, samples)
+    assert len(part.axes[0].lines) == len(whole.axes[0].lines) > 0
+
+
+def test_speedup_marks_the_published_ratios(one):
+    text = words(module("kv_speedup").draw(*one))
+    assert all(ratio in text for ratio in ("5.36×", "5.56×", "1.04×"))
+
+
+def test_speedup_draws_the_interval_of_the_table(one):
+    summary, samples = one
+    rows = selection.measured(summary)
+    row = rows[(rows["scenario"] == "symposium_turn") & (rows["strategy"] == "static")].iloc[0]
+    ends = [row["speedup_vs_none_ci_low"], row["speedup_vs_none_ci_high"]]
+    lines = [
+        list(line.get_xdata()) for line in module("kv_speedup").draw(summary, samples).axes[0].lines
+    ]
+    assert ends in lines
+
+
+def test_speedup_takes_the_headline_from_the_model_nearest_to_the_published_one(one):
+    text = words(module("kv_speedup").draw(*one))
+    assert "symposium_turn: llama-3.2-1b-geometry" in text
+
+
+def test_several_machines_stand_in_one_figure():
+    summary, samples = synthetic_kv.tables(("here", "h200-gpu"))
+    for name in NAMES:
+        text = words(module(name).draw(summary, samples))
+        assert "here" in text and "h200-gpu" in text
+
+
+def test_memory_figure_draws_measured_against_predicted(one):
+    summary, samples = one
+    off = samples.assign(kv_mib_predicted=samples["kv_mib_predicted"] * 2)
+    ax = module("kv_memory").draw(summary, off).axes[0]
+    predicted, observed = ax.lines[0].get_ydata(), ax.lines[1].get_ydata()
+    np.testing.assert_allclose(predicted, 2 * observed)
+    assert ax.get_xscale() == ax.get_yscale() == "log"
+
+
+def test_every_strategy_has_its_own_colour_and_marker():
+    looks = style.STRATEGIES.values()
+    assert set(style.STRATEGIES) == set(selection.STRATEGY_ORDER)
+    assert len({look.colour for look in looks}) == len(style.STRATEGIES)
+    assert len({look.marker for look in looks}) == len(style.STRATEGIES)
+    assert len({look.label for look in looks}) == len(style.STRATEGIES)
+
+
+def test_unknown_strategy_gets_a_stable_look_of_its_own():
+    new = style.look("my_new_cache")
+    assert new == style.look("my_new_cache")
+    assert new.label == "my new cache"
+    assert new.marker not in {look.marker for look in style.STRATEGIES.values()}
+
+
+def test_label_of_a_static_cache_says_whether_it_was_compiled():
+    assert style.label("static", True) == "static (compiled)"
+    assert style.label("static", np.bool_(False)) == "static (eager)"
+    assert style.label("static_reuse", False) == "static (reused, eager)"
+    assert style.label("static", None) == "static"
+    assert style.label("dynamic", False) == "dynamic"

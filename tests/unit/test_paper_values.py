@@ -1,0 +1,330 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import synthetic_kv
+from kvbench import paper_values, selection, tex
+from kvbench.errors import InputError
+from kvbench.values import Value
+
+PAPER = Path(__file__).resolve().parents[2] / "paper"
+MACHINES = ("here", "epyc", "h200-gpu")
+ENVIRONMENT = {
+    "here": {
+        "commit": "0123456789ab-dirty",
+        "date": "2026-01-02T03:04:05Z",
+        "gpu": {"memory_bytes": 2},
+    },
+    "epyc": {"commit": "fedcba", "date": "2025-12-01", "libraries": ["torch"]},
+}
+CLAIMS = [
+    {
+        "id": "dynamic_over_none",
+        "statement_en": "Dynamic is faster than none.",
+        "statement_pt": "O dinâmico é mais rápido.",
+        "figure": "5.36x",
+        "machine": "here",
+        "value": 5.9,
+        "ci_low": 5.8,
+        "ci_high": 6.0,
+        "verdict": "reproduced",
+        "reason": np.nan,
+    },
+    {"id": "llama2", "machine": "here", "verdict": "not tested", "reason": "50 % of cells & more"},
+]
+
+
+@pytest.fixture(scope="module")
+def tables():
+    return synthetic_kv.tables(MACHINES)
+
+
+@pytest.fixture(scope="module")
+def values(tables):
+    return paper_values.kv_values(*tables, CLAIMS, ENVIRONMENT)
+
+
+def row_of(summary, **wanted):
+    rows = summary
+    for column, value in wanted.items():
+        rows = rows[rows[column] == value]
+    assert len(rows) == 1
+    return rows.iloc[0]
+
+
+def test_headline_ratio_carries_interval_and_its_records(tables, values):
+    row = row_of(tables[0], machine="here", scenario="symposium_turn", strategy="static")
+    entry = values["headline_static_speedup_vs_dynamic"]
+    assert entry.value == row["speedup_vs_dynamic"]
+    assert entry.ci == (row["speedup_vs_dynamic_ci_low"], row["speedup_vs_dynamic_ci_high"])
+    cell = "results/cells/kv/cpu/llama-3.2-1b-geometry/symposium_turn/static"
+    assert entry.cells == tuple(f"{cell}/r{n}.json" for n in (1, 2, 3))
+
+
+def test_recorded_machine_is_in_the_name_and_in_the_path(values):
+    entry = values["h200_gpu_headline_dynamic_e2e"]
+    assert entry.cells[0].startswith("results/recorded/h200-gpu/cells/kv/cuda/llama-3.2-1b/")
+    assert values["machines"].value == "here, epyc, h200-gpu"
+
+
+def test_unusual_dtype_is_in_the_path_of_its_records(tables):
+    row = row_of(
+        tables[0], machine="h200-gpu", scenario="symposium_turn", strategy="none"
+    ).to_dict() | {"dtype": "float32"}
+    (path, *_) = paper_values.record_paths({}, row)
+    assert "/kv/cuda-float32/" in path
+
+
+def test_timed_dtype_is_that_of_the_configuration():
+    configuration = pytest.importorskip("kvbench.configuration")
+    assert selection.TIMED_DTYPE == configuration.DEFAULT_DTYPE
+
+
+def test_unsupported_strategy_has_no_number_but_a_reason(values):
+    stem = "banking_loan_application_offloaded"
+    assert values[f"{stem}_status"].value == "unsupported"
+    assert "CUDA" in values[f"{stem}_reason"].value
+    assert values[f"{stem}_e2e"].value is None
+    assert "offloaded, offloaded_static" in values["not_run"].value
+
+
+def test_counts_of_cells(tables, values):
+    here = tables[0][tables[0]["machine"] == "here"]
+    assert values["cells_total"].value == len(here)
+    assert values["cells_unsupported"].value == 4
+    assert values["cells_ok"].value == len(here) - 4
+    assert values["cells_failed"].value == 0
+    assert values["cells_unstable"].value == 2
+
+
+def test_exactness_is_counted_in_float32_only(tables):
+    summary, samples = (table.copy() for table in tables)
+    gpu = summary["machine"] == "h200-gpu"
+    summary.loc[gpu, "tokens_match_reference"] = 0.1
+    values = paper_values.kv_values(summary, samples)
+    assert values["h200_gpu_exact_cells"].value == 0
+    assert values["exact_cells_matching"].value == values["exact_cells"].value > 0
+
+
+def test_an_exact_cell_with_other_tokens_is_counted_as_not_matching(tables):
+    summary, samples = (table.copy() for table in tables)
+    first = summary.index[(summary["machine"] == "here") & (summary["strategy"] == "static")][0]
+    summary.loc[first, "tokens_match_reference"] = 0.9
+    values = paper_values.kv_values(summary, samples)
+    assert values["exact_cells_matching"].value == values["exact_cells"].value - 1
+
+
+def test_a_single_byte_off_the_predicted_storage_is_noticed(tables):
+    summary, samples = (table.copy() for table in tables)
+    first = summary.index[(summary["machine"] == "here") & (summary["strategy"] == "static")][0]
+    summary.loc[first, "kv_mib"] += 1 / 2**20
+    values = paper_values.kv_values(summary, samples)
+    assert values["kv_cells_equal_to_prediction"].value == values["kv_cells_compared"].value - 1
+
+
+def test_growth_is_last_turn_over_first(tables, values):
+    samples = tables[1]
+    own = samples[
+        (samples["machine"] == "here")
+        & (samples["scenario"] == "banking_loan_application")
+        & (samples["strategy"] == "none")
+    ]
+    by_turn = own.groupby("turn")["e2e_s"].median()
+    assert values["growth_none"].value == pytest.approx(by_turn.loc[3] / by_turn.loc[1])
+    assert values["growth_prompt"].value == pytest.approx(400 / 120)
+
+
+def test_nothing_measured_here_still_gives_the_published_strategies_a_name():
+    values = paper_values.kv_values(*synthetic_kv.tables(("epyc",)))
+    assert values["headline_static_speedup_vs_dynamic"].value is None
+    assert values["headline_none_status"].value == "not planned"
+    assert values["epyc_headline_static_speedup_vs_dynamic"].value is not None
+
+
+def test_claims_are_counted_by_verdict(values):
+    assert values["claims_total"].value == 2
+    assert values["claims_reproduced"].value == 1
+    assert values["claims_not_tested"].value == 1
+    assert values["claims_refuted"].value == 0
+
+
+def test_provenance_takes_the_latest_date_and_all_commits_and_digests(values):
+    assert values["date"].value == "2026-01-02"
+    assert values["commits"].value == "0123456789ab-dirty, fedcba"
+    assert values["code_digests"].value == "0123456789abcdef"
+    assert values["machine_gpu_memory_bytes"].value == 2
+    assert "epyc_machine_libraries" not in values
+
+
+def test_colliding_names_are_refused():
+    summary, samples = synthetic_kv.tables(("here", "h200-gpu"))
+    twin = summary[summary["machine"] == "h200-gpu"].assign(machine="h200_gpu")
+    both = pd.concat([summary, twin], ignore_index=True)
+    with pytest.raises(InputError, match="rename the machine"):
+        paper_values.kv_values(both, samples)
+
+
+def test_values_survive_the_file_with_stable_bytes(values, tmp_path):
+    paper_values.write_values(tmp_path / "a.json", values)
+    paper_values.write_values(tmp_path / "b.json", dict(reversed(values.items())))
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+    back = paper_values.read_values(tmp_path / "a.json")
+    assert back == {
+        name: Value(entry.value, entry.ci, entry.unit, entry.digits, tuple(sorted(entry.cells)))
+        for name, entry in values.items()
+    }
+    paper_values.write_values(tmp_path / "c.json", {"a": Value(float("nan"))})
+    assert json.loads((tmp_path / "c.json").read_text())["a"]["value"] is None
+
+
+def test_damaged_values_file_is_named(tmp_path):
+    (tmp_path / "values.json").write_text('{"a": {"value": 1}}')
+    with pytest.raises(InputError, match=r"values\.json: a is not a value"):
+        paper_values.read_values(tmp_path / "values.json")
+
+
+@pytest.mark.parametrize(
+    ("value", "digits"), [(None, 0), (0, 1), (314.42, 0), (58.7, 1), (5.36, 2), (0.0045, 5)]
+)
+def test_digits_show_three_figures(value, digits):
+    assert paper_values.digits_for(value) == digits
+
+
+def section(lang, values, claims=CLAIMS, figures=("kv_overview", "kv_turns")):
+    context = paper_values.section_context(values, claims, lang=lang, figures=figures)
+    return tex.render(PAPER / f"section.{lang}.tex.j2", context)
+
+
+def flat(text: str) -> str:
+    return re.sub(r"\s+", " ", text)
+
+
+@pytest.mark.parametrize("lang", ["en", "pt"])
+def test_section_renders_with_balanced_braces_and_environments(lang, values):
+    text = section(lang, values)
+    unescaped = re.sub(r"\\[{}%]", "", text)
+    assert unescaped.count("{") == unescaped.count("}")
+    assert sorted(re.findall(r"\\begin\{(\w+\*?)\}", text)) == sorted(
+        re.findall(r"\\end\{(\w+\*?)\}", text)
+    )
+    assert not re.search(r"\bnan\b|None|Undefined", text)
+
+
+@pytest.mark.parametrize("lang", ["en", "pt"])
+def test_section_cites_only_works_in_the_bibliography(lang, values):
+    known = set(re.findall(r"@\w+\{(\w+),", (PAPER / "references.bib").read_text()))
+    cited = {
+        key.strip()
+        for group in re.findall(r"\\cite\{([^}]*)\}", section(lang, values))
+        for key in group.split(",")
+    }
+    assert cited and cited <= known
+
+
+@pytest.mark.parametrize("lang", ["en", "pt"])
+def test_section_opens_with_the_published_figures_in_the_language(lang, values):
+    text = section(lang, values)
+    assert ("314.42" if lang == "en" else "314,42") in text
+    assert ("58.71" if lang == "en" else "58,71") in text
+
+
+def with_ratio(values, ratio: Value) -> str:
+    return flat(section("en", values | {"headline_static_speedup_vs_dynamic": ratio}))
+
+
+def test_prose_follows_the_interval(values):
+    assert "the static cache was faster than the dynamic cache: 1.20 times" in with_ratio(
+        values, Value(1.2, (1.1, 1.3))
+    )
+    assert "the static cache was slower than the dynamic cache" in with_ratio(
+        values, Value(0.8, (0.7, 0.9))
+    )
+    assert "no difference was found between the static cache and the dynamic cache" in with_ratio(
+        values, Value(1.02, (0.95, 1.1))
+    )
+    assert "from which nothing follows" in with_ratio(values, Value(1.2))
+    assert "could not be compared" in with_ratio(values, Value(None))
+
+
+def test_prose_says_whether_the_published_ratio_lies_in_the_interval(values):
+    assert "published 1.04 lies inside" in with_ratio(values, Value(1.05, (1.03, 1.07)))
+    assert "published 1.04 lies outside" in with_ratio(values, Value(1.2, (1.1, 1.3)))
+
+
+def test_unsupported_strategies_are_listed_with_their_reason(values):
+    text = flat(section("en", values))
+    assert "Not measured: offloaded, offloaded\\_static: offloaded caches need CUDA" in text
+    assert "not supported on this machine" in text
+
+
+def test_figures_that_do_not_exist_are_not_included(values):
+    text = section("en", values, figures=("kv_turns",))
+    assert "{kv_turns}" in text
+    assert "{kv_overview}" not in text
+
+
+def test_claims_table_shows_statement_interval_and_verdict_in_the_language(values):
+    english, portuguese = section("en", values), section("pt", values)
+    assert "Dynamic is faster than none." in english and "[5.80, 6.00]" in english
+    assert "O dinâmico é mais rápido." in portuguese and "não testada" in portuguese
+    assert "50 \\% of cells \\& more" in english
+
+
+def test_partly_failed_cell_keeps_its_numbers_and_its_reason(tables):
+    summary, samples = (table.copy() for table in tables)
+    where = (
+        (summary["machine"] == "here")
+        & (summary["scenario"] == "symposium_turn")
+        & (summary["strategy"] == "static")
+    )
+    summary.loc[where, "status"] = "mixed"
+    summary.loc[where, "reason"] = "killed"
+    values = paper_values.kv_values(summary, samples)
+    assert values["headline_static_e2e"].value is not None
+    assert values["cells_mixed"].value == 1
+    assert "or only in part: " in flat(section("en", values))
+
+
+def test_pooled_digests_are_listed_one_by_one(tables):
+    summary, samples = (table.copy() for table in tables)
+    summary.loc[0, "code_digest"] = "b" * 16 + "+" + "a" * 16
+    summary.loc[1:, "code_digest"] = "b" * 16
+    values = paper_values.kv_values(summary, samples)
+    assert values["code_digests"].value == "a" * 16 + ", " + "b" * 16
+    assert values["code_digest_count"].value == 2
+
+
+def test_claim_without_verdict_is_refused(values):
+    with pytest.raises(InputError, match="no verdict"):
+        paper_values.section_context(values, [{"id": "a"}])
+
+
+def test_aa_table_appears_only_with_its_values(values):
+    statistics = pytest.importorskip("kvbench.statistics")
+    interval = statistics.Interval(0.03, 0.006, 0.085)
+    good = statistics.AATest(100, 3, interval)
+    found = statistics.AATest(100, 95, statistics.Interval(0.95, 0.887, 0.984))
+    assert "tab:aa" not in section("en", values)
+    passed = section("en", values | paper_values.aa_values(good, found, 0.05))
+    assert "It meets its aims" in passed
+    missed = section("en", values | paper_values.aa_values(found, good, 0.05))
+    assert "It misses its aims" in missed
+
+
+def test_document_inputs_the_app_section_only_when_it_exists(values):
+    for has_app in (True, False):
+        context = paper_values.section_context(values, lang="pt", has_app=has_app)
+        text = tex.render(PAPER / "main.tex.j2", context | {"figures_dir": "figures"})
+        assert ("\\input{app_section.pt.tex}" in text) is has_app
+        assert "\\input{section.pt.tex}" in text and "{brazilian}" in text
+
+
+def test_section_renders_when_nothing_was_measured_here():
+    tables = synthetic_kv.tables(("epyc",), scenarios=("banking_loan_application",))
+    text = section("en", paper_values.kv_values(*tables), claims=None)
+    assert "The headline cell was not measured here." in text

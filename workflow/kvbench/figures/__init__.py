@@ -1,0 +1,87 @@
+"""One module per figure: tidy tables in, a matplotlib figure out.
+
+Every figure module has ``QUESTION`` (the figure's title: the one question it answers) and
+``draw(*tables)``. Which tables it takes follows from its name (``kv_*``: summary and samples;
+``app_<study>*``: the study's table) or from a literal ``TABLES = ("name", ...)`` in the module.
+Modules whose name starts with an underscore are helpers. Saving, fonts, widths and colours live in
+:mod:`kvbench.figures.style`.
+
+Importing this package imports no matplotlib: the DAG is planned from the modules' text.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from kvbench.errors import InputError
+
+_FOLDER = Path(__file__).parent
+_KV_TABLES = ("kv_summary", "kv_samples")
+
+
+def names() -> list[str]:
+    """Names of all figures, sorted."""
+    return sorted(
+        path.stem
+        for path in _FOLDER.glob("*.py")
+        if not path.stem.startswith("_") and path.stem != "style"
+    )
+
+
+@cache
+def _literals(name: str) -> dict[str, object]:
+    """The module's top-level constants, read without importing it."""
+    found = {}
+    for node in ast.parse((_FOLDER / f"{name}.py").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            try:
+                found[node.targets[0].id] = ast.literal_eval(node.value)
+            except ValueError:
+                continue
+    return found
+
+
+def tables_of(name: str, studies: Sequence[str]) -> tuple[str, ...]:
+    """Names of the tables a figure takes, in the order of ``draw``'s arguments.
+
+    Raises
+    ------
+    InputError
+        The figure's name fits no table and its module names none.
+    """
+    declared = _literals(name).get("TABLES")
+    if declared:
+        return tuple(declared)
+    if name.startswith("kv_"):
+        return _KV_TABLES
+    fitting = [study for study in studies if f"{name}_".startswith(f"app_{study}_")]
+    if not fitting:
+        raise InputError(
+            f"workflow/kvbench/figures/{name}.py: no table follows from the name; "
+            'add TABLES = ("kv_summary",) or the like'
+        )
+    return (f"app_{max(fitting, key=len)}",)
+
+
+def drawable(studies: Sequence[str]) -> list[str]:
+    """Figures whose tables this run has: those of studies that are left out are left out."""
+    return [
+        name
+        for name in names()
+        if not name.startswith("app_")
+        or "TABLES" in _literals(name)
+        or any(f"{name}_".startswith(f"app_{study}_") for study in studies)
+    ]
+
+
+def question(name: str) -> str:
+    """The question a figure answers."""
+    return str(_literals(name)["QUESTION"])
+
+
+def labels(name: str) -> dict[str, str]:
+    """Labels in the report."""
+    return {"figure": question(name), "suite": name.partition("_")[0]}

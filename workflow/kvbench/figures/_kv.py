@@ -1,0 +1,254 @@
+"""What the KV figures share: dot panels with intervals, turn medians, axes, empty figures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from kvbench import selection
+from kvbench.figures import style
+
+#: Raw samples are drawn one by one below this number (the house rule of the figures).
+FEW = 20
+
+STATUS_WORDS = {
+    "unsupported": "not supported here",
+    "out_of_memory": "out of memory",
+    "failed": "failed",
+}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One panel: a column of the tables, its axis label with the unit."""
+
+    column: str
+    axis: str
+    #: A second column, drawn hollow on the same axis.
+    inner: str | None = None
+
+
+def empty(question: str, why: str) -> Figure:
+    """A figure that says why there is nothing to see."""
+    figure = plt.figure(figsize=(style.PAGE_WIDTH, 1.2))
+    figure.suptitle(question, fontsize=9)
+    figure.text(0.5, 0.4, why, ha="center", va="center", color=style.OKABE_ITO["grey"])
+    return figure
+
+
+def heading(group: selection.Group, scenario: str | None = None) -> str:
+    """One line that names what a panel shows."""
+    parts = [group.machine, group.model, f"{group.dtype} on {group.device}"]
+    return " · ".join([*parts, scenario] if scenario else parts)
+
+
+#: Height of all panels of a figure together, in inches: it has to fit a page with its caption.
+TALLEST = 8.0
+
+
+def bands(
+    headings: Sequence[str], heights: Sequence[float], columns: int, margin: float
+) -> tuple[Figure, list[np.ndarray]]:
+    """A page-wide figure with a row of ``columns`` panels per heading, sharing their y axis.
+
+    ``heights`` and ``margin`` (title and legend) are in inches; tall figures are shrunk to a page.
+    """
+    shrink = min(1.0, TALLEST / sum(heights))
+    figure = plt.figure(figsize=(style.PAGE_WIDTH, shrink * sum(heights) + margin))
+    parts = figure.subfigures(len(headings), 1, squeeze=False, height_ratios=list(heights))
+    rows = []
+    for part, text in zip(parts[:, 0], headings, strict=True):
+        part.suptitle(text, x=0.012, ha="left", fontsize=7.5, style="italic")
+        axes = part.subplots(1, columns, sharey=True)
+        for ax in axes[1:]:
+            ax.tick_params(axis="y", left=False, labelleft=False)
+        rows.append(axes)
+    return figure, rows
+
+
+def plain_log_axis(axis, low: float, high: float) -> None:
+    """Write 0.5, 2, 100 instead of powers of ten; more ticks when the span is short."""
+    decades = math.log10(high / low) if low > 0 else 1
+    subs = (1.0, 2.0, 5.0) if decades < 2.5 else (1.0, 3.0) if decades < 3.5 else (1.0,)
+    axis.set_major_locator(LogLocator(subs=subs, numticks=9))
+    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}" if x >= 1000 else f"{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _number(value: object) -> float:
+    return float(value) if value is not None and not pd.isna(value) else math.nan
+
+
+def conversations(samples: pd.DataFrame) -> pd.DataFrame:
+    """One row per conversation, the unit that the medians of the summary are taken over.
+
+    Latencies are means over its turns, throughput is all new tokens over all time.
+    """
+    disturbed = samples["disturbed"].map(lambda entry: str(entry) == "True").astype(bool)
+    turns = samples.assign(disturbed=disturbed).groupby(["replicate", "iteration"], sort=True)
+    table = turns[["e2e_s", "ttft_s", "tpot_s"]].mean()
+    table["output_tokens_per_s"] = turns["new_tokens"].sum() / turns["e2e_s"].sum()
+    table["disturbed"] = turns["disturbed"].any()
+    return table
+
+
+def draw_metric(
+    ax: Axes, rows: pd.DataFrame, samples: pd.DataFrame, order: Sequence[str], metric: Metric
+) -> None:
+    """Draw one metric of one cell group: a line per strategy, its interval, its few samples."""
+    by_strategy = rows.drop_duplicates("strategy").set_index("strategy")
+    seen: list[float] = []
+    for place, strategy in enumerate(order):
+        row, look = by_strategy.loc[strategy], style.look(strategy)
+        if row["status"] not in selection.TIMED:
+            continue
+        centre = _number(row.get(f"{metric.column}_median", row.get(metric.column)))
+        low = _number(row.get(f"{metric.column}_ci_low"))
+        high = _number(row.get(f"{metric.column}_ci_high"))
+        points = conversations(samples[samples["strategy"] == strategy])
+        if metric.column in points:
+            points = points[points[metric.column].notna()]
+        if metric.column in points and 1 < len(points) < FEW:
+            spread = np.linspace(-0.26, 0.26, len(points))
+            calm = ~points["disturbed"].to_numpy()
+            values = points[metric.column].to_numpy(dtype=float)
+            ax.scatter(
+                values[calm], place + spread[calm], s=5, color=look.colour, alpha=0.35, linewidths=0
+            )
+            ax.scatter(
+                values[~calm],
+                place + spread[~calm],
+                s=9,
+                marker="x",
+                color=look.colour,
+                alpha=0.6,
+                linewidths=0.7,
+            )
+            seen.extend(values.tolist())
+        if not math.isnan(low) and not math.isnan(high):
+            ax.plot([low, high], [place, place], color=look.colour, linewidth=1.6, zorder=3)
+            seen.extend([low, high])
+        if metric.inner is not None:
+            inner = _number(row.get(metric.inner))
+            if inner > 0:
+                ax.plot(
+                    inner,
+                    place,
+                    look.marker,
+                    mfc="white",
+                    mec=look.colour,
+                    ms=4.5 * look.size,
+                    mew=0.9,
+                    zorder=3,
+                )
+                seen.append(inner)
+        if not math.isnan(centre):
+            ax.plot(
+                centre,
+                place,
+                look.marker,
+                color=look.colour,
+                ms=5 * look.size,
+                mec="white",
+                mew=0.5,
+                zorder=4,
+            )
+            seen.append(centre)
+    positive = [value for value in seen if value > 0]
+    if positive and len(positive) == len(seen) and max(positive) / min(positive) > 15:
+        ax.set_xscale("log")
+        plain_log_axis(ax.xaxis, min(positive), max(positive))
+    elif seen:
+        ax.set_xlim(left=min(0.0, min(seen)))
+    ax.set_xlabel(metric.axis)
+    ax.grid(axis="x", color="0.9", linewidth=0.6)
+    ax.set_axisbelow(True)
+
+
+def name_rows(ax: Axes, rows: pd.DataFrame, order: Sequence[str]) -> bool:
+    """Write strategy names on the y axis; a star marks unstable ones. True when there is a star."""
+    by_strategy = rows.drop_duplicates("strategy").set_index("strategy")
+    names, starred = [], False
+    for strategy in order:
+        row = by_strategy.loc[strategy]
+        star = row["status"] in selection.TIMED and row.get("unstable") in (True, "True")
+        starred |= bool(star)
+        names.append(style.label(strategy, row.get("compiled")) + (" *" if star else ""))
+    ax.set_yticks(range(len(order)), names)
+    ax.set_ylim(len(order) - 0.5, -0.5)
+    for place, strategy in enumerate(order):
+        status = by_strategy.loc[strategy, "status"]
+        if status not in selection.TIMED:
+            ax.get_yticklabels()[place].set_color("0.5")
+            ax.text(
+                0.02,
+                place,
+                STATUS_WORDS.get(str(status), str(status)),
+                transform=ax.get_yaxis_transform(),
+                va="center",
+                fontsize=6.5,
+                style="italic",
+                color="0.45",
+            )
+    return starred
+
+
+def metric_figure(
+    question: str,
+    metrics: Sequence[Metric],
+    summary: pd.DataFrame,
+    samples: pd.DataFrame,
+    *,
+    model: str | None = None,
+    scenario: str | None = None,
+) -> Figure:
+    """A row of dot panels per machine: one panel a metric, one line a strategy."""
+    chosen = []
+    for machine in selection.machines(summary):
+        best = selection.widest(summary, machine, model=model, scenario=scenario)
+        if best is not None:
+            chosen.append(best)
+    if not chosen:
+        return empty(question, "no cell has been measured yet")
+    tables = [selection.rows_of(summary, *one) for one in chosen]
+    heights = [0.8 + 0.165 * rows["strategy"].nunique() for rows in tables]
+    names = [heading(group, name) for group, name in chosen]
+    figure, axes = bands(names, heights, len(metrics), margin=0.55)
+    starred = False
+    for line, (group, name), rows in zip(axes, chosen, tables, strict=True):
+        order = selection.in_order(rows["strategy"])
+        own = selection.rows_of(samples, group, name)
+        for ax, metric in zip(line, metrics, strict=True):
+            draw_metric(ax, rows, own, order, metric)
+        starred |= name_rows(line[0], rows, order)
+    figure.suptitle(question, fontsize=9)
+    notes = ["marker: median; bar: 95 % interval; dots: single conversations"]
+    if any(metric.inner for metric in metrics):
+        notes.append("hollow: the KV cache alone")
+    if starred:
+        notes.append("* unstable")
+    figure.supxlabel("; ".join(notes), fontsize=6.5, color="0.35")
+    return figure
+
+
+def finish_lines(figure: Figure, handles: dict[str, object], question: str, note: str) -> None:
+    """Title, one legend for all panels, and the note that explains the marks."""
+    figure.suptitle(question, fontsize=9)
+    if handles:
+        figure.legend(
+            handles.values(),
+            handles.keys(),
+            loc="outside lower center",
+            ncols=min(5, len(handles)),
+            frameon=False,
+            title=note,
+            title_fontsize=6.5,
+        )

@@ -1,0 +1,176 @@
+"""Speed-up over no cache and over the dynamic cache as a forest plot, with the published ratios."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from kvbench import selection
+from kvbench.figures import _kv, style
+
+QUESTION = "How much faster is each strategy, and how sure are we?"
+
+#: Ratios of the source document's single runs: 314.42 s, 58.71 s and 56.52 s at 152 + 150 tokens.
+PUBLISHED = {
+    "speedup_vs_none": {"dynamic": 5.36, "static": 5.56},
+    "speedup_vs_dynamic": {"static": 1.04},
+}
+
+BASES = {"speedup_vs_none": "none", "speedup_vs_dynamic": "dynamic"}
+
+AXES = {
+    "speedup_vs_none": "speed-up over no cache (ratio of E2E)",
+    "speedup_vs_dynamic": "speed-up over the dynamic cache (ratio of E2E)",
+}
+
+
+def draw(summary: pd.DataFrame, samples: pd.DataFrame, *, model: str | None = None) -> Figure:
+    """Draw one row per machine: a line per strategy, a marker with interval per scenario.
+
+    The headline scenario is that of the model nearest to the published one, the others are those of
+    the model with the most ratios.
+
+    Parameters
+    ----------
+    summary:
+        The table ``kv_summary``; ``samples`` is not used (a ratio has no single samples).
+    model:
+        Show this model only.
+    """
+    chosen = []
+    for machine in selection.machines(summary):
+        columns = [
+            group
+            for column in PUBLISHED
+            if (group := selection.broadest(summary, machine, column, model=model))
+        ]
+        if columns:
+            chosen.append(columns[0])
+    if not chosen:
+        return _kv.empty(QUESTION, "no two strategies have been measured on the same scenario yet")
+    names, tables = [], []
+    for group in chosen:
+        rows, name = selection.rows_of(summary, group), _kv.heading(group)
+        headline = selection.nearest_to_published(summary, group.machine)
+        if headline is not None and model is None and headline != group:
+            # The published ratios stand beside the model nearest to theirs, not the widest one.
+            own = selection.rows_of(summary, headline, selection.HEADLINE_SCENARIO)
+            rows = pd.concat([rows[rows["scenario"] != selection.HEADLINE_SCENARIO], own])
+            name += f"; {selection.HEADLINE_SCENARIO}: {headline.model}, {headline.dtype}"
+        rows = selection.measured(rows)
+        tables.append(rows[rows[list(PUBLISHED)].notna().any(axis=1)])
+        names.append(name)
+    heights = []
+    for rows in tables:
+        _, halves = _places(rows, selection.in_order(rows["strategy"]))
+        heights.append(0.75 + 0.115 * sum(halves.values()))
+    figure, axes = _kv.bands(names, heights, columns=2, margin=0.6)
+    for line, rows in zip(axes, tables, strict=True):
+        order = selection.in_order(rows["strategy"])
+        centres, halves = _places(rows, order)
+        for ax, column in zip(line, PUBLISHED, strict=True):
+            _panel(ax, rows, order, centres, halves, column)
+        compiled = rows.drop_duplicates("strategy").set_index("strategy")["compiled"]
+        starred = rows.loc[rows["unstable"].isin([True, "True"]), "strategy"].unique()
+        line[0].set_yticks(
+            [centres[name] for name in order],
+            [
+                style.label(name, compiled[name]) + (" *" if name in starred else "")
+                for name in order
+            ],
+        )
+        line[0].set_ylim(
+            centres[order[-1]] + halves[order[-1]], centres[order[0]] - halves[order[0]]
+        )
+    figure.suptitle(QUESTION, fontsize=9)
+    handles = [
+        Line2D([], [], color="0.3", marker="o", ms=4, linewidth=1.4),
+        Line2D([], [], color="0.3", marker="o", ms=4, mfc="white", linewidth=1.4),
+        Line2D([], [], color=style.OKABE_ITO["black"], marker="|", ms=7, mew=1.6, linewidth=0),
+    ]
+    meanings = [
+        f"{selection.HEADLINE_SCENARIO}, 95 % interval",
+        "other scenario, 95 % interval",
+        "published",
+    ]
+    if any(rows["unstable"].isin([True, "True"]).any() for rows in tables):
+        handles.append(Line2D([], [], linewidth=0, marker="$*$", color="0.3", ms=5))
+        meanings.append("unstable in a scenario")
+    figure.legend(handles, meanings, loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+def _places(rows: pd.DataFrame, order: list[str]) -> tuple[dict[str, float], dict[str, float]]:
+    """Middle and half height of each strategy's band, in units of one marker."""
+    centres, halves, top = {}, {}, 0.0
+    for name in order:
+        height = 1.6 + rows.loc[rows["strategy"] == name, "scenario"].nunique()
+        height += 1.4 * any(name in ratios for ratios in PUBLISHED.values())
+        centres[name], halves[name] = top + height / 2, height / 2
+        top += height
+    return centres, halves
+
+
+def _panel(
+    ax: Axes,
+    rows: pd.DataFrame,
+    order: list[str],
+    centres: dict[str, float],
+    halves: dict[str, float],
+    column: str,
+) -> None:
+    seen = [1.0]
+    for band, name in enumerate(order):
+        look = style.look(name)
+        if band % 2:
+            ax.axhspan(
+                centres[name] - halves[name], centres[name] + halves[name], color="0.965", lw=0
+            )
+        own = rows[(rows["strategy"] == name) & rows[column].notna()].sort_values("scenario")
+        if name == BASES[column]:
+            own = own.iloc[:0]
+            ax.text(
+                1.0, centres[name], " = 1", fontsize=6.5, va="center", color="0.45", style="italic"
+            )
+        published = PUBLISHED[column].get(name)
+        offsets = np.arange(len(own)) - (len(own) - 1) / 2 + (0.9 if published else 0)
+        for offset, (_, row) in zip(offsets, own.iterrows(), strict=True):
+            place, centre = centres[name] + offset, float(row[column])
+            low, high = row.get(f"{column}_ci_low"), row.get(f"{column}_ci_high")
+            if pd.notna(low) and pd.notna(high):
+                ax.plot([low, high], [place, place], color=look.colour, linewidth=1.2)
+                seen.extend([float(low), float(high)])
+            headline = row["scenario"] == selection.HEADLINE_SCENARIO
+            ax.plot(
+                centre,
+                place,
+                look.marker,
+                mfc=look.colour if headline else "white",
+                mec=look.colour,
+                ms=(4.2 if headline else 3.4) * look.size,
+                mew=0.8,
+            )
+            seen.append(centre)
+        if published is not None:
+            place = centres[name] - halves[name] + 1.0
+            ax.plot(published, place, "|", color="black", ms=7, mew=1.6)
+            ax.annotate(
+                f"{published:.2f}×",
+                (published, place),
+                xytext=(4, 0),
+                textcoords="offset points",
+                fontsize=6,
+                va="center",
+            )
+            seen.append(published)
+    ax.axvline(1.0, color="0.4", linewidth=0.8, linestyle=(0, (4, 3)))
+    if min(seen) > 0 and max(seen) / min(seen) > 3:
+        ax.set_xscale("log")
+        _kv.plain_log_axis(ax.xaxis, min(seen), max(seen))
+    ax.margins(x=0.08)
+    ax.set_xlabel(AXES[column])
+    ax.grid(axis="x", color="0.9", linewidth=0.6)
+    ax.set_axisbelow(True)

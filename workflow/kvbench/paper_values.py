@@ -1,0 +1,584 @@
+"""From the KV tables to the paper's named numbers, and from those to the templates' context."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from kvbench import documents, selection
+from kvbench.errors import InputError
+from kvbench.selection import HEADLINE_SCENARIO, HERE, SWEEP_SCENARIO, Group
+from kvbench.values import Value
+
+if TYPE_CHECKING:
+    from kvbench.statistics import AATest
+
+#: Strategies of the source document; their headline values exist even where nothing was measured.
+PUBLISHED_STRATEGIES = ("none", "dynamic", "static")
+
+#: What the source document printed for its headline cell: one run each, 152 + 150 tokens.
+PUBLISHED = {
+    "none": {"e2e": 314.42, "output_tokens_per_s": 0.5, "memory": 31.7},
+    "dynamic": {"e2e": 58.71, "output_tokens_per_s": 2.6, "memory": 0.008},
+    "static": {"e2e": 56.52, "output_tokens_per_s": 2.7, "memory": -4.45},
+    "ratios": {"dynamic_vs_none": 5.36, "static_vs_none": 5.56, "static_vs_dynamic": 1.04},
+}
+
+#: Value's ending -> (column of the summary, unit). Columns with a ``_median`` carry an interval.
+MEASURES = {
+    "e2e": ("e2e_s_median", "s"),
+    "ttft": ("ttft_s_median", "s"),
+    "tpot": ("tpot_s_median", "s"),
+    "output_tokens_per_s": ("output_tokens_per_s_median", "tokens/s"),
+    "peak_memory": ("peak_memory_mib", "MiB"),
+    "kv": ("kv_mib", "MiB"),
+    "kv_predicted": ("kv_mib_predicted", "MiB"),
+    "speedup_vs_none": ("speedup_vs_none", "x"),
+    "speedup_vs_dynamic": ("speedup_vs_dynamic", "x"),
+    "tokens_match": ("tokens_match_reference", ""),
+    "roofline_fraction": ("roofline_fraction", ""),
+    "cold_e2e": ("cold_e2e_s", "s"),
+    "compile": ("compile_s", "s"),
+}
+
+#: What every scenario tells; the headline and the widest cell tell all of ``MEASURES``.
+PER_SCENARIO = (
+    "e2e",
+    "peak_memory",
+    "kv",
+    "speedup_vs_none",
+    "speedup_vs_dynamic",
+    "tokens_match",
+)
+
+STATUSES = ("ok", "mixed", "unsupported", "out_of_memory", "failed")
+
+VERDICTS = ("reproduced", "refuted", "inconclusive", "not tested")
+
+
+def snake(text: str) -> str:
+    """A name for values: lower case, one underscore for every run of other characters."""
+    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
+
+
+def prefix(machine: str) -> str:
+    """What a value's name starts with: nothing for this machine, its name for a recorded one."""
+    return "" if machine == HERE else f"{snake(machine)}_"
+
+
+IDENTITY = (*Group._fields, "scenario", "strategy")
+
+
+def replicates_of(samples: pd.DataFrame) -> dict[tuple[str, ...], list[int]]:
+    """Replicate numbers by cell identity (machine, model, device, dtype, scenario, strategy)."""
+    known = samples[[*IDENTITY, "replicate"]].dropna().drop_duplicates()
+    found: dict[tuple[str, ...], list[int]] = {}
+    for *key, replicate in known.itertuples(index=False):
+        found.setdefault(tuple(map(str, key)), []).append(int(replicate))
+    return {key: sorted(numbers) for key, numbers in found.items()}
+
+
+def record_paths(
+    replicates: Mapping[tuple[str, ...], Sequence[int]], row: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """Records behind one summary row, from the repository root, by the layout of the cells folder.
+
+    ``replicates`` is the answer of :func:`replicates_of`; a cell without samples is taken to have
+    the replicates its row counts, one at least.
+    """
+    device, dtype = str(row["device"]), str(row["dtype"])
+    place = device if dtype == selection.TIMED_DTYPE.get(device) else f"{device}-{dtype}"
+    numbers = replicates.get(tuple(str(row[column]) for column in IDENTITY))
+    if not numbers:
+        numbers = range(1, 1 + max(1, int(_number(row.get("replicates")) or 1)))
+    machine = str(row["machine"])
+    root = "results" if machine == HERE else f"results/recorded/{machine}"
+    cell = f"{root}/cells/kv/{place}/{row['model']}/{row['scenario']}/{row['strategy']}"
+    return tuple(f"{cell}/r{number}.json" for number in numbers)
+
+
+def digits_for(value: float | None, significant: int = 3) -> int:
+    """Decimals that show ``significant`` figures of a value, at least none and at most six."""
+    if value is None or value == 0:
+        return 0 if value is None else 1
+    return min(6, max(0, significant - 1 - math.floor(math.log10(abs(value)))))
+
+
+def _number(entry: object) -> float | None:
+    if entry is None or pd.isna(entry):
+        return None
+    number = float(entry)
+    return number if math.isfinite(number) else None
+
+
+def _measure(row: Mapping[str, Any] | None, measure: str, cells: Sequence[str]) -> Value:
+    column, unit = MEASURES[measure]
+    if row is None:
+        return Value(None, unit=unit)
+    value = _number(row.get(column)) if row["status"] in selection.TIMED else None
+    if value is None:
+        return Value(None, unit=unit, cells=tuple(cells))
+    stem = column.removesuffix("_median")
+    ends = (_number(row.get(f"{stem}_ci_low")), _number(row.get(f"{stem}_ci_high")))
+    digits = digits_for(value, 4 if unit == "s" and value >= 1 else 3)
+    if unit == "x":
+        digits = max(2, digits_for(value)) if value < 1 else 2
+    return Value(value, None if None in ends else ends, unit, digits, tuple(cells))
+
+
+def _flag(series: pd.Series) -> pd.Series:
+    """A column of True, False, their words in CSV, or nothing, as booleans (nothing is False)."""
+    return series.map(lambda entry: entry is True or str(entry).lower() in {"true", "1", "1.0"})
+
+
+class _Writer:
+    """Collects values; a name given twice is an error of the caller."""
+
+    def __init__(self, samples: pd.DataFrame) -> None:
+        self.values: dict[str, Value] = {}
+        self.samples = samples
+        self.replicates = replicates_of(samples)
+
+    def put(self, name: str, value: Value) -> None:
+        if name in self.values:
+            raise InputError(
+                f"values.json: two numbers are called {name!r}; "
+                "a recorded machine's name and a scenario's collide: rename the machine"
+            )
+        self.values[name] = value
+
+    def cell(self, stem: str, row: Mapping[str, Any] | None, measures: Iterable[str]) -> None:
+        """All values of one summary row (or their absence)."""
+        cells = () if row is None else record_paths(self.replicates, row)
+        self.put(f"{stem}_status", Value("not planned" if row is None else str(row["status"])))
+        reason = None if row is None or pd.isna(row.get("reason")) else str(row["reason"])
+        self.put(f"{stem}_reason", Value(reason, cells=cells))
+        for measure in measures:
+            self.put(f"{stem}_{measure}", _measure(row, measure, cells))
+
+
+def kv_values(
+    summary: pd.DataFrame,
+    samples: pd.DataFrame,
+    claims: pd.DataFrame | Sequence[Mapping[str, Any]] | None = None,
+    environment: Mapping[str, Mapping[str, Any]] | None = None,
+) -> dict[str, Value]:
+    """Name every number that the paper's KV section may print.
+
+    Names are lower_snake; those of a recorded machine start with its name, those of this machine
+    with nothing. Per machine: ``headline_<strategy>_<measure>`` (the published cell),
+    ``widest_<strategy>_<measure>`` (the cell with the most strategies),
+    ``<scenario>_<strategy>_<measure>``, counts ``cells_*``, ``exact_*``, ``stability``, facts
+    ``machine_<fact>``. A number that could not be measured is ``Value(None)``.
+
+    Parameters
+    ----------
+    summary, samples:
+        The tables ``kv_summary`` and ``kv_samples``.
+    claims:
+        Rows of ``claims.csv``; counted by verdict.
+    environment:
+        Machine to its facts, as in ``kvbench.measurement.environment.describe`` plus ``date``
+        (ISO 8601, of the latest record). Plain ones become ``machine_<fact>`` with nested keys
+        joined; ``commit`` and ``date`` also feed the provenance line.
+
+    Raises
+    ------
+    InputError
+        If two numbers would get the same name.
+    """
+    out = _Writer(samples)
+    environment = environment or {}
+    machines = selection.machines(summary)
+    out.put("machines", Value(", ".join(machines)))
+    for key in ("e2e", "output_tokens_per_s", "memory"):
+        unit = {"e2e": "s", "output_tokens_per_s": "tokens/s", "memory": "MB"}[key]
+        for strategy in PUBLISHED_STRATEGIES:
+            out.put(
+                f"published_{strategy}_{key}",
+                Value(
+                    PUBLISHED[strategy][key], unit=unit, digits=_printed(PUBLISHED[strategy][key])
+                ),
+            )
+    for key, ratio in PUBLISHED["ratios"].items():
+        out.put(f"published_{key}", Value(ratio, unit="x", digits=2))
+    for machine in dict.fromkeys([HERE, *machines]):
+        _machine_values(out, summary, machine)
+    _counts(out, "all_", summary)
+    for name, entry in _claim_counts(claims).items():
+        out.put(name, entry)
+    _provenance(out, summary, environment)
+    return out.values
+
+
+def _machine_values(out: _Writer, summary: pd.DataFrame, machine: str) -> None:
+    start = prefix(machine)
+    rows = summary[summary["machine"] == machine]
+    _headline(out, start, summary, machine)
+    _widest(out, start, summary, machine)
+    planned = selection.in_order(rows["strategy"])
+    out.put(f"{start}strategies", Value(", ".join(planned)))
+    scenarios = sorted(set(rows["scenario"]))
+    out.put(f"{start}scenarios", Value(", ".join(scenarios)))
+    for scenario in scenarios:
+        group = selection.nearest_to_published(summary, machine, scenario)
+        own = selection.rows_of(summary, group, scenario)
+        for row in own.to_dict("records"):
+            # A median of E2E over the lengths of the sweep would mean nothing.
+            told = [name for name in PER_SCENARIO if (name, scenario) != ("e2e", SWEEP_SCENARIO)]
+            out.cell(f"{start}{scenario}_{row['strategy']}", row, told)
+    _counts(out, start, rows)
+    _growth(out, start, summary, machine)
+
+
+def _headline(out: _Writer, start: str, summary: pd.DataFrame, machine: str) -> None:
+    group = selection.nearest_to_published(summary, machine)
+    own = {}
+    if group is not None:
+        found = selection.rows_of(summary, group, HEADLINE_SCENARIO)
+        own = {row["strategy"]: row for row in found.to_dict("records")}
+    for fact in ("model", "device", "dtype"):
+        out.put(f"{start}headline_{fact}", Value(getattr(group, fact, None)))
+    for fact, column in (("prompt_tokens", "prompt_tokens"), ("new_tokens", "new_tokens")):
+        taken = out.samples.iloc[:0]
+        if group is not None:
+            taken = selection.rows_of(out.samples, group, HEADLINE_SCENARIO)
+        number = _number(taken[column].median()) if len(taken) else None
+        out.put(f"{start}headline_{fact}", Value(None if number is None else int(number), digits=0))
+    threads = next((_number(row.get("threads")) for row in own.values()), None)
+    out.put(f"{start}headline_threads", Value(None if threads is None else int(threads), digits=0))
+    for strategy in selection.in_order([*PUBLISHED_STRATEGIES, *own]):
+        row = own.get(strategy)
+        out.cell(f"{start}headline_{strategy}", row, MEASURES)
+        count = None if row is None else _number(row.get("samples"))
+        out.put(
+            f"{start}headline_{strategy}_samples",
+            Value(0 if count is None else int(count), digits=0),
+        )
+    out.put(f"{start}headline_strategies", Value(", ".join(selection.in_order(own))))
+
+
+def _widest(out: _Writer, start: str, summary: pd.DataFrame, machine: str) -> None:
+    best = selection.widest(summary, machine)
+    group, scenario = best if best is not None else (None, None)
+    for fact in ("model", "device", "dtype"):
+        out.put(f"{start}widest_{fact}", Value(getattr(group, fact, None)))
+    out.put(f"{start}widest_scenario", Value(scenario))
+    names: list[str] = []
+    if best is not None:
+        own = selection.rows_of(summary, group, scenario)
+        rows = {row["strategy"]: row for row in own.to_dict("records")}
+        names = selection.in_order(rows)
+        for strategy in names:
+            row = rows[strategy]
+            stem = f"{start}widest_{strategy}"
+            out.cell(stem, row, MEASURES)
+            for flag in ("exact", "compiled", "unstable"):
+                known = row.get(flag)
+                known = (
+                    None if known is None or pd.isna(known) else bool(_flag(pd.Series([known]))[0])
+                )
+                out.put(
+                    f"{stem}_{flag}", Value(known if row["status"] in selection.TIMED else None)
+                )
+    out.put(f"{start}widest_strategies", Value(", ".join(names)))
+
+
+def _counts(out: _Writer, start: str, rows: pd.DataFrame) -> None:
+    """Counts over the rows of the summary: one row is one cell, whatever its replicates."""
+    out.put(f"{start}cells_total", Value(len(rows), digits=0))
+    for status in STATUSES:
+        out.put(f"{start}cells_{status}", Value(int((rows["status"] == status).sum()), digits=0))
+    ok = selection.measured(rows)
+    out.put(f"{start}cells_unstable", Value(int(_flag(ok["unstable"]).sum()), digits=0))
+    disturbed = _number(ok["disturbed_share"].median()) if len(ok) else None
+    out.put(f"{start}disturbed_share", Value(disturbed, digits=3))
+    success = _number(ok["success_rate"].min()) if len(ok) else None
+    out.put(f"{start}success_rate_lowest", Value(success, digits=3))
+    # Only float32 is held to equal tokens: in bfloat16 a different order of additions shows.
+    judged = ok[(ok["dtype"] == "float32") & ok["tokens_match_reference"].notna()]
+    exact = judged[_flag(judged["exact"])]
+    out.put(f"{start}exact_cells", Value(len(exact), digits=0))
+    same = int((exact["tokens_match_reference"] == 1).sum())
+    out.put(f"{start}exact_cells_matching", Value(same, digits=0))
+    lossy = judged[~_flag(judged["exact"])]
+    low = _number(lossy["tokens_match_reference"].min()) if len(lossy) else None
+    out.put(f"{start}lossy_tokens_match_lowest", Value(low, digits=3))
+    stored = ok[ok["kv_mib"].notna() & ok["kv_mib_predicted"].notna()]
+    off = (stored["kv_mib"] - stored["kv_mib_predicted"]).abs()
+    # A table in MiB holds bytes times 2**-20; less than half a byte apart is the same byte count.
+    out.put(f"{start}kv_cells_compared", Value(len(stored), digits=0))
+    equal = int((off < 0.5 / 2**20).sum())
+    out.put(f"{start}kv_cells_equal_to_prediction", Value(equal, digits=0))
+    reasons: dict[str, list[str]] = {}
+    for row in rows[rows["status"] != "ok"].to_dict("records"):
+        why = str(row["reason"]) if pd.notna(row.get("reason")) else str(row["status"])
+        reasons.setdefault(why, []).append(str(row["strategy"]))
+    lines = [f"{', '.join(selection.in_order(who))}: {why}" for why, who in sorted(reasons.items())]
+    out.put(f"{start}not_run", Value("\n".join(lines) or None))
+
+
+def _growth(out: _Writer, start: str, summary: pd.DataFrame, machine: str) -> None:
+    """How much slower the last turn is than the first, and how much longer its prompt."""
+    best = selection.widest(summary, machine, turns_at_least=2)
+    scenario = best[1] if best else None
+    out.put(f"{start}growth_scenario", Value(scenario))
+    rows = selection.rows_of(out.samples, *best) if best else out.samples.iloc[:0]
+    turns = rows.groupby("turn")["prompt_tokens"].median()
+    longer = _number(turns.iloc[-1] / turns.iloc[0]) if len(turns) > 1 else None
+    out.put(f"{start}growth_prompt", Value(longer, unit="x", digits=2))
+    for strategy in selection.in_order([*PUBLISHED_STRATEGIES, *rows["strategy"].unique()]):
+        own = rows[rows["strategy"] == strategy].groupby("turn")["e2e_s"].median()
+        slower = _number(own.iloc[-1] / own.iloc[0]) if len(own) > 1 else None
+        cells: tuple[str, ...] = ()
+        if slower is not None:
+            identity = dict(zip(Group._fields, best[0], strict=True))
+            cells = record_paths(
+                out.replicates, identity | {"scenario": scenario, "strategy": strategy}
+            )
+        out.put(f"{start}growth_{strategy}", Value(slower, unit="x", digits=2, cells=cells))
+
+
+def _claim_counts(
+    claims: pd.DataFrame | Sequence[Mapping[str, Any]] | None,
+) -> dict[str, Value]:
+    rows = claim_rows(claims)
+    counts = {"claims_total": Value(len({row["id"] for row in rows}), digits=0)}
+    for verdict in VERDICTS:
+        count = sum(row["verdict"] == verdict for row in rows)
+        counts[f"claims_{snake(verdict)}"] = Value(count, digits=0)
+    return counts
+
+
+def _provenance(
+    out: _Writer, summary: pd.DataFrame, environment: Mapping[str, Mapping[str, Any]]
+) -> None:
+    # A row that pools records of several digests joins them with a plus sign.
+    joined = "+".join(map(str, summary["code_digest"].dropna()))
+    digests = sorted({digest for digest in joined.split("+") if digest})
+    out.put("code_digests", Value(", ".join(digests) or None))
+    out.put("code_digest_count", Value(len(digests), digits=0))
+    dates, commits = [], []
+    for machine in dict.fromkeys([HERE, *selection.machines(summary), *environment]):
+        facts = _flat(environment.get(machine, {}))
+        start = prefix(machine)
+        for key, fact in sorted(facts.items()):
+            out.put(f"{start}machine_{key}", Value(fact, digits=digits_for_fact(fact)))
+        date, commit = facts.get("date"), facts.get("commit")
+        if date is not None:
+            dates.append(str(date)[:10])
+        if commit is not None:
+            commits.append(str(commit))
+    out.put("date", Value(max(dates) if dates else None))
+    out.put("commits", Value(", ".join(dict.fromkeys(commits)) or None))
+
+
+def _printed(number: float) -> int:
+    """Decimals with which a published number was printed."""
+    return len(str(number).partition(".")[2])
+
+
+def digits_for_fact(fact: object) -> int:
+    """Decimals of a machine's fact: none for counts, three figures otherwise."""
+    if isinstance(fact, bool) or not isinstance(fact, float):
+        return 0
+    return 0 if fact.is_integer() else digits_for(fact)
+
+
+def _flat(facts: Mapping[str, Any], start: str = "") -> dict[str, Any]:
+    """Plain facts with nested keys joined by underscores; lists and None are left out."""
+    flat: dict[str, Any] = {}
+    for key, fact in facts.items():
+        name = f"{start}{snake(str(key))}"
+        if isinstance(fact, Mapping):
+            flat.update(_flat(fact, f"{name}_"))
+        elif isinstance(fact, str | int | float | bool):
+            flat[name] = fact
+    return flat
+
+
+def claim_rows(
+    claims: pd.DataFrame | Sequence[Mapping[str, Any]] | None,
+) -> list[dict[str, Any]]:
+    """Claims as plain dictionaries, NaN as None, in the order given."""
+    if claims is None:
+        return []
+    rows = claims.to_dict("records") if isinstance(claims, pd.DataFrame) else claims
+    return [
+        {
+            str(key): None if isinstance(entry, float) and math.isnan(entry) else entry
+            for key, entry in row.items()
+        }
+        for row in rows
+    ]
+
+
+def write_values(path: Path, values: Mapping[str, Value]) -> None:
+    """Write ``values.json``: sorted names, the same bytes for the same values."""
+    documents.write_json(path, {name: _plain(entry) for name, entry in values.items()})
+
+
+def _plain(entry: Value) -> dict[str, Any]:
+    record = entry.as_json()
+    value = record["value"]
+    if isinstance(value, float) and not math.isfinite(value):
+        record["value"] = None
+    return record
+
+
+def read_values(path: Path) -> dict[str, Value]:
+    """Read ``values.json``.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, not JSON, or an entry lacks a field.
+    """
+    entries = documents.read_json(path)
+    values = {}
+    for name, entry in entries.items():
+        try:
+            ends = entry["ci"]
+            values[name] = Value(
+                value=entry["value"],
+                ci=None if ends is None else (float(ends[0]), float(ends[1])),
+                unit=entry["unit"],
+                digits=int(entry["digits"]),
+                cells=tuple(entry["cells"]),
+            )
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise InputError(
+                f"{path}: {name} is not a value ({error!r}); delete the file and run again"
+            ) from None
+    return values
+
+
+def _listed(values: Mapping[str, Value], name: str) -> list[str]:
+    entry = values.get(name)
+    return [part for part in str(entry.value or "").split(", ") if part] if entry else []
+
+
+def aa_values(same: AATest, slowed: AATest, slowdown: float) -> dict[str, Value]:
+    """Values of the A/A test: the rate of false alarms, and how often a slowdown was found.
+
+    Parameters
+    ----------
+    same, slowed:
+        Results of :func:`kvbench.statistics.aa_test` on equal pairs and on pairs of which one arm
+        was slowed.
+    slowdown:
+        The injected slowdown as a share of the time.
+    """
+
+    def share(test: AATest) -> Value:
+        return Value(test.share.value, test.share.as_tuple(), digits=3)
+
+    return {
+        "aa_pairs": Value(same.pairs, digits=0),
+        "aa_false_alarms": share(same),
+        "aa_slowed_pairs": Value(slowed.pairs, digits=0),
+        "aa_slowdown": Value(slowdown, digits=3),
+        "aa_slowdowns_found": share(slowed),
+    }
+
+
+def section_context(
+    values: Mapping[str, Value],
+    claims: pd.DataFrame | Sequence[Mapping[str, Any]] | None = None,
+    *,
+    lang: str = "en",
+    figures: Iterable[str] = (),
+    has_app: bool = False,
+    labels: Mapping[str, str] | None = None,
+    authors: str = "",
+) -> dict[str, Any]:
+    """Everything that ``section.<lang>.tex.j2`` and ``main.tex.j2`` read.
+
+    Parameters
+    ----------
+    values:
+        The values by name; they are ``v`` in the templates.
+    claims:
+        Rows of ``claims.csv``, one per claim and machine: ``id, source, statement_<lang>, figure,
+        machine, value, ci_low, ci_high, verdict, reason``; all but ``id`` and ``verdict`` optional.
+    lang:
+        ``en`` or ``pt``.
+    figures:
+        Names of the figures that exist (``kv_overview`` ...); others are not included.
+    has_app:
+        Whether ``app_section.<lang>.tex`` stands beside the document.
+    labels:
+        Strategy to what the reader sees; by default its name with spaces.
+    authors:
+        Line below the title.
+
+    Raises
+    ------
+    InputError
+        If a claim lacks its id or verdict.
+    """
+    labels = labels or {}
+    machines = []
+    for name in _listed(values, "machines"):
+        start = prefix(name)
+        not_run = getattr(values.get(f"{start}not_run"), "value", None)
+        facts = f"{start}machine_"
+        machines.append(
+            {
+                "name": name,
+                "prefix": start,
+                "here": name == HERE,
+                "strategies": _listed(values, f"{start}widest_strategies"),
+                "headline": _listed(values, f"{start}headline_strategies"),
+                "not_run": str(not_run or "").splitlines(),
+                "facts": {
+                    key.removeprefix(facts): entry
+                    for key, entry in sorted(values.items())
+                    if key.startswith(facts) and entry.value is not None
+                },
+            }
+        )
+    strategies = [
+        name
+        for machine in _listed(values, "machines")
+        for kind in ("strategies", "widest_strategies", "headline_strategies")
+        for name in _listed(values, f"{prefix(machine)}{kind}")
+    ]
+    return {
+        "lang": lang,
+        "v": dict(values),
+        "machines": machines,
+        "claims": [_claim(row, lang) for row in claim_rows(claims)],
+        "figures": sorted(figures),
+        "has_app": has_app,
+        "labels": {
+            name: labels.get(name, name.replace("_", " "))
+            for name in selection.in_order([*PUBLISHED_STRATEGIES, *strategies])
+        },
+        "authors": authors,
+    }
+
+
+def _claim(row: Mapping[str, Any], lang: str) -> dict[str, Any]:
+    """One row of the claims table, with the statement in the language of the paper."""
+    for key in ("id", "verdict"):
+        if row.get(key) is None:
+            raise InputError(f"claims.csv: a row has no {key}: {dict(row)}")
+    ends = (_number(row.get("ci_low")), _number(row.get("ci_high")))
+    value = _number(row.get("value"))
+    figure = row.get("figure")
+    return {
+        "id": str(row["id"]),
+        "source": str(row.get("source") or ""),
+        "statement": str(row.get(f"statement_{lang}") or row.get("statement") or row["id"]),
+        "figure": "" if figure is None else str(figure),
+        "machine": str(row.get("machine") or ""),
+        "measured": Value(value, None if None in ends else ends, digits=digits_for(value)),
+        "verdict": str(row["verdict"]),
+        "reason": str(row.get("reason") or ""),
+    }
