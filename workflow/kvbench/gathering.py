@@ -1,0 +1,146 @@
+"""Bringing together what the later stages read: this run's records and those of recorded machines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kvbench import documents, records
+from kvbench.errors import InputError
+from kvbench.physics import Ceilings
+from kvbench.selection import HERE
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def list_machines(folder: Path, names: Sequence[str]) -> list[Path]:
+    """Folders of the recorded machines that the configuration asks for; only names are looked at.
+
+    Raises
+    ------
+    InputError
+        A machine that is not there, or two whose names differ in case only.
+    """
+    found = sorted(path for path in folder.glob("*") if path.is_dir()) if folder.is_dir() else []
+    by_name: dict[str, Path] = {}
+    for path in found:
+        other = by_name.setdefault(path.name.lower(), path)
+        if other is not path:
+            raise InputError(f"{path}: the same name as {other}; rename one of the two folders")
+    if "all" in names:
+        return found
+    for name in names:
+        if name not in by_name:
+            known = ", ".join(sorted(by_name)) or "none"
+            raise InputError(f"recorded: no machine {name!r} in {folder}; recorded are: {known}")
+    return [by_name[name] for name in names]
+
+
+def files_of(machine: Path) -> list[Path]:
+    """Every file of a recorded machine."""
+    return sorted(path for path in machine.rglob("*") if path.is_file())
+
+
+def studies_of(machines: Iterable[Path]) -> list[str]:
+    """Studies that any of the machines has records of."""
+    return sorted({path.name for machine in machines for path in machine.glob("cells/app/*")})
+
+
+def machines(folders: Iterable[str]) -> dict[str, Path]:
+    """Machine to folder, each verified against its checksums.
+
+    Raises
+    ------
+    InputError
+        A file is missing, altered or was added.
+    """
+    from kvbench import recording
+
+    found = {}
+    for folder in map(Path, folders):
+        recording.verify(folder)
+        found[folder.name] = folder
+    return found
+
+
+def kv_records(
+    here: Iterable[str], recorded: Mapping[str, Path]
+) -> dict[str, list[dict[str, Any]]]:
+    """Machine to its kv records; this run is ``here`` and left out when it measured nothing."""
+    found = {}
+    for machine, paths in {
+        HERE: [Path(path) for path in here],
+        **{name: sorted(folder.glob("cells/kv/**/*.json")) for name, folder in recorded.items()},
+    }.items():
+        if paths:
+            found[machine] = records.read_kv(paths)
+    return found
+
+
+def app_records(
+    study: str, here: Iterable[str], recorded: Mapping[str, Path]
+) -> dict[str, list[dict[str, Any]]]:
+    """Machine to its records of one study."""
+    return _read_each(here, recorded, f"cells/app/{study}/*.json")
+
+
+def aa_records(
+    here: Iterable[str], recorded: Mapping[str, Path]
+) -> dict[str, list[dict[str, Any]]]:
+    """Machine to the records of the instrument's own test."""
+    return _read_each(here, recorded, "cells/aa/**/*.json")
+
+
+def _read_each(
+    here: Iterable[str], recorded: Mapping[str, Path], pattern: str
+) -> dict[str, list[dict[str, Any]]]:
+    found = {
+        HERE: [records.read(Path(path)) for path in sorted(here)],
+        **{
+            name: [records.read(path) for path in sorted(folder.glob(pattern))]
+            for name, folder in recorded.items()
+        },
+    }
+    return {machine: read for machine, read in found.items() if read}
+
+
+def ceilings(
+    here: Iterable[str], recorded: Mapping[str, Path]
+) -> dict[tuple[str, str, str], Ceilings]:
+    """(machine, device, dtype) to what that machine can do at best."""
+    found = {}
+    for machine, paths in _files(here, recorded, "ceilings").items():
+        for path in paths:
+            document = documents.read_json(path)
+            key = (machine, document["device"], document["dtype"])
+            found[key] = Ceilings.from_record(document)
+    return found
+
+
+def environments(here: Iterable[str], recorded: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
+    """Machine to its facts; where it was measured on CPU and GPU, the GPU's file tells more."""
+    # Sorted by name, cpu comes before cuda, so a GPU's facts stay.
+    return {
+        machine: documents.read_json(sorted(paths)[-1])
+        for machine, paths in _files(here, recorded, "environment").items()
+    }
+
+
+def _files(here: Iterable[str], recorded: Mapping[str, Path], folder: str) -> dict[str, list[Path]]:
+    found = {HERE: sorted(map(Path, here))}
+    found |= {name: sorted(path.glob(f"{folder}/*.json")) for name, path in recorded.items()}
+    return {machine: paths for machine, paths in found.items() if paths}
+
+
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """Write a table atomically; the same table gives the same bytes."""
+    documents.write_text_atomic(path, table.to_csv(index=False, lineterminator="\n"))
+
+
+def read_csv(path: Path) -> pd.DataFrame:
+    """Read a table; only empty cells are missing values, so that the strategy ``none`` is kept."""
+    import pandas as pd
+
+    return pd.read_csv(path, keep_default_na=False, na_values=[""])

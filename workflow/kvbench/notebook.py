@@ -1,0 +1,231 @@
+"""The source benchmark's Python interface for notebooks, on this project's measurement core."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from statistics import mean, median
+from typing import TYPE_CHECKING, Any
+
+from kvbench import layout, models, scenarios, strategies
+from kvbench.errors import InputError
+from kvbench.measurement import conversation, lock
+from kvbench.measurement.memory import meter_for
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+#: What a strategy's entry holds: lists with one item per turn.
+FIELDS = (
+    "generation_times",
+    "memory_usage",
+    "tokens_per_second",
+    "responses",
+    "conversation_history",
+    "input_tokens",
+    "output_tokens",
+    "total_tokens",
+    "context_lengths",
+)
+
+
+class KVCacheBenchmark:
+    """Compare KV-cache strategies on a conversation, from a notebook.
+
+    The interface is that of the symposium's notebooks; the numbers are not. Conversations are warmed
+    up, history is kept as token ids, output length is fixed, memory is the peak above the loaded
+    model in a pass of its own, and nothing else may be measured on the machine meanwhile.
+
+    Parameters
+    ----------
+    model:
+        A causal language model, on its device. Its stop tokens are switched off.
+    tokenizer:
+        Its (fast) tokenizer.
+    device:
+        ``cpu`` or ``cuda``; a ``torch.device`` will do.
+    model_name:
+        Name for plots and tables.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        device: Any = "cpu",
+        model_name: str = "model",
+    ) -> None:
+        self.device = str(device).partition(":")[0]
+        self.model_name = model_name
+        self.tokenizer = tokenizer
+        self.scenarios = scenarios.load_all(layout.shipped("config") / "scenarios")
+        self._model = models.adopt(model, tokenizer.backend_tokenizer)
+
+    def run_conversational_benchmark(
+        self,
+        cache_strategies: Iterable[str | None] = ("none", "dynamic", "static"),
+        scenario: str = "insurance_claim_auto",
+        num_turns: int = 15,
+        max_new_tokens: int = 150,
+        iterations: int = 1,
+    ) -> dict[str, dict[str, list[Any]]]:
+        """Hold the same conversation under each strategy.
+
+        Parameters
+        ----------
+        cache_strategies:
+            Names from ``kvbench.strategies.names()``; None stands for ``none``.
+        scenario:
+            Id of a conversation in ``config/scenarios``.
+        num_turns:
+            Turns of it.
+        max_new_tokens:
+            Tokens per reply, exactly.
+        iterations:
+            Timed repeats after the warm-up; times are their medians.
+
+        Returns
+        -------
+        dict
+            Strategy to :data:`FIELDS`, each a list with one item per turn: seconds, MB above the
+            loaded model (10**6 bytes), tokens/s, replies, ``(question, reply)`` pairs, and counts
+            of tokens: prompt, reply, both, and the context when the reply was complete.
+
+        Raises
+        ------
+        InputError
+            An unknown scenario or strategy (the message names the known ones), or a bad count.
+        Unsupported
+            A strategy cannot run on this device or with these libraries.
+        """
+        script, questions = self._script(scenario, num_turns, max_new_tokens)
+        if iterations < 1:
+            raise InputError(f"iterations is {iterations}; it must be at least 1")
+        chosen = [strategies.get(name or "none") for name in cache_strategies]
+        return {
+            type(strategy).name: self._run(strategy, script, questions, iterations)
+            for strategy in chosen
+        }
+
+    def _script(
+        self, name: str, turns: int, new_tokens: int
+    ) -> tuple[conversation.Script, list[str]]:
+        known = {key: s for key, s in self.scenarios.items() if s.kind == "conversation"}
+        if name not in known:
+            raise InputError(f"unknown scenario {name!r}; known scenarios: {', '.join(sorted(known))}")
+        chosen = known[name]
+        if not 1 <= turns <= chosen.length:
+            raise InputError(f"num_turns is {turns}; {name} has 1 to {chosen.length} turns")
+        if new_tokens < 2:
+            raise InputError(f"max_new_tokens is {new_tokens}; it must be at least 2")
+        document = {
+            "kind": "conversation",
+            **models.conversation_prompts(self.tokenizer, chosen),
+        }
+        cell = {"max_new_tokens": new_tokens, "turns": turns}
+        return conversation.script(document, cell), [turn.user for turn in chosen.turns[:turns]]
+
+    def _run(
+        self,
+        strategy: strategies.Strategy,
+        script: conversation.Script,
+        questions: list[str],
+        iterations: int,
+    ) -> dict[str, list[Any]]:
+        import torch
+
+        from kvbench.errors import Unsupported
+
+        reason = strategy.available(self._model, self.device)
+        if reason:
+            raise Unsupported(reason)
+        meter = meter_for(self.device)
+
+        def open_session() -> strategies.Session:
+            return strategy.session(self._model, script.max_length)
+
+        with lock.machine(), torch.inference_mode():
+            session = open_session()
+            try:
+                turns, _, _ = conversation.measure(
+                    session,
+                    script,
+                    self.device,
+                    warmup=1,
+                    iterations=iterations,
+                    budget_s=float("inf"),
+                    compiled=strategy.compiled(self.device),
+                )
+            finally:
+                session.close()
+            conversation.measure_memory(open_session, script, self.device, meter, turns)
+        result: dict[str, list[Any]] = {field: [] for field in FIELDS}
+        for question, turn in zip(questions, turns, strict=True):
+            seconds = median(sample["e2e_s"] for sample in turn.samples)
+            reply = self._model.decode(turn.tokens)
+            peak = turn.peak_memory_bytes
+            result["generation_times"].append(seconds)
+            result["memory_usage"].append(float("nan") if peak is None else peak / 1e6)
+            result["tokens_per_second"].append(turn.new_tokens / seconds)
+            result["responses"].append(reply)
+            result["conversation_history"].append((question, reply))
+            result["input_tokens"].append(turn.prompt_tokens)
+            result["output_tokens"].append(turn.new_tokens)
+            result["total_tokens"].append(turn.prompt_tokens + turn.new_tokens)
+            result["context_lengths"].append(turn.prompt_tokens + turn.new_tokens)
+        return result
+
+    def analyze_results(
+        self, results: Mapping[str, Mapping[str, list[Any]]]
+    ) -> dict[str, dict[str, float]]:
+        """Averages and totals per strategy.
+
+        Returns
+        -------
+        dict
+            Strategy to ``avg_generation_time`` and ``total_time`` (s), ``avg_memory_usage`` and
+            ``max_memory_usage`` (MB), ``avg_tokens_per_second`` (all tokens over all time, the mean
+            that suits a rate), ``total_tokens_generated``, ``success_rate`` (share of turns with
+            output), and ``speedup_vs_none`` where ``none`` was run.
+        """
+        summary = {}
+        for name, result in results.items():
+            total = sum(result["generation_times"])
+            new = sum(result["output_tokens"])
+            summary[name] = {
+                "avg_generation_time": mean(result["generation_times"]),
+                "total_time": total,
+                "avg_memory_usage": mean(result["memory_usage"]),
+                "max_memory_usage": max(result["memory_usage"]),
+                "avg_tokens_per_second": new / total,
+                "total_tokens_generated": new,
+                "success_rate": mean(count > 0 for count in result["output_tokens"]),
+            }
+        if "none" in summary:
+            slowest = summary["none"]["total_time"]
+            for entry in summary.values():
+                entry["speedup_vs_none"] = slowest / entry["total_time"]
+        return summary
+
+    def resumo_plot(self, results: Mapping[str, Mapping[str, list[Any]]]) -> Figure:
+        """Draw the source's three panels: generation time, memory and tokens/s by strategy."""
+        import matplotlib.pyplot as plt
+
+        from kvbench.figures import style
+
+        style.apply()
+        summary = self.analyze_results(results)
+        panels = {
+            "avg_generation_time": "generation time per turn (s)",
+            "max_memory_usage": "peak memory above the model (MB)",
+            "avg_tokens_per_second": "output throughput (tokens/s)",
+        }
+        figure, axes = plt.subplots(1, 3, figsize=(style.PAGE_WIDTH, 2.4))
+        names = list(summary)
+        for ax, (key, label) in zip(axes, panels.items(), strict=True):
+            colours = [style.look(name).colour for name in names]
+            ax.bar(names, [summary[name][key] for name in names], color=colours)
+            ax.set_ylabel(label)
+            ax.tick_params(axis="x", rotation=30)
+        figure.suptitle(f"KV-cache strategies, {self.model_name}")
+        return figure
