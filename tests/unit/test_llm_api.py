@@ -1,0 +1,208 @@
+"""The study of calls through the proxy: its children, its calls, and what makes it unsupported."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import fake_openai
+import jsonschema
+import pandas as pd
+import pytest
+from kvbench import tex
+from kvbench.errors import Unsupported
+from kvbench.studies import Context, llm_api
+from kvbench.studies import _children as children
+
+PAPER = Path(__file__).parents[2] / "paper" / "studies"
+
+
+def defaults():
+    return {name: p["default"] for name, p in llm_api.STUDY.options["properties"].items()}
+
+
+def alive(process):
+    return process.poll() is None
+
+
+def sleeper():
+    return [sys.executable, "-c", "import time; print('ready', flush=True); time.sleep(60)"]
+
+
+# --- children -------------------------------------------------------------------------------------
+
+
+def test_a_child_stops_with_its_block(tmp_path):
+    with children.child(sleeper(), tmp_path / "log") as process:
+        assert alive(process)
+    assert not alive(process)
+
+
+def test_a_child_stops_when_its_block_fails(tmp_path):
+    with pytest.raises(KeyError), children.child(sleeper(), tmp_path / "log") as process:
+        raise KeyError
+    assert not alive(process)
+
+
+def test_a_child_that_ignores_the_signal_is_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr(children, "_STOP_S", 0.2)
+    stubborn = "import signal,time; signal.signal(15, signal.SIG_IGN); print('x', flush=True);"
+    log = tmp_path / "log"
+    with children.child([sys.executable, "-c", stubborn + "time.sleep(60)"], log) as process:
+        children.await_ready(process, log, lambda: log.read_text() != "", 10, "stubborn")
+    assert not alive(process)
+
+
+def test_a_child_that_ends_early_is_unsupported_with_its_last_words(tmp_path):
+    command = [sys.executable, "-c", "print('no such model'); raise SystemExit(3)"]
+    with (
+        pytest.raises(Unsupported, match="server ended with status 3: no such model"),
+        children.child(command, tmp_path / "log") as process,
+    ):
+        children.await_ready(process, tmp_path / "log", lambda: False, 10, "server")
+
+
+def test_a_child_that_is_never_ready_is_unsupported_in_time(tmp_path):
+    started = time.monotonic()
+    with (
+        pytest.raises(Unsupported, match=r"server was not ready after 0\.3 s"),
+        children.child(sleeper(), tmp_path / "log") as process,
+    ):
+        children.await_ready(process, tmp_path / "log", lambda: False, 0.3, "server")
+    assert time.monotonic() - started < 5
+
+
+# --- the study ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def external(monkeypatch):
+    """An upstream named in OPENAI_BASE_URL, and a proxy without encoder, which starts faster."""
+    with fake_openai.serving() as upstream:
+        monkeypatch.setenv("OPENAI_BASE_URL", upstream.url)
+        monkeypatch.setattr(
+            llm_api,
+            "_proxy_command",
+            lambda url, _factors: [
+                *(sys.executable, "-m", "kvbench.caching.proxy"),
+                *("--upstream", url, "--listen", "127.0.0.1:0"),
+            ],
+        )
+        yield upstream
+
+
+def run(tmp_path, **factors):
+    options = defaults() | {"prompts": 2, "repeats": 3, "model": "m"} | factors
+    return llm_api.STUDY.measure(options, Context(tmp_path, seed=1))
+
+
+def test_repeats_are_hits_and_everything_else_reaches_the_server(external, tmp_path):
+    rows = {row["call"]: row for row in run(tmp_path).rows}
+    assert rows["repeated"]["calls"] == rows["repeated"]["hits"] == 6
+    assert rows["stream_repeated"]["hits"] == 2
+    for call in ("direct", "first", "no_store", "near_miss", "stream_first"):
+        assert rows[call]["hits"] == 0
+    for row in rows.values():
+        assert row["right"] == row["calls"]
+    # Two warm-ups, and per prompt: direct, first, paraphrase, near miss, no-store, stream.
+    assert external.calls == 2 + 2 * 6
+
+
+def test_a_server_that_fails_is_unsupported_in_one_line(external, tmp_path):
+    external.mode = "error"
+    with pytest.raises(Unsupported, match="does not answer a chat request") as error:
+        run(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_an_external_server_needs_a_model_name(external, tmp_path):
+    with pytest.raises(Unsupported, match=r"llm_api\.model"):
+        run(tmp_path, model=None)
+
+
+def test_without_a_local_model_the_cell_is_unsupported(tmp_path, monkeypatch):
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    with pytest.raises(Unsupported, match="no local model"):
+        run(tmp_path)
+
+
+def test_without_server_packages_the_cell_is_unsupported(tmp_path, monkeypatch):
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    find = llm_api.importlib.util.find_spec
+    monkeypatch.setattr(
+        llm_api.importlib.util, "find_spec", lambda name: None if name == "uvicorn" else find(name)
+    )
+    with pytest.raises(Unsupported, match="transformers serve needs uvicorn"):
+        run(tmp_path)
+
+
+def test_a_model_folder_without_a_model_is_unsupported(tmp_path, monkeypatch):
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    # A server that looks for its model and ends, as transformers serve does.
+    monkeypatch.setattr(llm_api, "_healthy", lambda _port: False)
+    monkeypatch.setattr(llm_api, "_proxy_command", lambda *_: [sys.executable, "-c", "1/0"])
+    monkeypatch.setattr(children, "_STOP_S", 0.2)
+    options = defaults() | {"startup_timeout_s": 5}
+    with pytest.raises(Unsupported, match="ZeroDivisionError"):
+        llm_api.STUDY.measure(options, Context(tmp_path, seed=1, model_dir=tmp_path))
+    assert {path.suffix for path in tmp_path.iterdir()} == {".log"}
+
+
+# --- values ---------------------------------------------------------------------------------------
+
+
+def sample(seconds, cache="miss", kind="", right=True):
+    return {"seconds": seconds, "cache": cache, "kind": kind, "right": right}
+
+
+@pytest.fixture
+def table():
+    return pd.DataFrame(
+        [
+            llm_api._row("direct", [sample(1.0)] * 7, "external"),
+            llm_api._row("first", [sample(1.25)] * 7, "external"),
+            llm_api._row("repeated", [sample(0.005, "hit", "exact")] * 7, "external"),
+        ]
+    )
+
+
+def test_values_come_from_the_rows(table):
+    values = llm_api.STUDY.values(table)
+    assert values["llm_api_repeated_speedup"].value == pytest.approx(250)
+    assert values["llm_api_miss_overhead_ms"].value == pytest.approx(250)
+    assert values["llm_api_repeated_ms"].value == pytest.approx(5)
+    assert values["llm_api_paraphrased_hit_speedup"].value is None
+    assert set(table.columns) <= set(llm_api.STUDY.columns)
+
+
+def test_values_of_an_empty_table_are_missing():
+    values = llm_api.STUDY.values(pd.DataFrame())
+    measured = {name: v.value for name, v in values.items() if "published" not in name}
+    assert set(measured.values()) == {None}
+    assert all(name.startswith("llm_api_") for name in values)
+
+
+def test_a_hit_on_a_near_miss_counts_as_wrong():
+    hit = sample(0.01, "hit", "semantic") | {"answer": "x"}
+    assert llm_api._judged("near_miss", dict(hit), "x")["right"] is False
+    assert llm_api._judged("paraphrased", dict(hit), "x")["right"] is True
+    assert llm_api._judged("paraphrased", dict(hit), "y")["right"] is False
+
+
+@pytest.mark.parametrize("change", [{"threshold": 1.1}, {"prompts": 0}, {"call_timeout_s": 0}])
+def test_options_outside_their_bounds_are_refused(change):
+    jsonschema.validate(defaults(), llm_api.STUDY.options)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(defaults() | change, llm_api.STUDY.options)
+
+
+@pytest.mark.parametrize("language", ["en", "pt"])
+def test_the_paragraph_renders_with_and_without_numbers(table, language):
+    template = PAPER / f"llm_api.{language}.tex.j2"
+    for rows in (table, table.iloc[:0]):
+        text = tex.render(template, {"v": llm_api.STUDY.values(rows), "lang": language})
+        assert text.startswith("\\subsection{")
+        assert "\\label{sec:llm_api}" in text
+        assert "Value(" not in text
+        assert text.count("\\begin{") == text.count("\\end{")

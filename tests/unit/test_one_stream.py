@@ -1,0 +1,262 @@
+"""The study of all caches on one stream: the stream itself, and what each strategy serves."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pandas as pd
+import pytest
+from kvbench import tex
+from kvbench.caching import paraphrases
+from kvbench.errors import Unsupported
+from kvbench.studies import Context, one_stream
+
+PAPER = Path(__file__).parents[2] / "paper" / "studies"
+MIX = {"repeats": 0.3, "paraphrases": 0.3, "near_misses": 0.1}
+
+
+class Words:
+    """Stands for the sentence encoder: a bag of hashed words."""
+
+    dimension = 64
+
+    def __init__(self, *_arguments):
+        pass
+
+    def __call__(self, text):
+        vector = np.zeros(self.dimension, dtype=np.float32)
+        for word in re.findall(r"\w+", text.lower()):
+            vector[zlib.crc32(word.encode()) % self.dimension] += 1
+        return vector
+
+    def fits(self, _text):
+        return True
+
+
+class Echo:
+    """Stands for the local model: says the question, and counts like a model."""
+
+    def __init__(self, _folder, new_tokens):
+        self.new_tokens, self.tokens = new_tokens, 0
+
+    def generate(self, text):
+        self.tokens += self.new_tokens
+        return f"<{text}>"
+
+
+def defaults():
+    return {name: p["default"] for name, p in one_stream.STUDY.options["properties"].items()}
+
+
+@pytest.fixture(scope="module")
+def texts():
+    return paraphrases.load()
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory):
+    options = defaults() | {"requests": 250, "threshold": 0.6, "memory_entries": 5}
+    rows, samples = [], {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("REDIS_URL", raising=False)
+        patch.setattr(one_stream, "LocalModel", Echo)
+        patch.setattr("kvbench.caching.encoder.SentenceEncoder", Words)
+        for name, cell in one_stream.STUDY.plan(options).items():
+            folder = tmp_path_factory.mktemp(name)
+            found = one_stream.STUDY.measure(cell.factors, Context(folder, 3, model_dir=folder))
+            rows += found.rows
+            samples |= found.samples
+    return pd.DataFrame(rows), samples
+
+
+@pytest.fixture(scope="module")
+def strategies(outcome):
+    table = outcome[0]
+    rows = table[table["part"] == "strategy"].drop_duplicates("strategy")
+    return rows.set_index("strategy")
+
+
+# --- the stream -----------------------------------------------------------------------------------
+
+
+def test_the_stream_depends_on_the_seed_only(texts):
+    first = one_stream.stream(texts, 100, MIX, seed=5)
+    assert first == one_stream.stream(texts, 100, MIX, seed=5)
+    assert first != one_stream.stream(texts, 100, MIX, seed=6)
+
+
+def test_the_stream_keeps_the_shares_that_were_asked_for(texts):
+    kinds = [asked.kind for asked in one_stream.stream(texts, 250, MIX, seed=5)]
+    for kind, share in (("repeat", 0.3), ("paraphrase", 0.3), ("near_miss", 0.1), ("new", 0.3)):
+        # Three standard deviations; near misses and paraphrases need an intent asked before.
+        assert kinds.count(kind) / 250 == pytest.approx(share, abs=0.09)
+
+
+def test_a_repeat_repeats_and_everything_else_is_asked_for_the_first_time(texts):
+    seen = {}
+    for asked in one_stream.stream(texts, 250, MIX, seed=5):
+        assert (asked.text in seen) == (asked.kind == "repeat")
+        assert seen.setdefault(asked.text, asked.answer) == asked.answer
+
+
+def test_a_paraphrase_belongs_to_a_question_asked_before(texts):
+    answers = set()
+    for asked in one_stream.stream(texts, 250, MIX, seed=5):
+        assert (asked.answer in answers) == (asked.kind in ("paraphrase", "repeat"))
+        answers.add(asked.answer)
+
+
+def test_only_the_report_half_is_asked(texts):
+    halves = {text.text: text.half for text in texts.texts}
+    asked = one_stream.stream(texts, 250, MIX, seed=5)
+    assert {halves[request.text] for request in asked} == {"report"}
+
+
+def test_a_stream_without_repetition_has_only_new_questions(texts):
+    none = {"repeats": 0, "paraphrases": 0, "near_misses": 0}
+    asked = one_stream.stream(texts, 100, none, seed=5)
+    assert {request.kind for request in asked} == {"new"}
+    assert len({request.text for request in asked}) == 100
+
+
+def test_a_stream_longer_than_the_set_goes_on_with_repeats(texts):
+    none = {"repeats": 0, "paraphrases": 0, "near_misses": 0}
+    asked = one_stream.stream(texts, 300, none, seed=5)
+    assert asked[-1].kind == "repeat"
+
+
+# --- the strategies -------------------------------------------------------------------------------
+
+
+def test_without_a_cache_the_model_answers_everything(strategies):
+    assert strategies.loc["none", "model_answers"] == 250
+    assert strategies.loc["none", "tokens_generated"] == 250 * 32
+
+
+def test_exact_hits_are_the_repeats_and_never_wrong(strategies):
+    for name in ("exact", "layered"):
+        row = strategies.loc[name]
+        assert row["model_answers"] == 250 - row["repeat_requests"]
+        assert row["wrong_answers"] == 0
+
+
+def test_both_levels_of_layered_answer(strategies):
+    row = strategies.loc["layered"]
+    assert row["memory_answers"] > 0
+    assert row["server_answers"] > 0
+    assert row["memory_answers"] + row["server_answers"] == row["repeat_requests"]
+
+
+def test_exact_caches_hold_one_entry_per_different_question(strategies):
+    for name in ("exact", "layered"):
+        row = strategies.loc[name]
+        assert row["cache_entries"] == 250 - row["repeat_requests"]
+        assert row["cache_bytes"] > 64 * row["cache_entries"]
+
+
+def test_semantic_hits_spare_tokens_and_their_errors_are_counted(strategies, outcome):
+    row = strategies.loc["exact_semantic"]
+    assert row["semantic_answers"] > 0
+    assert row["tokens_generated"] < strategies.loc["exact", "tokens_generated"]
+    found = outcome[1]["exact_semantic"]
+    assert row["wrong_answers"] == sum(found["wrong"])
+    wrong_kinds = {kind for kind, wrong in zip(found["kind"], found["wrong"], strict=True) if wrong}
+    assert wrong_kinds <= {"semantic"}
+
+
+def test_every_answer_is_counted_once(strategies):
+    total = sum(strategies[f"{kind}_answers"] for kind in one_stream.KINDS)
+    assert (total == 250).all()
+    generated = strategies["model_answers"] * 32
+    assert (generated == strategies["tokens_generated"]).all()
+
+
+def test_a_near_miss_that_is_served_the_question_it_resembles_is_wrong():
+    class Alike:
+        def get(self, _text):
+            return one_stream_lookup
+
+    one_stream_lookup = type("Found", (), {"hit": True, "value": ("text", "a")})()
+    cache = one_stream.ResponseCache(one_stream.MemoryBackend(5))
+    serve = one_stream._exact_semantic(cache, Alike(), lambda _asked: pytest.fail("generated"))
+    served = serve(one_stream.Asked("near", "a/number", "near_miss"))
+    assert (served.kind, served.answer) == ("semantic", "a")
+    # A wrong semantic answer does not become an exact one.
+    assert cache.stats.stored == 0
+
+
+def test_without_a_model_the_cell_is_unsupported(tmp_path):
+    cell = one_stream.STUDY.plan(defaults())["r30-p30-n10-local"]
+    with pytest.raises(Unsupported, match="no local model"):
+        one_stream.STUDY.measure(cell.factors, Context(tmp_path, 1))
+
+
+def test_a_folder_without_a_model_is_unsupported(tmp_path):
+    with pytest.raises(Unsupported, match="cannot be loaded"):
+        one_stream.LocalModel(tmp_path, 4)
+
+
+# --- plan, columns, values ------------------------------------------------------------------------
+
+
+def test_the_server_has_a_cell_of_its_own():
+    cells = one_stream.STUDY.plan(defaults())
+    assert {name: cell.factors["strategies"] for name, cell in cells.items()} == {
+        "r30-p30-n10-local": ["none", "exact", "exact_semantic"],
+        "r30-p30-n10-server": ["none", "layered"],
+    }
+
+
+def test_every_column_of_the_rows_is_described(outcome):
+    assert set(outcome[0].columns) <= set(one_stream.STUDY.columns)
+
+
+def test_values_come_from_the_table(outcome, strategies):
+    values = one_stream.STUDY.values(outcome[0])
+    row = strategies.loc["exact_semantic"]
+    assert values["one_stream_exact_semantic_wrong_answers"].value == row["wrong_answers"]
+    assert values["one_stream_exact_hit_ratio"].value == pytest.approx(
+        100 * strategies.loc["exact", "hit_ratio"]
+    )
+    assert values["one_stream_none_speedup"].value == 1
+    table = outcome[0]
+    mean = table[table["place"] == "server"].set_index("strategy")["mean_s"].dropna()
+    assert values["one_stream_layered_speedup"].value == pytest.approx(
+        mean["none"] / mean["layered"]
+    )
+
+
+def test_values_of_an_empty_table_are_missing_and_have_the_same_names(outcome):
+    empty = one_stream.STUDY.values(pd.DataFrame())
+    assert set(empty) == set(one_stream.STUDY.values(outcome[0]))
+    assert all(value.value is None for value in empty.values())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"threshold": -0.1},
+        {"strategies": ["prefix"]},
+        {"mixes": [{"repeats": 0.3}]},
+        {"memory_entries": 0},
+    ],
+)
+def test_options_outside_their_bounds_are_refused(change):
+    jsonschema.validate(defaults(), one_stream.STUDY.options)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(defaults() | change, one_stream.STUDY.options)
+
+
+@pytest.mark.parametrize("language", ["en", "pt"])
+def test_the_paragraph_renders_with_and_without_numbers(outcome, language):
+    template = PAPER / f"one_stream.{language}.tex.j2"
+    for rows in (outcome[0], outcome[0].iloc[:0]):
+        text = tex.render(template, {"v": one_stream.STUDY.values(rows), "lang": language})
+        assert text.startswith("\\subsection{")
+        assert "\\label{sec:one_stream}" in text
+        assert "Value(" not in text
+        assert text.count("\\begin{") == text.count("\\end{")

@@ -1,0 +1,159 @@
+"""The paraphrase set: texts with intents, labels and halves, validated as they are read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kvbench.errors import InputError
+from kvbench.layout import shipped
+
+#: The set that comes with the repository; its README says how the labels were given.
+DEFAULT = shipped("resources") / "paraphrases" / "intents.jsonl"
+
+LABELS = ("canonical", "paraphrase", "near_miss", "never_cached", "follow_up", "long")
+FORMS = ("lexical", "syntactic", "short", "long")
+KINDS = ("negation", "number", "direction", "entity", "temporal", "action")
+HALVES = ("tune", "report")
+
+_REQUIRED = ("id", "intent", "domain", "half", "label", "text")
+_OPTIONAL = ("form", "kind", "context", "ambiguous")
+
+
+@dataclass(frozen=True)
+class Text:
+    """One line of the set.
+
+    Attributes
+    ----------
+    id, intent, domain, half, label, text:
+        As in the file; all present.
+    form, kind, context:
+        Form of a paraphrase, kind of a near miss, conversation before a follow-up; else empty.
+    ambiguous:
+        Whether the label depends on the application. Such lines are left out of rates.
+    """
+
+    id: str
+    intent: str
+    domain: str
+    half: str
+    label: str
+    text: str
+    form: str = ""
+    kind: str = ""
+    context: str = ""
+    ambiguous: bool = False
+
+
+@dataclass(frozen=True)
+class Paraphrases:
+    """All texts of a file, and the SHA-256 digest of the file."""
+
+    texts: tuple[Text, ...]
+    sha256: str
+
+    def select(self, label: str, half: str | None = None, ambiguous: bool = False) -> list[Text]:
+        """Return the texts of a label (and half), in file order; ambiguous ones only if asked."""
+        return [
+            text
+            for text in self.texts
+            if text.label == label
+            and (half is None or text.half == half)
+            and (ambiguous or not text.ambiguous)
+        ]
+
+
+def load(path: Path = DEFAULT) -> Paraphrases:
+    """Read and validate a paraphrase file.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, or a line is not an object with the fields of the README; an
+        id occurs twice; an intent is in both halves, has no canonical text or two of them; or a
+        follow-up or long intent is not a pair. The message names file and line or intent.
+    """
+    try:
+        content = path.read_bytes()
+        lines = content.decode("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from error
+    texts = [_text(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line]
+    if not texts:
+        raise InputError(f"{path}: empty; it needs one JSON object a line")
+    _check_ids(texts, path)
+    _check_intents(texts, path)
+    return Paraphrases(tuple(texts), hashlib.sha256(content).hexdigest())
+
+
+def _text(line: str, place: str) -> Text:
+    try:
+        record: Any = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{place}: not JSON ({error.msg}); one object a line") from error
+    if not isinstance(record, dict):
+        raise InputError(f"{place}: not a JSON object; one object a line")
+    for name in _REQUIRED:
+        if not isinstance(record.get(name), str) or not record[name].strip():
+            raise InputError(f"{place}: {name} is missing or empty; every line needs it")
+    for name in record:
+        if name not in _REQUIRED + _OPTIONAL:
+            raise InputError(f"{place}: unknown field {name!r}; known: {_list(_OPTIONAL)}")
+    if not isinstance(record.get("ambiguous", False), bool):
+        raise InputError(f"{place}: ambiguous is {record['ambiguous']!r}; true or false")
+    _one_of(record["label"], LABELS, "label", place)
+    _one_of(record["half"], HALVES, "half", place)
+    needed = {
+        "paraphrase": ("form", FORMS),
+        "near_miss": ("kind", KINDS),
+        "follow_up": ("context", None),
+    }.get(record["label"])
+    for name in ("form", "kind", "context"):
+        if (name in record) != (needed is not None and needed[0] == name):
+            verb = "unexpected" if name in record else "missing"
+            raise InputError(f"{place}: {name} is {verb} with label {record['label']!r}")
+    if needed is not None and needed[1] is not None:
+        _one_of(record[needed[0]], needed[1], needed[0], place)
+    return Text(**record)
+
+
+def _check_ids(texts: Iterable[Text], path: Path) -> None:
+    seen: set[str] = set()
+    for text in texts:
+        if text.id in seen:
+            raise InputError(f"{path}: id {text.id!r} occurs twice; ids are unique")
+        seen.add(text.id)
+
+
+def _check_intents(texts: Iterable[Text], path: Path) -> None:
+    intents: dict[str, list[Text]] = {}
+    for text in texts:
+        intents.setdefault(text.intent, []).append(text)
+    for intent, members in intents.items():
+        if len({text.half for text in members}) > 1:
+            raise InputError(
+                f"{path}: intent {intent!r} is in both halves; tune and report share no intent"
+            )
+        labels = [text.label for text in members]
+        if {"paraphrase", "near_miss", "canonical"} & set(labels):
+            if labels.count("canonical") != 1:
+                raise InputError(
+                    f"{path}: intent {intent!r} has {labels.count('canonical')} canonical texts;"
+                    " it needs one"
+                )
+        elif labels[0] in ("follow_up", "long") and labels != [labels[0]] * 2:
+            raise InputError(f"{path}: intent {intent!r} is no pair of {labels[0]} texts")
+
+
+def _one_of(value: Any, known: tuple[str, ...], name: str, place: str) -> None:
+    if value not in known:
+        raise InputError(f"{place}: unknown {name} {value!r}; known: {_list(known)}")
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(names)

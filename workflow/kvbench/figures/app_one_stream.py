@@ -1,0 +1,97 @@
+"""Figure: latency and origin of the answers of every strategy on one stream, wrong ones marked."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from kvbench.figures import _kv
+from kvbench.figures._app_rows import one_machine
+from kvbench.figures.style import OKABE_ITO, PAGE_WIDTH
+
+QUESTION = "Which cache helps most on one and the same stream, and how often is it wrong?"
+
+_STRATEGIES = {
+    "none": ("none", "black", "-"),
+    "exact": ("exact", "blue", "--"),
+    "exact_semantic": ("exact + semantic", "orange", "-."),
+    "layered": ("layered", "green", ":"),
+}
+_KINDS = {
+    "exact": ("exact hit", "blue"),
+    "memory": ("memory level", "sky"),
+    "server": ("server level", "green"),
+    "semantic": ("semantic hit", "orange"),
+    "model": ("model", "grey"),
+}
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    """Draw, per mix, the distribution of latencies and the answers by kind."""
+    table = one_machine(table)
+    # The model alone is measured beside every group of strategies; one of them is drawn.
+    spare = (table["strategy"] == "none") & (table["place"] == "server")
+    if ((table["strategy"] == "none") & ~spare).any():
+        table = table[~spare]
+    mixes = list(dict.fromkeys(table["mix"].dropna()))
+    if not mixes:
+        return _kv.empty(QUESTION, "the study has not been measured yet")
+    figure, grid = plt.subplots(
+        len(mixes), 2, figsize=(PAGE_WIDTH, 0.4 + 2.3 * len(mixes)), squeeze=False
+    )
+    for (left, right), mix in zip(grid, mixes, strict=True):
+        rows = table[table["mix"] == mix]
+        _latencies(left, rows[rows["part"] == "quantile"])
+        _answers(right, rows[rows["part"] == "strategy"])
+        left.set_title(f"stream {mix}")
+        right.set_title("who answered (red: wrong)")
+    grid[0, 0].legend(frameon=False, fontsize=6.5, loc="upper left")
+    figure.legend(
+        *grid[0, 1].get_legend_handles_labels(),
+        frameon=False,
+        fontsize=6.5,
+        ncols=len(_KINDS) + 1,
+        loc="outside lower center",
+    )
+    return figure
+
+
+def _latencies(axes: Axes, rows: pd.DataFrame) -> None:
+    for name, (label, colour, line) in _STRATEGIES.items():
+        own = rows[rows["strategy"] == name].sort_values("share")
+        if not own.empty:
+            axes.plot(
+                1e3 * own["latency_s"], own["share"], line, color=OKABE_ITO[colour], label=label
+            )
+    axes.set(xscale="log", xlabel="time of a request (ms)", ylabel="share of requests")
+
+
+def _answers(axes: Axes, rows: pd.DataFrame) -> None:
+    names = [name for name in _STRATEGIES if (rows["strategy"] == name).any()]
+    rows = rows.drop_duplicates("strategy").set_index("strategy").loc[names]
+    places = range(len(names))
+    left = pd.Series(0.0, index=names)
+    for kind, (label, colour) in _KINDS.items():
+        share = rows[f"{kind}_answers"] / rows["requests"]
+        axes.barh(places, share, left=left, color=OKABE_ITO[colour], height=0.55, label=label)
+        left += share
+    wrong = rows["wrong_answers"] / rows["requests"]
+    axes.barh(
+        [place + 0.36 for place in places],
+        wrong,
+        color=OKABE_ITO["vermilion"],
+        height=0.14,
+        label="wrong",
+    )
+    for place, (name, share) in enumerate(wrong.items()):
+        count = rows.loc[name, "wrong_answers"]
+        axes.text(share + 0.01, place + 0.36, f"{count:.0f} wrong", fontsize=6, va="center")
+    axes.set(
+        xlim=(0, 1),
+        xlabel="share of the answers",
+        yticks=places,
+        yticklabels=[_STRATEGIES[name][0] for name in names],
+    )
+    axes.invert_yaxis()
