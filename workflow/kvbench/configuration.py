@@ -33,7 +33,9 @@ class KvCell:
     iterations: int
     budget_s: float
     quiet_wait_s: float
+    memory: str
     seed: int
+    slowdown: float = 0.0
 
     @property
     def place(self) -> str:
@@ -193,6 +195,7 @@ def plan_kv(
                             iterations=block.get("iterations", section["iterations"]),
                             budget_s=block.get("budget_s", section["budget_s"]),
                             quiet_wait_s=section["quiet_wait_s"],
+                            memory=block["memory"],
                             seed=section["seed"],
                         )
                         other = cells.setdefault(cell.key, cell)
@@ -203,6 +206,45 @@ def plan_kv(
                                 "keep one of them"
                             )
     return cells
+
+
+def plan_aa(
+    config: Mapping[str, Any], models: Mapping[str, Mapping[str, Any]], source: str
+) -> dict[str, KvCell]:
+    """Cells of the instrument's test by ``<arm>/p<n>``: one strategy, half of them slowed.
+
+    Raises
+    ------
+    InputError
+        An unknown model or strategy.
+    """
+    section, kv = config["aa_test"], config["kv"]
+    _known("model", section["model"], models, "aa_test.model", source, "config/models")
+    _known("strategy", section["strategy"], strategies.names(), "aa_test.strategy", source)
+    device = resolve_device(kv["device"])
+    return {
+        f"{arm}/p{number}": KvCell(
+            experiment="aa_test",
+            model=section["model"],
+            scenario="insurance_claim_auto",
+            strategy=section["strategy"],
+            replicate=number,
+            device=device,
+            dtype=DEFAULT_DTYPE[device] if kv["dtype"] == "auto" else kv["dtype"],
+            turns=1,
+            max_new_tokens=32,
+            max_prompt_tokens=None,
+            warmup=1,
+            iterations=section["iterations"],
+            budget_s=60,
+            quiet_wait_s=kv["quiet_wait_s"],
+            memory="timed",
+            seed=kv["seed"],
+            slowdown=slowdown,
+        )
+        for arm, slowdown in (("same", 0.0), ("slowed", section["slowdown"]))
+        for number in range(1, section["processes"] + 1)
+    }
 
 
 def measuring_order(cells: Mapping[str, KvCell], seed: int) -> dict[str, int]:

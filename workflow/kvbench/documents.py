@@ -15,9 +15,10 @@ import fastjsonschema
 import jsonschema
 import yaml
 
+from kvbench import layout
 from kvbench.errors import InputError
 
-SCHEMAS = Path(__file__).resolve().parent.parent / "schemas"
+SCHEMAS = layout.shipped("schemas")
 
 
 @cache

@@ -23,7 +23,8 @@ def list_machines(folder: Path, names: Sequence[str]) -> list[Path]:
     InputError
         A machine that is not there, or two whose names differ in case only.
     """
-    found = sorted(path for path in folder.glob("*") if path.is_dir()) if folder.is_dir() else []
+    # A name with a dot in front is a copy that was cut short.
+    found = sorted(path for path in folder.glob("[!.]*") if path.is_dir())
     by_name: dict[str, Path] = {}
     for path in found:
         other = by_name.setdefault(path.name.lower(), path)

@@ -112,7 +112,9 @@ class KVCacheBenchmark:
     ) -> tuple[conversation.Script, list[str]]:
         known = {key: s for key, s in self.scenarios.items() if s.kind == "conversation"}
         if name not in known:
-            raise InputError(f"unknown scenario {name!r}; known scenarios: {', '.join(sorted(known))}")
+            raise InputError(
+                f"unknown scenario {name!r}; known scenarios: {', '.join(sorted(known))}"
+            )
         chosen = known[name]
         if not 1 <= turns <= chosen.length:
             raise InputError(f"num_turns is {turns}; {name} has 1 to {chosen.length} turns")

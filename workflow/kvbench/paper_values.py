@@ -578,7 +578,12 @@ def _claim(row: Mapping[str, Any], lang: str) -> dict[str, Any]:
         "statement": str(row.get(f"statement_{lang}") or row.get("statement") or row["id"]),
         "figure": "" if figure is None else str(figure),
         "machine": str(row.get("machine") or ""),
-        "measured": Value(value, None if None in ends else ends, digits=digits_for(value)),
+        "measured": Value(
+            value,
+            None if None in ends else ends,
+            unit=str(row.get("unit") or ""),
+            digits=digits_for(value),
+        ),
         "verdict": str(row["verdict"]),
         "reason": str(row.get("reason") or ""),
     }

@@ -83,6 +83,7 @@ for _name, _meaning in _RATIOS.items():
     SUMMARY_COLUMNS[f"{_name}_ci_high"] = "upper end of its 95 % interval"
 SUMMARY_COLUMNS |= {
     "tokens_match_reference": "share of turns with exactly the tokens of `dynamic`",
+    "replies_exact": "share of turns whose shown reply is the scenario's reference (trained model)",
     "predicted_e2e_s": "least e2e_s the machine's ceilings allow, mean over the turns (s)",
     "roofline_fraction": "predicted_e2e_s over the measured median",
     "bound": "what the prediction waits for: memory or compute",
@@ -281,6 +282,8 @@ def _summary_row(
     reference_pool = pools.get((*identity[:-1], "dynamic"))
     if reference_pool is not None and reference_pool.good:
         row["tokens_match_reference"] = _match(pool.digests(), reference_pool.digests())
+    recited = [turn["reply_exact"] for turn in turns if turn.get("reply_exact") is not None]
+    row["replies_exact"] = sum(recited) / len(recited) if recited else math.nan
     samples = [sample for turn in turns for sample in turn["samples"]]
     row["disturbed_share"] = sum(sample["disturbed"] for sample in samples) / len(samples)
     row["unstable"] = statistics.stability(conversations["e2e_s"], row["disturbed_share"])
@@ -416,6 +419,33 @@ def app_table(
     columns = ["machine", "cell", "status", "reason"]
     columns += [name for name in study_columns if name not in columns]
     return pd.DataFrame(rows, columns=columns)
+
+
+#: Column of ``kv_replies.csv`` to meaning.
+REPLY_COLUMNS = {
+    **{name: SAMPLE_COLUMNS[name] for name in (*IDENTITY, "turn")},
+    "response": "the reply, up to the token that ends it; first replicate",
+    "reply_exact": "whether it is the scenario's reference, as far as the fixed length lets it go",
+}
+
+
+def reply_table(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> pd.DataFrame:
+    """What the model answered, turn by turn: ``kv_replies``."""
+    rows = []
+    for machine, found in sorted(records.items()):
+        for record in found:
+            cell = record["cell"]
+            if cell["replicate"] == 1 and cell.get("kind") == "conversation":
+                identity = (machine, *(cell[name] for name in IDENTITY[1:]))
+                rows += [
+                    {
+                        **dict(zip(IDENTITY, identity, strict=True)),
+                        **{name: turn.get(name) for name in ("turn", "response", "reply_exact")},
+                    }
+                    for turn in record["turns"]
+                ]
+    table = pd.DataFrame(rows, columns=list(REPLY_COLUMNS))
+    return table.sort_values([*IDENTITY, "turn"], ignore_index=True)
 
 
 #: Columns that every application table begins with.

@@ -146,6 +146,47 @@ def converse(
         history = [*history, *generation.tokens]
 
 
+class SlowedSession(Session):
+    """A session that takes a known share longer per token: what the instrument must notice.
+
+    Parameters
+    ----------
+    session:
+        The session to slow down.
+    slowdown:
+        Share by which every token's gap is lengthened, such as 0.05.
+    """
+
+    def __init__(self, session: Session, slowdown: float) -> None:
+        self._session = session
+        self._slowdown = slowdown
+
+    def generate(
+        self, token_ids: Sequence[int], max_new_tokens: int, on_token: Callable[[], None]
+    ) -> Generation:
+        """Generate one turn, idling after each token for a share of the time it took."""
+        last = time.perf_counter()
+
+        def slowed() -> None:
+            nonlocal last
+            now = time.perf_counter()
+            until = now + self._slowdown * (now - last)
+            while time.perf_counter() < until:
+                pass
+            last = time.perf_counter()
+            on_token()
+
+        return self._session.generate(token_ids, max_new_tokens, slowed)
+
+    def restart(self) -> None:
+        """Restart the slowed session."""
+        self._session.restart()
+
+    def close(self) -> None:
+        """Close the slowed session."""
+        self._session.close()
+
+
 class _Graphs:
     """Counts what torch.compile has compiled; nothing is imported when nothing compiles."""
 
@@ -170,6 +211,7 @@ def measure(
     budget_s: float,
     compiled: bool = False,
     builds: bool = False,
+    meter: Any = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[list[Turn], dict[str, Any], dict[str, Any]]:
     """Time conversations: cold ones first, then ``iterations`` that nothing disturbed.
@@ -186,6 +228,8 @@ def measure(
         Whether graphs are compiled; warm-up then goes on until none is.
     builds:
         Whether the first conversation compiles anything, be it a graph or an extension.
+    meter:
+        Reads the memory of the timed conversations; None leaves memory to a pass of its own.
     progress:
         Receives a line per step.
 
@@ -238,11 +282,16 @@ def measure(
             }
             known_graphs = seen
             (turn.cold if cold else turn.samples).append(sample)
+            if meter is not None and not cold:
+                turn.peak_memory_bytes, turn.reserved_memory_bytes = meter.peak()
+                turn.kv_bytes = cache_bytes(generation.cache)
             pending.append(sample)
             if noise.read().wall_s - window.wall_s >= noise.SHORTEST_WINDOW_S:
                 close_window()
 
-        converse(session, turns, device, after_turn)
+        # Marks are reset before the clock starts.
+        before_turn = meter.start if meter is not None and not cold else None
+        converse(session, turns, device, after_turn, before_turn)
         close_window()
         return clean
 
@@ -254,6 +303,8 @@ def measure(
         made += 1
         if made >= warmup and graphs.count() == before:
             break
+    if meter is not None:
+        meter.settle()
     warm = graphs.count()
     progress(f"warm after {made} conversation(s), {time.perf_counter() - begin:.1f} s")
 
@@ -364,7 +415,8 @@ def run_cell(
     """
     started, begin = records.now(), time.perf_counter()
     strategy = strategies.get(cell["strategy"])
-    turns = script(documents.read_json(prompts_file), cell)
+    document = documents.read_json(prompts_file)
+    turns = script(document, cell)
     facts = documents.read_json(environment_file)
     record: dict[str, Any] = {
         "schema": records.KV_SCHEMA,
@@ -381,6 +433,8 @@ def run_cell(
             "experiment": cell["experiment"],
             "iterations": cell["iterations"],
             "warmup": cell["warmup"],
+            "memory": cell["memory"],
+            "slowdown": cell["slowdown"],
         },
         "status": "ok",
         "reason": None,
@@ -403,7 +457,8 @@ def run_cell(
         reason = strategy.available(None, cell["device"])
         if reason:
             raise Unsupported(reason)
-        _measure_into(record, strategy, cell, turns, model_folder, threads, progress)
+        references = document.get("references")
+        _measure_into(record, strategy, cell, turns, references, model_folder, threads, progress)
     except InputError:
         raise
     except Unsupported as error:
@@ -430,6 +485,7 @@ def _measure_into(
     strategy: Strategy,
     cell: Mapping[str, Any],
     turns: Script,
+    references: Sequence[Sequence[int]] | None,
     model_folder: Path,
     threads: int,
     progress: Callable[[str], None],
@@ -454,9 +510,12 @@ def _measure_into(
     def open_session() -> Session:
         return strategy.session(model, turns.max_length)
 
+    apart = cell["memory"] == "separate" or not meter.supported
     with lock.machine() as waited, torch.inference_mode():
         waited_quiet = noise.wait_for_quiet(cell["quiet_wait_s"])
         session = open_session()
+        if cell["slowdown"]:
+            session = SlowedSession(session, cell["slowdown"])
         try:
             result, disturbance, compilation = measure(
                 session,
@@ -467,13 +526,15 @@ def _measure_into(
                 budget_s=cell["budget_s"],
                 compiled=strategy.compiled(device),
                 builds=strategy.compiled(device) or bool(strategy.needs()),
+                meter=None if apart else meter,
                 progress=progress,
             )
         finally:
             session.close()
         del session
-        progress("measuring memory")
-        measure_memory(open_session, turns, device, meter, result)
+        if apart:
+            progress("measuring memory")
+            measure_memory(open_session, turns, device, meter, result)
     record["noise"] = {
         **disturbance,
         "waited_for_lock_s": round(waited, 3),
@@ -497,11 +558,19 @@ def _measure_into(
             "reserved_memory_bytes": turn.reserved_memory_bytes,
             "token_digest": records.token_digest(turn.tokens),
             "response": model.decode(turn.tokens),
+            "reply_exact": references and _recites(model, turn.tokens, references[number - 1]),
             "cold": turn.cold,
             "samples": turn.samples,
         }
         for number, turn in enumerate(result, start=1)
     ]
+
+
+def _recites(model: models.LoadedModel, tokens: Sequence[int], reference: Sequence[int]) -> bool:
+    """Whether the shown reply is the reference, as far as the fixed length lets it go."""
+    reply = model.reply(tokens)
+    ended = len(reply) < len(tokens)
+    return reply == list(reference[: len(reply)]) and (not ended or len(reply) == len(reference))
 
 
 def _is_out_of_memory(error: Exception) -> bool:

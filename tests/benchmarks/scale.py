@@ -1,0 +1,180 @@
+"""Planning and aggregating many records: 2,500, 5,000 and 10,000, to see that both grow linearly.
+
+Records are copies of one hand-made record under other names, in a copy of the repository. The bounds for
+10,000 are 60 s to plan and 15 s to aggregate.
+
+    PYTHONPATH=workflow python tests/benchmarks/scale.py [--sizes 2500 5000 10000]
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+REPLICATES = 5
+TURNS = 3
+ITERATIONS = 3
+
+
+def record(identity: dict, number: int) -> dict:
+    """A record with plausible, varied times; ``identity`` goes into its cell."""
+    import random
+
+    from kvbench import physics, records
+
+    generator = random.Random(number)
+    turns = []
+    for turn in range(1, TURNS + 1):
+        samples = []
+        for iteration in range(ITERATIONS):
+            gaps = [0.004 * generator.lognormvariate(0, 0.05) for _ in range(31)]
+            samples.append(
+                {
+                    "iteration": iteration,
+                    "ttft_s": 0.03,
+                    "itl_s": gaps,
+                    "e2e_s": 0.03 + sum(gaps),
+                    "disturbed": False,
+                }
+            )
+        turns.append(
+            {
+                "turn": turn,
+                "prompt_tokens": 150 + 50 * turn,
+                "new_tokens": 32,
+                "reused_tokens": 0,
+                "kv_bytes": 800_000,
+                "kv_bytes_predicted": 800_000,
+                "peak_memory_bytes": 5_000_000,
+                "token_digest": records.token_digest([turn]),
+                "response": "Certainly.",
+                "cold": samples[:1],
+                "samples": samples,
+            }
+        )
+    shape = physics.Architecture(4, 256, 4, 2, 64, 640, 2560, False, 65536)
+    return {
+        "schema": records.KV_SCHEMA,
+        "cell": {
+            "suite": "kv",
+            "device": "cpu",
+            "dtype": "float32",
+            "threads": 2,
+            "max_new_tokens": 32,
+            "turns": TURNS,
+            "seed": 1,
+            "kind": "conversation",
+            **identity,
+        },
+        "status": "ok",
+        "reason": None,
+        "turns": turns,
+        "strategy_info": {
+            "exact": True,
+            "compiled": False,
+            "options": {},
+            "traffic": {"kind": "dynamic"},
+        },
+        "model": {"parameter_bytes": 16_000_000, "architecture": shape.as_dict()},
+        "compile": {"seconds": 0.0, "graphs": 0, "recompiles": 0},
+        "noise": {},
+        "environment": {"digest": "bench"},
+        "code_digest": "bench",
+        "started_at": records.now(),
+        "wall_s": 5.0,
+    }
+
+
+def write_case(folder: Path, size: int) -> None:
+    """Scenarios, configuration and records for ``size`` cells."""
+    strategies = ("none", "dynamic", "static", "paged")
+    count = size // (len(strategies) * REPLICATES)
+    original = yaml.safe_load((ROOT / "config/scenarios/banking_open_account.yaml").read_text())
+    names = []
+    number = 0
+    for index in range(count):
+        name = f"case_{index:05d}"
+        names.append(name)
+        scenario = copy.deepcopy(original) | {"id": name}
+        scenario["turns"] = scenario["turns"][:TURNS]
+        path = folder / "config/scenarios" / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(scenario, sort_keys=False))
+        for strategy in strategies:
+            place = folder / "results/cells/kv/cpu/embedded" / name / strategy
+            place.mkdir(parents=True)
+            for replicate in range(1, REPLICATES + 1):
+                number += 1
+                identity = {
+                    "model": "embedded",
+                    "scenario": name,
+                    "strategy": strategy,
+                    "replicate": replicate,
+                }
+                (place / f"r{replicate}.json").write_text(json.dumps(record(identity, number)))
+    block = {
+        "name": "scale",
+        "models": ["embedded"],
+        "scenarios": names,
+        "strategies": list(strategies),
+        "turns": TURNS,
+        "replicates": REPLICATES,
+    }
+    config = {"suites": ["kv"], "recorded": [], "kv": {"experiments": [block]}}
+    (folder / "config/scale.yaml").write_text(yaml.safe_dump(config))
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[2500, 5000, 10000])
+    from kvbench import gathering, tables
+
+    for size in parser.parse_args().sizes:
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "repository"
+            shutil.copytree(
+                ROOT,
+                folder,
+                ignore=shutil.ignore_patterns(".venv", ".git", "results", ".snakemake", "logs"),
+            )
+            write_case(folder, size)
+            begin = time.perf_counter()
+            planned = subprocess.run(
+                [
+                    sys.executable,
+                    *("-m", "snakemake", "--cores", "2", "--dry-run", "--quiet", "all"),
+                    *("--configfile", "config/scale.yaml", "--", "cells"),
+                ],
+                cwd=folder,
+                capture_output=True,
+                text=True,
+            )
+            planning = time.perf_counter() - begin
+            if planned.returncode:
+                sys.exit(planned.stdout + planned.stderr)
+            paths = sorted(map(str, folder.glob("results/cells/kv/**/*.json")))
+            begin = time.perf_counter()
+            samples, summary = tables.kv_tables(gathering.kv_records(paths, {}))
+            gathering.write_csv(samples, folder / "samples.csv")
+            gathering.write_csv(summary, folder / "summary.csv")
+            aggregating = time.perf_counter() - begin
+            print(
+                f"{len(paths):6d} records: planned in {planning:5.1f} s, "
+                f"aggregated in {aggregating:5.1f} s ({len(samples)} sample rows)",
+                flush=True,
+            )
+    print("bounds for 10,000 records: 60 s and 15 s")
+
+
+if __name__ == "__main__":
+    main()

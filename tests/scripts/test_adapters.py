@@ -1,0 +1,474 @@
+"""The rules' scripts, run as Snakemake runs them: inputs to outputs, and one line when it fails."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from kvbench import configuration, documents, gathering, records, studies, tables
+from kvbench.studies import _cell
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = ROOT / "workflow" / "scripts"
+
+
+class Files(list):
+    """Snakemake's list of files: by position, by name, and by ``get``."""
+
+    def __init__(self, *files: object, **named: object) -> None:
+        super().__init__(files)
+        for name, value in named.items():
+            self.extend(value if isinstance(value, list) else [value])
+            setattr(self, name, value)
+        self._named = named
+
+    def get(self, name: str, default: object = None) -> object:
+        return self._named.get(name, default)
+
+    def items(self):
+        return self._named.items()
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch, private_lock) -> Path:
+    """An empty folder to run in, with the scripts' own folder importable and logging restored."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield tmp_path
+    for handler in root.handlers[:]:
+        if handler not in handlers:
+            root.removeHandler(handler)
+            handler.close()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.fixture
+def run(workplace):
+    """Run a script in this process; returns its log."""
+
+    def run(script: str, **fields: object) -> str:
+        log = workplace / "logs" / f"{script}.log"
+        given = {
+            "input": Files(),
+            "output": Files(),
+            "params": SimpleNamespace(),
+            "wildcards": SimpleNamespace(),
+            "log": [str(log)],
+            "threads": 1,
+            "config": {},
+        } | fields
+        for path in given["output"]:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+        runpy.run_path(
+            str(SCRIPTS / f"{script}.py"),
+            init_globals={"snakemake": SimpleNamespace(**given)},
+            run_name="__main__",
+        )
+        return log.read_text()
+
+    return run
+
+
+_DRIVER = """
+import json, runpy, sys
+from types import SimpleNamespace
+class Files(list):
+    def __init__(self, named):
+        super().__init__()
+        self._named = named
+        for name, value in named.items():
+            self.extend(value if isinstance(value, list) else [value])
+            setattr(self, name, value)
+    def get(self, name, default=None):
+        return self._named.get(name, default)
+given = json.loads(sys.argv[2])
+for name in ("input", "output"):
+    given[name] = Files(given[name])
+for name in ("params", "wildcards"):
+    given[name] = SimpleNamespace(**given[name])
+snakemake = SimpleNamespace(**given)
+runpy.run_path(sys.argv[1], init_globals={"snakemake": snakemake}, run_name="__main__")
+"""
+
+
+@pytest.fixture
+def fail(workplace):
+    """Run a script that must end with exit code 1 and one line; returns the line."""
+
+    def fail(script: str, env: dict[str, str] | None = None, **fields: object) -> str:
+        given = {
+            "input": {},
+            "output": {},
+            "params": {},
+            "wildcards": {},
+            "log": ["logs/x.log"],
+            "threads": 1,
+        } | fields
+        done = subprocess.run(
+            [sys.executable, "-c", _DRIVER, str(SCRIPTS / f"{script}.py"), json.dumps(given)],
+            cwd=workplace,
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join([str(SCRIPTS), str(ROOT / "workflow")]),
+                **(env or {}),
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 1, done.stderr[-2000:]
+        lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1, done.stderr[-2000:]
+        assert "Traceback" not in done.stderr
+        assert lines[0].removeprefix("error: ") in Path(workplace, "logs/x.log").read_text()
+        return lines[0]
+
+    return fail
+
+
+@pytest.fixture
+def cells(workplace, make_record) -> Files:
+    """Records of two strategies, as the measuring rules leave them."""
+    paths = []
+    for strategy, seconds in (("none", 2.0), ("dynamic", 1.0)):
+        path = workplace / f"results/cells/kv/cpu/tiny/talk/{strategy}/r1.json"
+        path.parent.mkdir(parents=True)
+        records.write(path, make_record(strategy, [[seconds] * 3]))
+        paths.append(str(path))
+    return Files(records=paths, ceilings=[])
+
+
+# Inputs and cells -----------------------------------------------------------------------------
+
+
+def test_from_a_model_file_to_the_record_of_a_cell(
+    run, tiny_document, facts, workplace, undisturbed
+):
+    Path("tiny.yaml").write_text(yaml.safe_dump(tiny_document))
+    run(
+        "prepare_model",
+        input=Files("tiny.yaml"),
+        output=Files("results/inputs/models/tiny"),
+        params=SimpleNamespace(root=str(ROOT)),
+    )
+    assert Path("results/inputs/models/tiny/model.safetensors").exists()
+
+    scenario = ROOT / "config/scenarios/banking_open_account.yaml"
+    run(
+        "prepare_prompts",
+        input=Files(scenario=str(scenario), model="results/inputs/models/tiny"),
+        output=Files("results/inputs/prompts/tiny/banking_open_account.json"),
+        params=SimpleNamespace(longest=(2, 4)),
+        wildcards=SimpleNamespace(model="tiny", scenario="banking_open_account"),
+    )
+    Path("cpu.json").write_text(json.dumps(facts))
+    block = {
+        "name": "test",
+        "models": ["tiny"],
+        "scenarios": ["banking_open_account"],
+        "strategies": ["dynamic"],
+        "turns": 2,
+        "max_new_tokens": 4,
+        "iterations": 1,
+    }
+    config = configuration.fill({"kv": {"experiments": [block], "quiet_wait_s": 0}}, "test")
+    scenarios, _ = configuration.load_scenarios_and_models(ROOT / "config")
+    ((key, cell),) = configuration.plan_kv(config, scenarios, {"tiny": {}}, "test").items()
+    log = run(
+        "measure_kv_cell",
+        input=Files(
+            model="results/inputs/models/tiny",
+            prompts="results/inputs/prompts/tiny/banking_open_account.json",
+            environment="cpu.json",
+        ),
+        output=Files(f"results/cells/kv/{key}.json"),
+        params=SimpleNamespace(cell=cell.as_dict(), code="0" * 16),
+    )
+    record = records.read(Path(f"results/cells/kv/{key}.json"))
+    assert record["status"] == "ok"
+    assert [len(turn["samples"]) for turn in record["turns"]] == [1, 1]
+    assert "iteration 1" in log
+
+
+def test_the_environment_of_this_machine_is_written(run):
+    run(
+        "record_environment",
+        output=Files("results/inputs/environment/cpu.json"),
+        wildcards=SimpleNamespace(device="cpu"),
+    )
+    found = documents.read_json(Path("results/inputs/environment/cpu.json"))
+    assert found["device"] == "cpu"
+    assert found["digest"]
+
+
+def test_ceilings_are_measured_at_the_dtype_of_the_files_name(run, monkeypatch):
+    from kvbench.measurement import ceilings, noise
+
+    asked = []
+    monkeypatch.setattr(noise, "wait_for_quiet", lambda limit_s: asked.append(limit_s) or 0.0)
+    monkeypatch.setattr(ceilings, "measure", lambda device, dtype: {"at": [device, dtype]})
+    for variant, dtype in (("", "float32"), ("-bfloat16", "bfloat16")):
+        output = Path(f"results/inputs/ceilings/cpu{variant}.json")
+        run(
+            "measure_ceilings",
+            output=Files(str(output)),
+            wildcards=SimpleNamespace(device="cpu", variant=variant),
+            config={"kv": {"quiet_wait_s": 3}},
+        )
+        assert documents.read_json(output) == {"at": ["cpu", dtype]}
+    assert asked == [3, 3]
+
+
+def test_a_cell_of_a_study_is_measured_and_tabulated(run, facts):
+    study = studies.get("eviction")
+    outcome = studies.Outcome([dict.fromkeys(list(study.columns)[:2], 1)])
+    fake = SimpleNamespace(measure=lambda factors, context: outcome)
+    Path("cpu.json").write_text(json.dumps(facts))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_cell.studies, "get", lambda name: fake)
+        run(
+            "measure_app_cell",
+            input=Files(environment="cpu.json", model=[]),
+            output=Files("results/cells/app/eviction/lru.json"),
+            params=SimpleNamespace(
+                factors={"kind": "x"},
+                timed=False,
+                settings={"seed": 1, "server_url": None, "encoder": None},
+                quiet_wait_s=0,
+                code="0" * 16,
+            ),
+            wildcards=SimpleNamespace(study="eviction", cell="lru"),
+        )
+    run(
+        "aggregate_study",
+        input=Files(records=["results/cells/app/eviction/lru.json"]),
+        output=Files("results/tables/app_eviction.csv"),
+        params=SimpleNamespace(machines=[]),
+        wildcards=SimpleNamespace(study="eviction"),
+    )
+    table = gathering.read_csv(Path("results/tables/app_eviction.csv"))
+    assert list(table["cell"]) == ["lru"]
+    assert set(study.columns) <= set(table.columns)
+
+
+# Tables and what follows ----------------------------------------------------------------------
+
+
+def aggregate(run, cells: Files) -> None:
+    names = {name: f"results/tables/kv_{name}.csv" for name in ("samples", "summary", "replies")}
+    run(
+        "aggregate_kv",
+        input=cells,
+        output=Files(**names),
+        params=SimpleNamespace(machines=[]),
+    )
+
+
+def test_records_become_the_two_tables(run, cells):
+    aggregate(run, cells)
+    summary = gathering.read_csv(Path("results/tables/kv_summary.csv"))
+    assert list(summary.columns) == list(tables.SUMMARY_COLUMNS)
+    assert dict(zip(summary["strategy"], summary["e2e_s_median"], strict=True)) == {
+        "none": 2.0,
+        "dynamic": 1.0,
+    }
+    samples = gathering.read_csv(Path("results/tables/kv_samples.csv"))
+    assert len(samples) == 6
+
+
+def test_a_recorded_machine_stands_beside_this_run(run, cells, workplace):
+    run(
+        "record",
+        input=cells,
+        params=SimpleNamespace(machine="lab-1", aa=[]),
+    )
+    names = {name: f"results/tables/kv_{name}.csv" for name in ("samples", "summary", "replies")}
+    run(
+        "aggregate_kv",
+        input=cells,
+        output=Files(**names),
+        params=SimpleNamespace(machines=["results/recorded/lab-1"]),
+    )
+    summary = gathering.read_csv(Path("results/tables/kv_summary.csv"))
+    assert set(summary["machine"]) == {"here", "lab-1"}
+
+
+def test_without_a_test_of_the_instrument_its_table_is_empty(run):
+    settings = SimpleNamespace(machines=[], settings={"replicates": 3, "pairs": 10}, seed=1)
+    run(
+        "aggregate_aa_test",
+        input=Files(records=[]),
+        output=Files("results/tables/aa_test.csv"),
+        params=settings,
+    )
+    table = gathering.read_csv(Path("results/tables/aa_test.csv"))
+    assert len(table) == 0
+    assert "share_ci_low" in table.columns
+
+
+def test_every_column_of_every_table_is_described(run):
+    names = studies.names()
+    run(
+        "describe_tables",
+        output=Files("results/tables/README.md"),
+        params=SimpleNamespace(studies=names),
+    )
+    text = Path("results/tables/README.md").read_text()
+    for name in names:
+        assert f"## app_{name}.csv" in text
+    for column in (*tables.SAMPLE_COLUMNS, *tables.SUMMARY_COLUMNS):
+        assert f"`{column}`" in text
+
+
+def test_capacity_is_planned_for_every_model(run):
+    models = sorted((ROOT / "config/models").glob("*.yaml"))
+    run(
+        "plan_capacity",
+        input=Files(models=[str(path) for path in models], ceilings=[]),
+        output=Files("results/tables/capacity.csv"),
+    )
+    table = gathering.read_csv(Path("results/tables/capacity.csv"))
+    assert {path.stem for path in models} <= set(table["model"])
+
+
+def test_claims_get_their_verdicts_and_are_shown(run, cells, capsys):
+    aggregate(run, cells)
+    run(
+        "evaluate_claims",
+        input=Files(
+            claims=str(ROOT / "config/claims.yaml"),
+            samples="results/tables/kv_samples.csv",
+            summary="results/tables/kv_summary.csv",
+            studies=[],
+        ),
+        output=Files(csv="results/claims/claims.csv"),
+        params=SimpleNamespace(studies=[]),
+    )
+    listed = {entry["id"] for entry in documents.read_yaml(ROOT / "config/claims.yaml")["claims"]}
+    found = gathering.read_csv(Path("results/claims/claims.csv"))
+    assert listed <= set(found["id"])
+    run(
+        "show_claims",
+        input=Files("results/claims/claims.csv"),
+        params=SimpleNamespace(must_hold=False),
+    )
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in listed)
+
+
+def test_the_manifest_has_the_size_and_the_digest_of_every_file(run):
+    Path("a.csv").write_bytes(b"abc")
+    run(
+        "write_manifest",
+        input=Files("a.csv"),
+        output=Files("results/manifest.json"),
+        params=SimpleNamespace(rules={"a.csv": "aggregate_kv"}),
+    )
+    document = documents.read_json(Path("results/manifest.json"))
+    assert document["files"] == {
+        "a.csv": {
+            "bytes": 3,
+            "sha256": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
+            "rule": "aggregate_kv",
+        }
+    }
+
+
+def test_a_figure_is_drawn_in_three_formats(run, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "unit"))
+    import synthetic_kv
+
+    for name, table in zip(("summary", "samples"), synthetic_kv.tables(), strict=True):
+        gathering.write_csv(table, Path(f"{name}.csv"))
+    run(
+        "draw_figure",
+        input=Files("summary.csv", "samples.csv"),
+        output=Files(pdf="results/figures/kv_overview.pdf"),
+        wildcards=SimpleNamespace(name="kv_overview"),
+    )
+    made = sorted(path.suffix for path in Path("results/figures").iterdir())
+    assert made == [".pdf", ".png", ".svg"]
+
+
+# What fails -----------------------------------------------------------------------------------
+
+
+def test_a_corrupt_record_ends_the_job_with_one_line_and_no_table(fail, cells):
+    path = Path(cells.records[1])
+    path.write_bytes(path.read_bytes()[:200])
+    names = {name: f"results/tables/kv_{name}.csv" for name in ("samples", "summary", "replies")}
+    line = fail(
+        "aggregate_kv",
+        input={"records": list(cells.records), "ceilings": []},
+        output=names,
+        params={"machines": []},
+    )
+    assert str(path) in line
+    assert not any(Path(name).exists() for name in names.values())
+
+
+def test_a_hub_that_cannot_be_reached_ends_the_job_with_one_line(fail, workplace):
+    document = {
+        "name": "distant",
+        "title": "Distant",
+        "source": "hub",
+        "repo": "owner/model",
+        "revision": "0" * 40,
+        "gated": False,
+    }
+    Path("distant.yaml").write_text(yaml.safe_dump(document))
+    line = fail(
+        "prepare_model",
+        # Nothing listens on this port of the loopback, so there is no network beyond it.
+        env={"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(workplace / "hub")},
+        input={"model": "distant.yaml"},
+        output={"folder": "results/inputs/models/distant"},
+        params={"root": str(ROOT)},
+    )
+    assert "owner/model could not be downloaded" in line
+    assert list(Path("results/inputs/models").iterdir()) == []
+
+
+def test_a_context_that_is_too_long_ends_the_job_with_one_line(fail, tiny_folder):
+    output = Path("results/inputs/prompts/tiny/banking_open_account.json")
+    line = fail(
+        "prepare_prompts",
+        input={
+            "scenario": str(ROOT / "config/scenarios/banking_open_account.yaml"),
+            "model": str(tiny_folder),
+        },
+        output={"file": str(output)},
+        params={"longest": [15, 400]},
+        wildcards={"model": "tiny", "scenario": "banking_open_account"},
+    )
+    assert "tiny allows 4096" in line
+    assert "lower kv.experiments[].turns or max_new_tokens" in line
+    assert not output.exists()
+
+
+def test_without_latex_the_pdfs_job_says_what_to_install(fail, workplace):
+    (workplace / "main.tex").write_text("x")
+    line = fail(
+        "compile_paper",
+        env={"PATH": str(workplace)},
+        input={"main": "main.tex"},
+        output={"pdf": "results/paper/paper.en.pdf"},
+    )
+    assert "sudo apt install latexmk" in line
+    assert not Path("results/paper/paper.en.pdf").exists()
+
+
+def test_a_script_does_nothing_but_adapt():
+    for path in SCRIPTS.glob("*.py"):
+        assert len(path.read_text().splitlines()) <= 40, path.name

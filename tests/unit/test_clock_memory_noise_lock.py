@@ -1,0 +1,271 @@
+"""The instruments: stamps, bytes of caches, peaks of memory, other processes, and the lock."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from kvbench.measurement import lock, noise
+from kvbench.measurement.clock import Clock, clock_for
+from kvbench.measurement.memory import CpuMemory, cache_bytes, meter_for
+from kvbench.measurement.noise import Reading
+
+WORKFLOW = Path(__file__).resolve().parents[2] / "workflow"
+MB = 10**6
+
+
+@pytest.fixture
+def child():
+    """Start Python programs; those still running are ended with the test."""
+    started = []
+
+    def child(program: str, *arguments: str) -> subprocess.Popen:
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-c", program, *arguments],
+                stdout=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "PYTHONPATH": str(WORKFLOW)},
+            )
+        )
+        return started[-1]
+
+    yield child
+    for process in started:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+# Clock ----------------------------------------------------------------------------------------
+
+
+def ticking(monkeypatch, *moments: float) -> None:
+    left = iter(moments)
+    monkeypatch.setattr(time, "perf_counter", lambda: next(left))
+
+
+def test_a_turn_is_stamped_at_its_start_each_token_and_its_end(monkeypatch):
+    ticking(monkeypatch, 10.0, 12.0, 12.5, 13.5, 14.0)
+    clock = Clock()
+    clock.start()
+    for _ in range(3):
+        clock.on_token()
+    timing = clock.finish()
+    assert (timing.e2e_s, timing.ttft_s, timing.itl_s) == (4.0, 2.0, [0.5, 1.0])
+
+
+def test_stamps_of_an_engine_replace_the_clocks_own(monkeypatch):
+    ticking(monkeypatch, 10.0, 14.0)
+    clock = Clock()
+    clock.start()
+    timing = clock.finish([11.0, 11.25, 13.0])
+    assert (timing.e2e_s, timing.ttft_s, timing.itl_s) == (4.0, 1.0, [0.25, 1.75])
+
+
+def test_a_clock_starts_every_turn_anew(monkeypatch):
+    ticking(monkeypatch, 0.0, 1.0, 2.0, 10.0, 13.0, 14.0)
+    clock = Clock()
+    for expected in (1.0, 3.0):
+        clock.start()
+        clock.on_token()
+        timing = clock.finish()
+        assert (timing.ttft_s, timing.itl_s) == (expected, [])
+
+
+def test_a_cpu_is_timed_by_the_hosts_clock():
+    assert type(clock_for("cpu")) is Clock
+
+
+# Bytes of a cache -----------------------------------------------------------------------------
+
+
+def layer(**fields: object) -> SimpleNamespace:
+    return SimpleNamespace(**fields)
+
+
+def test_nothing_kept_is_nothing():
+    assert cache_bytes(None) == 0
+    assert cache_bytes(layer(layers=[layer(keys=torch.empty(0), values=None)])) == 0
+
+
+def test_shared_storage_is_counted_once():
+    shared = torch.zeros(100)
+    cache = layer(layers=[layer(keys=shared[:50], values=shared[50:]), layer(keys=shared)])
+    assert cache_bytes(cache) == 400
+
+
+def test_a_view_counts_the_whole_storage_behind_it():
+    cache = layer(layers=[layer(keys=torch.zeros(100)[:3], values=torch.zeros(10))])
+    assert cache_bytes(cache) == 400 + 40
+
+
+def test_tensors_in_lists_tuples_and_mappings_are_found():
+    packed = (torch.zeros(4, dtype=torch.uint8), {"scale": torch.zeros(2), "axis": 0})
+    cache = layer(layers=[layer(_quantized_keys=packed, values=[torch.zeros(1)])])
+    assert cache_bytes(cache) == 4 + 8 + 4
+
+
+def test_what_is_neither_key_nor_value_is_not_counted():
+    cache = layer(layers=[layer(keys=torch.zeros(1), cumulative_length=torch.zeros(50))])
+    assert cache_bytes(cache) == 4
+
+
+# Peak memory ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def meter() -> CpuMemory:
+    meter = meter_for("cpu")
+    if not meter.supported:
+        pytest.skip("this system has no high-water mark that can be reset")
+    meter.settle()
+    return meter
+
+
+def test_the_peak_sees_what_was_allocated_and_given_back(meter):
+    meter.start()
+    block = b"\1" * (50 * MB)
+    del block
+    peak, reserved = meter.peak()
+    assert 49 * MB < peak < 100 * MB
+    assert reserved is None
+
+
+def test_the_peak_does_not_see_what_was_freed_before_it_started(meter):
+    block = b"\1" * (50 * MB)
+    del block
+    meter.start()
+    assert meter.peak()[0] < 25 * MB
+
+
+def test_the_baseline_is_what_was_there_when_it_settled(meter):
+    block = b"\1" * (50 * MB)
+    meter.settle()
+    meter.start()
+    assert len(block) == 50 * MB
+    assert meter.peak()[0] < 25 * MB
+
+
+# Noise ----------------------------------------------------------------------------------------
+
+
+def reading(wall: float = 0.0, busy: float = 0.0, own: float = 0.0, steal: float = 0.0) -> Reading:
+    return Reading(wall, busy, steal, own, 0)
+
+
+@pytest.mark.parametrize(
+    ("later", "disturbed"),
+    [
+        (reading(10, busy=20, own=20), False),
+        (reading(10, busy=10.5, own=10), False),
+        (reading(10, busy=11.5, own=10), True),
+        (reading(10, busy=10, own=10, steal=1.5), True),
+        (reading(10, busy=9, own=10), False),
+        (reading(0.1, busy=0.03), False),
+    ],
+)
+def test_a_window_is_disturbed_when_others_took_a_tenth_of_a_core(later, disturbed):
+    assert noise.disturbed(reading(), later) is disturbed
+
+
+def test_a_busy_neighbour_is_noticed(child):
+    neighbour = child("print(1, flush=True)\nwhile True: pass")
+    neighbour.stdout.readline()
+    before = noise.read()
+    time.sleep(0.5)
+    assert noise.disturbed(before, noise.read())
+
+
+def test_own_work_is_not_counted_as_a_neighbours():
+    before = noise.read()
+    while noise.read().own_s - before.own_s < 0.3:
+        sum(range(10_000))
+    after = noise.read()
+    total = after.busy_s - before.busy_s
+    assert before.others_s(after) <= total - 0.25
+
+
+def test_waiting_for_quiet_is_bounded(monkeypatch):
+    monkeypatch.setattr(noise, "disturbed", lambda before, after: True)
+    assert 0.1 <= noise.wait_for_quiet(0.1, window_s=0.01) < 5.0
+
+
+def test_waiting_ends_with_the_first_quiet_window(monkeypatch):
+    marks = iter([True, True, False, True])
+    monkeypatch.setattr(noise, "disturbed", lambda before, after: next(marks))
+    noise.wait_for_quiet(60.0, window_s=0.01)
+    assert next(marks) is True
+
+
+def test_no_wait_is_no_wait(monkeypatch):
+    monkeypatch.setattr(noise, "read", None)
+    assert noise.wait_for_quiet(0.0) < 0.1
+
+
+# Lock -----------------------------------------------------------------------------------------
+
+_HOLDER = """
+import sys, time
+from pathlib import Path
+from kvbench.measurement import lock
+with lock.machine(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(float(sys.argv[2]))
+    Path(sys.argv[1] + ".left").touch()
+"""
+
+
+def test_a_second_process_waits_until_the_first_has_finished(child, tmp_path):
+    path = tmp_path / "lock"
+    holder = child(_HOLDER, str(path), "0.4")
+    assert holder.stdout.readline() == "held\n"
+    assert not Path(f"{path}.left").exists()
+    with lock.machine(path, poll_s=0.01) as waited:
+        assert Path(f"{path}.left").exists()
+    assert waited > 0.05
+
+
+def test_a_holder_that_is_killed_gives_the_machine_back(child, tmp_path):
+    path = tmp_path / "lock"
+    holder = child(_HOLDER, str(path), "600")
+    assert holder.stdout.readline() == "held\n"
+    holder.kill()
+    with lock.machine(path, poll_s=0.01):
+        assert not Path(f"{path}.left").exists()
+
+
+def test_a_free_machine_is_held_without_waiting_and_given_back(tmp_path):
+    for _ in range(2):
+        with lock.machine(tmp_path / "lock", poll_s=60.0) as waited:
+            assert waited < 30.0
+
+
+def test_an_error_while_holding_gives_the_machine_back(tmp_path):
+    with pytest.raises(ZeroDivisionError), lock.machine(tmp_path / "lock"):
+        _ = 1 / 0
+    with lock.machine(tmp_path / "lock", poll_s=60.0) as waited:
+        assert waited < 30.0
+
+
+def test_a_lock_file_that_another_user_made_is_opened_without_creating(monkeypatch, tmp_path):
+    """With fs.protected_regular, O_CREAT on another's file in a sticky folder is refused."""
+    path = tmp_path / "lock"
+    path.touch()
+    real = os.open
+
+    def protected(name: object, flags: int, *mode: int) -> int:
+        if flags & os.O_CREAT and Path(str(name)).exists():
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(name))
+        return real(name, flags, *mode)
+
+    monkeypatch.setattr(os, "open", protected)
+    with lock.machine(path) as waited:
+        assert waited < 30.0

@@ -1,0 +1,387 @@
+"""From the configuration to cells: defaults, order, and one line for everything that is wrong."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kvbench import configuration, documents, strategies
+from kvbench.errors import InputError
+
+CONFIG = Path(__file__).resolve().parents[2] / "config"
+SOURCE = "config/mine.yaml"
+BLOCK = {
+    "name": "first",
+    "models": ["embedded"],
+    "scenarios": ["banking_open_account"],
+    "strategies": ["none", "dynamic"],
+    "turns": 2,
+    "max_new_tokens": 4,
+}
+
+
+@pytest.fixture(scope="module")
+def known():
+    return configuration.load_scenarios_and_models(CONFIG)
+
+
+def config(*blocks: dict[str, Any], **kv: Any) -> dict[str, Any]:
+    return {"kv": {**kv, "experiments": [copy.deepcopy(block) for block in blocks]}}
+
+
+@pytest.fixture
+def plan(known):
+    def plan(*blocks: dict[str, Any], **kv: Any) -> dict[str, configuration.KvCell]:
+        filled = configuration.fill(config(*blocks, **kv), SOURCE)
+        return configuration.plan_kv(filled, *known, SOURCE)
+
+    return plan
+
+
+@pytest.fixture
+def refused(plan):
+    def refused(*blocks: dict[str, Any], **kv: Any) -> str:
+        with pytest.raises(InputError) as error:
+            plan(*blocks, **kv)
+        return one_line(error)
+
+    return refused
+
+
+def one_line(error: pytest.ExceptionInfo) -> str:
+    text = str(error.value)
+    assert "\n" not in text
+    assert text.startswith(f"{SOURCE}: ")
+    return text
+
+
+# What is planned ------------------------------------------------------------------------------
+
+
+def test_a_block_is_the_full_cross_of_its_lists(plan):
+    block = BLOCK | {"scenarios": ["banking_open_account", "ecommerce_support"], "replicates": 2}
+    cells = plan(block)
+    assert len(cells) == 2 * 2 * 2
+    assert "cpu/embedded/ecommerce_support/none/r2" in cells
+    assert all(cell.key == key for key, cell in cells.items())
+
+
+def test_a_block_overrides_the_sections_settings(plan):
+    cells = plan(BLOCK | {"iterations": 7, "warmup": 2, "budget_s": 1.5}, iterations=3, warmup=1)
+    assert {(c.iterations, c.warmup, c.budget_s) for c in cells.values()} == {(7, 2, 1.5)}
+
+
+def test_turns_left_out_are_all_turns_and_fixed_scenarios_have_none(plan):
+    block = {key: value for key, value in BLOCK.items() if key != "turns"}
+    cells = plan(block | {"scenarios": ["banking_open_account", "symposium_turn"]})
+    turns = {cell.scenario: cell.turns for cell in cells.values()}
+    assert turns == {"banking_open_account": 15, "symposium_turn": None}
+
+
+def test_the_same_cell_in_two_experiments_is_measured_once(plan):
+    assert len(plan(BLOCK, BLOCK | {"name": "second"})) == 2
+
+
+def test_the_shipped_configuration_plans_every_strategy(known):
+    document = documents.read_yaml(CONFIG / "config.yaml")
+    filled = configuration.fill(document, "config/config.yaml")
+    cells = configuration.plan_kv(filled, *known, "config/config.yaml")
+    assert {cell.strategy for cell in cells.values()} == set(strategies.names())
+    assert min(cell.iterations for cell in cells.values()) >= 3
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "name"),
+    [
+        ("cpu", "float32", "cpu"),
+        ("cpu", "bfloat16", "cpu-bfloat16"),
+        ("cuda", "bfloat16", "cuda"),
+        ("cuda", "float32", "cuda-float32"),
+    ],
+)
+def test_a_place_is_the_device_unless_the_dtype_is_unusual(device, dtype, name):
+    assert configuration.place(device, dtype) == name
+
+
+def test_a_dtype_of_auto_is_the_devices_usual_one(plan):
+    cells = plan(BLOCK, BLOCK | {"name": "gpu", "device": "cuda"})
+    assert {(c.device, c.dtype) for c in cells.values()} == {
+        ("cpu", "float32"),
+        ("cuda", "bfloat16"),
+    }
+
+
+# Order ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def many(plan):
+    return plan(BLOCK | {"strategies": strategies.names(), "replicates": 3})
+
+
+def test_the_order_is_that_of_the_seed(many):
+    first = configuration.measuring_order(many, 1)
+    assert configuration.measuring_order(dict(reversed(many.items())), 1) == first
+    assert configuration.measuring_order(many, 2) != first
+    assert sorted(first.values()) == list(range(len(many)))
+
+
+def test_each_replicate_ends_before_the_next_begins(many):
+    order = configuration.measuring_order(many, 1)
+    sequence = [many[key].replicate for key in sorted(order, key=order.get)]
+    assert sequence == sorted(sequence)
+
+
+def test_every_replicate_has_an_order_of_its_own(many):
+    order = configuration.measuring_order(many, 1)
+    sequence = [many[key] for key in sorted(order, key=order.get)]
+    runs = [[c.strategy for c in sequence if c.replicate == number] for number in (1, 2, 3)]
+    assert runs[0] != runs[1] != runs[2]
+    assert runs[0] != sorted(runs[0])
+
+
+# What is refused ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("strategies", "dinamic", ["unknown strategy 'dinamic'", "dynamic"]),
+        ("scenarios", "banking", ["unknown scenario", "ecommerce_support", "banking.yaml"]),
+        ("models", "gpt", ["unknown model", "embedded", "config/models/gpt.yaml"]),
+    ],
+)
+def test_an_unknown_name_is_refused_with_the_known_ones(refused, key, value, words):
+    text = refused(BLOCK | {key: [BLOCK[key][0], value]})
+    assert f"kv.experiments[0].{key}[1]" in text
+    for word in words:
+        assert word in text
+
+
+def test_an_unknown_device_is_refused_with_the_known_ones(refused):
+    text = refused(BLOCK, device="gpu")
+    assert "kv.device is 'gpu'; use one of cpu, cuda, auto" in text
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("max_new_tokens", 0, "at least 2"),
+        ("max_new_tokens", -1, "at least 2"),
+        ("max_new_tokens", "32", "integer"),
+        ("max_new_tokens", 1.5, "integer"),
+        ("turns", 0, "at least 1"),
+        ("turns", -2, "at least 1"),
+        ("iterations", 0, "at least 1"),
+        ("replicates", 0, "at least 1"),
+        ("warmup", -1, "at least 0"),
+        ("budget_s", 0, "more than 0"),
+        ("budget_s", "60", "number"),
+        ("max_prompt_tokens", 0, "at least 1"),
+        ("models", "embedded", "array"),
+        ("strategies", [3], "string"),
+        ("dtype", "fp32", "float32"),
+        ("strategies", [], ""),
+        ("strategies", ["none", "none"], ""),
+    ],
+)
+def test_a_wrong_value_of_a_block_is_named_with_its_remedy(refused, key, value, words):
+    text = refused(BLOCK | {key: value})
+    assert f"kv.experiments[0].{key}" in text
+    assert words in text
+
+
+def test_a_misspelt_key_is_refused_with_the_known_ones(refused):
+    text = refused(BLOCK | {"max_tokens": 4})
+    assert "kv.experiments[0]: unknown key 'max_tokens'" in text
+    assert "max_new_tokens" in text
+
+
+def test_a_misspelt_section_is_refused(known):
+    with pytest.raises(InputError) as error:
+        configuration.fill({"kvcache": {}}, SOURCE)
+    assert "unknown key 'kvcache'" in one_line(error)
+
+
+@pytest.mark.parametrize("document", [{"kv": None}, {"kv": []}, {"kv": {"experiments": {}}}])
+def test_a_section_of_the_wrong_type_is_named(document):
+    with pytest.raises(InputError) as error:
+        configuration.fill(document, SOURCE)
+    assert "kv" in one_line(error)
+
+
+def test_two_experiments_that_write_one_record_differently_are_refused(refused):
+    text = refused(BLOCK, BLOCK | {"name": "second", "max_new_tokens": 8})
+    assert "kv.experiments[1] (second) and experiment first both measure" in text
+    assert "keep one" in text
+
+
+def test_a_context_longer_than_the_model_allows_is_refused(known):
+    all_scenarios, models = copy.deepcopy(known)
+    models["embedded"]["architecture"]["max_position_embeddings"] = 300
+    filled = configuration.fill(config(BLOCK | {"scenarios": ["symposium_turn"]}), SOURCE)
+    with pytest.raises(InputError) as error:
+        configuration.plan_kv(filled, all_scenarios, models, SOURCE)
+    text = one_line(error)
+    assert "symposium_turn needs 302 tokens" in text
+    assert "embedded allows 300" in text
+
+
+def test_steps_left_out_need_no_context(known):
+    all_scenarios, models = copy.deepcopy(known)
+    models["embedded"]["architecture"]["max_position_embeddings"] = 300
+    block = BLOCK | {"scenarios": ["context_growth"], "max_prompt_tokens": 256}
+    filled = configuration.fill(config(block), SOURCE)
+    assert len(configuration.plan_kv(filled, all_scenarios, models, SOURCE)) == 2
+
+
+def test_a_limit_below_every_step_is_refused(refused):
+    text = refused(BLOCK | {"scenarios": ["context_growth"], "max_prompt_tokens": 16})
+    assert "max_prompt_tokens is 16" in text
+    assert "raise it" in text
+
+
+def test_more_turns_than_the_scenario_has_are_refused(refused):
+    text = refused(BLOCK | {"turns": 16})
+    assert "turns is 16" in text
+    assert "has 15" in text
+
+
+@pytest.mark.parametrize("value", ["maybe", "ture", ""])
+def test_a_misspelt_truth_value_is_refused(value):
+    with pytest.raises(InputError) as error:
+        configuration.fill({"claims_must_hold": value}, SOURCE)
+    assert "claims_must_hold" in one_line(error)
+
+
+@pytest.mark.parametrize(("given", "meant"), [(True, True), ("true", True), ("False", False)])
+def test_a_truth_value_may_come_as_text_from_the_command_line(given, meant):
+    assert configuration.fill({"claims_must_hold": given}, SOURCE)["claims_must_hold"] is meant
+
+
+# Studies --------------------------------------------------------------------------------------
+
+
+def app_refused(known, **section: Any) -> str:
+    filled = configuration.fill({"app": section}, SOURCE)
+    with pytest.raises(InputError) as error:
+        configuration.plan_app(filled, known[1], SOURCE)
+    return one_line(error)
+
+
+def test_every_study_is_planned_with_its_defaults(known):
+    planned = configuration.plan_app(configuration.fill({}, SOURCE), known[1], SOURCE)
+    assert {"eviction", "memoization"} <= set(planned)
+    assert all(planned.values())
+
+
+def test_an_excluded_study_is_not_planned(known):
+    filled = configuration.fill({"app": {"exclude": ["eviction"]}}, SOURCE)
+    assert "eviction" not in configuration.plan_app(filled, known[1], SOURCE)
+
+
+def test_an_unknown_study_is_refused_with_the_known_ones(known):
+    text = app_refused(known, studies={"evicton": {}})
+    assert "app.studies: unknown study 'evicton'" in text
+    assert "eviction" in text
+
+
+def test_an_unknown_study_to_exclude_is_reported_under_its_own_key(known):
+    assert "app.exclude" in app_refused(known, exclude=["evicton"])
+
+
+def test_an_unknown_option_of_a_study_is_named(known):
+    text = app_refused(known, studies={"eviction": {"not_an_option": 1}})
+    assert "app.studies.eviction" in text
+    assert "'not_an_option'" in text
+
+
+def test_an_unknown_model_behind_the_caches_is_refused(known):
+    assert "app.model: unknown model 'gpt'" in app_refused(known, model="gpt")
+
+
+# The instrument's test ------------------------------------------------------------------------
+
+
+def test_the_instruments_test_has_two_equal_arms_and_slows_one(known):
+    filled = configuration.fill({"aa_test": {"processes": 4, "slowdown": 0.1}}, SOURCE)
+    cells = configuration.plan_aa(filled, known[1], SOURCE)
+    assert sorted(cells) == [f"{arm}/p{n}" for arm in ("same", "slowed") for n in (1, 2, 3, 4)]
+    assert {cells[f"same/p{n}"].slowdown for n in (1, 2, 3)} == {0.0}
+    assert {cells[f"slowed/p{n}"].slowdown for n in (1, 2, 3)} == {0.1}
+
+
+@pytest.mark.parametrize(("key", "value"), [("model", "gpt"), ("strategy", "dinamic")])
+def test_an_unknown_name_in_the_instruments_test_is_refused(known, key, value):
+    filled = configuration.fill({"aa_test": {key: value}}, SOURCE)
+    with pytest.raises(InputError) as error:
+        configuration.plan_aa(filled, known[1], SOURCE)
+    assert f"aa_test.{key}: unknown {key} {value!r}" in one_line(error)
+
+
+# Models ---------------------------------------------------------------------------------------
+
+
+def test_the_shipped_models_are_those_of_the_readme(known):
+    assert {
+        "embedded",
+        "llama-3.2-1b-geometry",
+        "llama-3.2-1b",
+        "smollm2-135m-instruct",
+        "qwen2.5-0.5b-instruct",
+    } <= set(known[1])
+
+
+def test_a_model_file_named_unlike_its_name_is_refused(tmp_path):
+    (tmp_path / "a.yaml").write_text("name: b\ntitle: B\nsource: local\npath: b\n")
+    with pytest.raises(InputError, match=r"a\.yaml: name is 'b'.*make them equal"):
+        configuration.read_models(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("name: a\ntitle: A\nsource: hub\nrepo: x/y\nrevision: main\ngated: false\n", "revision"),
+        ("name: a\ntitle: A\nsource: hub\nrepo: x/y\ngated: false\n", "'revision'"),
+        ("name: a\ntitle: A\nsource: web\n", "source"),
+        ("name: a\ntitle: A\nsource: local\npath: p\nrevison: x\n", "'revison'"),
+        ("name: a\ntitle: A\nsource: built\n", "architecture"),
+        ("", "object"),
+    ],
+)
+def test_a_wrong_model_file_is_one_line_that_names_the_key(tmp_path, text, word):
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(InputError) as error:
+        configuration.read_models(tmp_path)
+    message = str(error.value)
+    assert message.startswith(str(tmp_path / "a.yaml"))
+    assert word in message
+    assert "\n" not in message
+
+
+# Documentation --------------------------------------------------------------------------------
+
+
+def keys(rules: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    for key, sub in rules.get("properties", {}).items():
+        yield f"{path}{key}", sub
+        yield from keys(sub, f"{path}{key}.")
+    if "items" in rules:
+        yield from keys(rules["items"], path)
+
+
+@pytest.mark.parametrize(("key", "rules"), list(keys(documents.schema("config"))))
+def test_every_key_of_the_configuration_is_described(key, rules):
+    assert rules.get("description", "").endswith("."), key
+
+
+def test_an_empty_configuration_is_complete_after_filling():
+    filled = configuration.fill({}, SOURCE)
+    for key, rules in keys(documents.schema("config")):
+        if "default" in rules and ".experiments." not in f".{key}.":
+            value: Any = filled
+            for part in key.split("."):
+                value = value[part]

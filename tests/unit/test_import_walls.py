@@ -1,0 +1,127 @@
+"""Who may import whom: each stage stays as light as it claims to be."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+WORKFLOW = Path(__file__).resolve().parents[2] / "workflow"
+LIBRARY = WORKFLOW / "kvbench"
+TORCH = ("torch", "transformers")
+PLOTS = ("matplotlib", "seaborn")
+
+_PROGRAM = """
+import importlib, sys
+for name in sys.argv[1].split():
+    importlib.import_module(name)
+print(*sorted(sys.modules))
+"""
+
+
+def modules_of(package: str) -> list[str]:
+    """The package's modules, helpers included."""
+    folder = LIBRARY / package
+    names = sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
+    return [f"kvbench.{package}", *(f"kvbench.{package}.{name}" for name in names)]
+
+
+def loaded_by(modules: list[str]) -> set[str]:
+    """Everything that importing some modules in a fresh process has imported."""
+    done = subprocess.run(
+        [sys.executable, "-c", _PROGRAM, " ".join(modules)],
+        env={**os.environ, "PYTHONPATH": str(WORKFLOW)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("modules", "forbidden"),
+    [
+        pytest.param(
+            ["kvbench.configuration", "kvbench.layout", "kvbench.figures"],
+            (*TORCH, *PLOTS, "kvbench.caching.server", "redis"),
+            id="planning",
+        ),
+        pytest.param(
+            [
+                f"kvbench.{name}"
+                for name in ("physics", "statistics", "claims", "records", "scenarios")
+            ],
+            (*TORCH, *PLOTS),
+            id="pure functions",
+        ),
+        pytest.param([*modules_of("figures"), "kvbench.tex"], TORCH, id="figures and LaTeX"),
+        pytest.param(
+            [
+                f"kvbench.{name}"
+                for name in ("gathering", "tables", "instrument", "recording", "capacity")
+            ],
+            (*TORCH, *PLOTS),
+            id="tables",
+        ),
+        pytest.param(
+            ["kvbench.publishing", "kvbench.paper_values", "kvbench.typesetting"],
+            TORCH,
+            id="paper",
+        ),
+        pytest.param(
+            [*modules_of("caching"), *modules_of("studies")], (*TORCH, *PLOTS), id="caches"
+        ),
+        pytest.param(
+            [*modules_of("strategies"), *modules_of("measurement")],
+            (*TORCH, *PLOTS, "kvbench.caching"),
+            id="measuring",
+        ),
+    ],
+)
+def test_importing(modules, forbidden):
+    assert loaded_by(modules) & set(forbidden) == set()
+
+
+def imports(path: Path) -> set[str]:
+    """Names of all modules that a file imports anywhere, also inside functions."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+@pytest.mark.parametrize("package", ["strategies", "measurement"])
+def test_what_measures_generation_uses_nothing_of_the_application_caches(package):
+    for path in (LIBRARY / package).glob("*.py"):
+        assert not any(name.startswith("kvbench.caching") for name in imports(path)), path.name
+
+
+def test_the_library_knows_nothing_of_snakemake():
+    for path in LIBRARY.rglob("*.py"):
+        assert not any(name.split(".")[0] == "snakemake" for name in imports(path)), path.name
+
+
+def test_a_cell_imports_neither_scikit_learn_nor_hqq_unless_it_needs_them(tiny_folder):
+    program = (
+        "import sys; from pathlib import Path; from kvbench import models;"
+        "models.load(Path(sys.argv[1]), 'cpu', 'float32');"
+        "from transformers import DynamicCache, StaticCache, ContinuousBatchingConfig;"
+        "print('sklearn' in sys.modules, 'hqq' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tiny_folder)],
+        env={**os.environ, "PYTHONPATH": str(WORKFLOW), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == ["False", "False"]

@@ -1,0 +1,200 @@
+"""Records: checked on write and on read, whole or absent, and never of two thread counts."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+from kvbench import records
+from kvbench.errors import InputError
+
+
+def refused(action, *arguments: object) -> str:
+    with pytest.raises(InputError) as error:
+        action(*arguments)
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+@pytest.fixture
+def stored(tmp_path, make_record):
+    def stored(name: str = "r1.json", **fields: object) -> Path:
+        path = tmp_path / name
+        records.write(path, make_record(**fields))
+        return path
+
+    return stored
+
+
+def test_what_was_written_is_read(tmp_path, make_record):
+    record = make_record("none", [[1.0, 2.0], [3.0, 4.0]])
+    records.write(tmp_path / "r1.json", record)
+    assert records.read(tmp_path / "r1.json") == record
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"status": "great"}, "status is 'great'"),
+        ({"extra": 1}, "'extra'"),
+        ({"started_at": "yesterday"}, "started_at"),
+        ({"wall_s": -1.0}, "wall_s is -1.0"),
+        ({"turns": [{"turn": 1}]}, "turns[0]"),
+    ],
+)
+def test_a_record_against_its_schema_is_never_written(tmp_path, make_record, change, word):
+    path = tmp_path / "r1.json"
+    text = refused(records.write, path, make_record() | change)
+    assert text.startswith(f"{path}: ")
+    assert word in text
+    assert not path.exists()
+
+
+def test_a_time_that_is_no_number_is_never_written(tmp_path, make_record):
+    path = tmp_path / "r1.json"
+    with pytest.raises((InputError, ValueError)):
+        records.write(path, make_record(e2e=[[float("nan")]]))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_keeps_the_record_that_was_there(stored, make_record, monkeypatch):
+    path = stored()
+    before = path.read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises((OSError, InputError)):
+        records.write(path, make_record("none"))
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("keep", [0, 1, 100, -10])
+def test_a_truncated_record_names_the_file_and_the_remedy(stored, keep):
+    path = stored()
+    path.write_bytes(path.read_bytes()[:keep])
+    text = refused(records.read, path)
+    assert text.startswith(f"{path}: ")
+    assert "delete the file and run again" in text
+
+
+@pytest.mark.parametrize("document", [{}, [], None, 3, {"schema": "kvbench/kv-cell/2"}])
+def test_a_file_of_another_schema_is_refused_with_the_known_ones(tmp_path, document):
+    path = tmp_path / "r1.json"
+    path.write_text(json.dumps(document))
+    text = refused(records.read, path)
+    assert text.startswith(f"{path}: schema is ")
+    assert "kvbench/kv-cell/1" in text
+
+
+def test_an_altered_record_names_file_and_key(stored):
+    path = stored()
+    document = json.loads(path.read_text())
+    document["turns"][0]["samples"][1]["e2e_s"] = 0
+    path.write_text(json.dumps(document))
+    assert f"{path}: turns[0].samples[1].e2e_s is 0" in refused(records.read, path)
+
+
+def test_an_app_record_is_no_kv_record(tmp_path):
+    record = {
+        "schema": records.APP_SCHEMA,
+        "cell": {
+            "suite": "app",
+            "study": "eviction",
+            "id": "lru",
+            "factors": {},
+            "timed": False,
+            "seed": 1,
+            "threads": 1,
+        },
+        "status": "ok",
+        "reason": None,
+        "rows": [],
+        "samples": {},
+        "noise": {},
+        "environment": {"digest": "0"},
+        "code_digest": "0",
+        "started_at": "2025-10-01T12:00:00+00:00",
+        "wall_s": 1.0,
+    }
+    records.write(tmp_path / "lru.json", record)
+    assert "expected kvbench/kv-cell/1" in refused(records.read_kv, [tmp_path / "lru.json"])
+
+
+# Threads --------------------------------------------------------------------------------------
+
+
+def test_records_of_two_thread_counts_are_not_mixed(stored):
+    paths = [stored("r1.json", threads=2), stored("r2.json", threads=4, replicate=2)]
+    text = refused(records.read_kv, paths)
+    assert f"{paths[1]}: cell.threads is 4 but {paths[0]} has 2" in text
+    assert "--cores" in text
+
+
+def test_threads_of_the_host_do_not_matter_on_a_gpu(stored):
+    gpu = {"device": "cuda", "dtype": "bfloat16"}
+    paths = [stored("r1.json", threads=2, **gpu), stored("r2.json", threads=4, replicate=2, **gpu)]
+    assert len(records.read_kv(paths)) == 2
+
+
+def test_a_cell_that_measured_nothing_may_have_any_thread_count(stored):
+    paths = [stored("r1.json", threads=2), stored("r2.json", threads=4, status="unsupported")]
+    assert len(records.read_kv(paths)) == 2
+
+
+# Digests --------------------------------------------------------------------------------------
+
+
+def test_equal_tokens_have_equal_digests_and_borders_matter():
+    assert records.token_digest([1, 23]) == records.token_digest((1, 23))
+    assert records.token_digest([1, 23]) != records.token_digest([12, 3])
+    assert re.fullmatch("[0-9a-f]{64}", records.token_digest([]))
+
+
+@pytest.fixture
+def library(tmp_path, monkeypatch):
+    """A copy of the library's layout that a test may edit."""
+    root = tmp_path / "kvbench"
+    for name in ("strategies/none.py", "measurement/clock.py", "models.py", "scenarios.py"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("x = 1\n")
+    (root / "figures").mkdir()
+    (root / "figures" / "plot.py").write_text("x = 1\n")
+    monkeypatch.setattr(records, "__file__", str(root / "records.py"))
+    return root
+
+
+def test_editing_what_measures_changes_the_digest(library):
+    before = records.code_digest("kv")
+    (library / "strategies" / "none.py").write_text("x = 2\n")
+    assert records.code_digest("kv") != before
+
+
+def test_editing_a_figure_does_not_change_the_measuring_digest(library):
+    before = records.code_digest("kv")
+    (library / "figures" / "plot.py").write_text("x = 2\n")
+    assert records.code_digest("kv") == before
+
+
+def test_a_new_strategy_changes_the_measuring_digest(library):
+    before = records.code_digest("kv")
+    (library / "strategies" / "mine.py").write_text("x = 1\n")
+    assert records.code_digest("kv") != before
+
+
+@pytest.mark.parametrize("kind", sorted(records.SOURCES))
+def test_every_source_of_a_digest_exists(kind):
+    root = Path(records.__file__).parent
+    assert all((root / name).exists() for name in records.SOURCES[kind])
+    assert re.fullmatch("[0-9a-f]{16}", records.code_digest(kind))
+
+
+def test_the_present_moment_is_utc_in_the_records_form(make_record, tmp_path):
+    records.write(tmp_path / "r1.json", make_record() | {"started_at": records.now()})

@@ -1,0 +1,191 @@
+# From records to tables and verdicts. Nothing here needs torch or a GPU.
+
+
+rule aggregate_kv:
+    input:
+        records=KV_RECORDS,
+        ceilings=ceilings_files(),
+        recorded=RECORDED_FILES,
+    output:
+        samples=report(
+            "results/tables/kv_samples.csv",
+            caption="../report/kv_samples.rst",
+            category="Tables",
+            labels={"table": "KV cache: every sample"},
+        ),
+        summary=report(
+            "results/tables/kv_summary.csv",
+            caption="../report/kv_summary.rst",
+            category="Tables",
+            labels={"table": "KV cache: one row per cell"},
+        ),
+        replies=report(
+            "results/tables/kv_replies.csv",
+            caption="../report/kv_replies.rst",
+            category="Tables",
+            labels={"table": "KV cache: what the model answered"},
+        ),
+    log:
+        "logs/analysis/aggregate_kv.log",
+    conda:
+        "../../envs/analysis.yaml"
+    params:
+        machines=[str(machine) for machine in RECORDED],
+        code=records.code_digest("tables"),
+    message:
+        "Aggregating the records of this run and of the recorded machines"
+    script:
+        "../scripts/aggregate_kv.py"
+
+
+rule aggregate_study:
+    input:
+        records=study_records,
+        recorded=RECORDED_FILES,
+    output:
+        report(
+            "results/tables/app_{study}.csv",
+            caption="../report/app_table.rst",
+            category="Tables",
+            labels={"table": "Application cache: {study}"},
+        ),
+    log:
+        "logs/analysis/app_{study}.log",
+    conda:
+        "../../envs/analysis.yaml"
+    params:
+        machines=[str(machine) for machine in RECORDED],
+        code=records.code_digest("tables"),
+        columns=app_code,
+    message:
+        "Aggregating the study {wildcards.study}"
+    script:
+        "../scripts/aggregate_study.py"
+
+
+rule aggregate_aa_test:
+    input:
+        records=lambda wildcards: aa_records_present(),
+        recorded=RECORDED_FILES,
+    output:
+        report(
+            "results/tables/aa_test.csv",
+            caption="../report/aa_test.rst",
+            category="Tables",
+            labels={"table": "Test of the instrument (A/A)"},
+        ),
+    log:
+        "logs/analysis/aa_test.log",
+    conda:
+        "../../envs/analysis.yaml"
+    params:
+        machines=[str(machine) for machine in RECORDED],
+        settings=CONFIG["aa_test"],
+        seed=CONFIG["kv"]["seed"],
+        code=records.code_digest("tables"),
+    message:
+        "Evaluating the test of the instrument"
+    script:
+        "../scripts/aggregate_aa_test.py"
+
+
+rule plan_capacity:
+    input:
+        models=expand("config/models/{model}.yaml", model=sorted(MODELS)),
+        ceilings=ceilings_files(),
+    output:
+        report(
+            "results/tables/capacity.csv",
+            caption="../report/capacity.rst",
+            category="Tables",
+            labels={"table": "Capacity: conversations that fit"},
+        ),
+    log:
+        "logs/analysis/capacity.log",
+    conda:
+        "../../envs/analysis.yaml"
+    params:
+        code=records.code_digest("tables"),
+    message:
+        "Planning capacity from a laptop to a fleet"
+    script:
+        "../scripts/plan_capacity.py"
+
+
+rule describe_tables:
+    output:
+        "results/tables/README.md",
+    log:
+        "logs/analysis/describe_tables.log",
+    conda:
+        "../../envs/analysis.yaml"
+    params:
+        studies=STUDIES,
+        code=records.code_digest("tables"),
+    message:
+        "Writing what each column of each table means"
+    script:
+        "../scripts/describe_tables.py"
+
+
+rule evaluate_claims:
+    input:
+        claims="config/claims.yaml",
+        samples="results/tables/kv_samples.csv",
+        summary="results/tables/kv_summary.csv",
+        studies=APP_TABLES,
+    output:
+        csv=report(
+            "results/claims/claims.csv",
+            caption="../report/claims.rst",
+            category="Claims",
+            labels={"table": "Verdicts"},
+        ),
+        json="results/claims/claims.json",
+        markdown="results/claims/claims.md",
+    log:
+        "logs/analysis/claims.log",
+    conda:
+        "../../envs/analysis.yaml"
+    params:
+        studies=STUDIES,
+        must_hold=CONFIG["claims_must_hold"],
+        code=records.code_digest("tables"),
+    message:
+        "Giving every claim its verdict"
+    script:
+        "../scripts/evaluate_claims.py"
+
+
+rule claims:
+    input:
+        "results/claims/claims.csv",
+    log:
+        "logs/analysis/show_claims.log",
+    conda:
+        "../../envs/analysis.yaml"
+    params:
+        must_hold=CONFIG["claims_must_hold"],
+    message:
+        "Claims, the sources' figures, and what was measured"
+    script:
+        "../scripts/show_claims.py"
+
+
+rule record:
+    input:
+        KV_RECORDS,
+        APP_RECORDS,
+        ceilings_files(),
+        environment_files(),
+    log:
+        "logs/analysis/record.log",
+    conda:
+        "../../envs/analysis.yaml"
+    params:
+        machine=CONFIG["machine"],
+        aa=lambda wildcards: aa_records_present(),
+    message:
+        "Keeping this run as a recorded machine"
+    script:
+        "../scripts/record.py"

@@ -1,0 +1,26 @@
+# The app suite: one job per cell of a study; timed ones take the whole machine.
+
+
+rule measure_app_cell:
+    input:
+        environment="results/inputs/environment/cpu.json",
+        model=app_inputs,
+    output:
+        "results/cells/app/{study}/{cell}.json",
+    log:
+        "logs/cells/app/{study}/{cell}.log",
+    conda:
+        "../../envs/app.yaml"
+    threads: app_threads
+    params:
+        factors=lambda wildcards: dict(app_cell(wildcards).factors),
+        timed=lambda wildcards: app_cell(wildcards).timed,
+        settings=lambda wildcards: {
+            key: CONFIG["app"][key] for key in ("seed", "server_url", "encoder")
+        },
+        quiet_wait_s=CONFIG["kv"]["quiet_wait_s"],
+        code=app_code,
+    message:
+        "Measuring {wildcards.cell} of the study {wildcards.study} (log: {log})"
+    script:
+        "../scripts/measure_app_cell.py"

@@ -1,0 +1,236 @@
+# The configuration, checked, and everything that follows from it: cells, files, helper functions.
+
+import shutil
+import sys
+from pathlib import Path
+
+ROOT = Path(str(workflow.current_basedir)).parent.parent
+sys.path.insert(0, str(ROOT / "workflow"))
+
+from kvbench import configuration, figures as figure_modules, gathering, layout, records, studies
+from kvbench.errors import InputError
+
+
+def stop(error):
+    """End with one line instead of a traceback: what the user wrote is wrong."""
+    raise WorkflowError(str(error))
+
+
+def config_source():
+    """The file that a message about the configuration should name: the last one given."""
+    return str(workflow.configfiles[-1]) if workflow.configfiles else "config"
+
+
+def load():
+    """Check the configuration with everything it names, and plan the cells."""
+    filled = configuration.fill(config, config_source())
+    scenarios, models = configuration.load_scenarios_and_models(ROOT / "config")
+    kv_cells, app_cells = {}, {}
+    if "kv" in filled["suites"]:
+        kv_cells = configuration.plan_kv(filled, scenarios, models, config_source())
+    if "app" in filled["suites"]:
+        app_cells = configuration.plan_app(filled, models, config_source())
+    aa_cells = configuration.plan_aa(filled, models, config_source())
+    return filled, scenarios, models, kv_cells, app_cells, aa_cells
+
+
+try:
+    CONFIG, SCENARIOS, MODELS, KV_CELLS, APP_CELLS, AA_CELLS = load()
+    RECORDED = gathering.list_machines(ROOT / "results" / "recorded", CONFIG["recorded"])
+except InputError as error:
+    stop(error)
+
+AA_ORDER = configuration.measuring_order(AA_CELLS, CONFIG["kv"]["seed"])
+KV_ORDER = configuration.measuring_order(KV_CELLS, CONFIG["kv"]["seed"])
+KV_CODE = records.code_digest("kv")
+
+# ------------------------------------------------------------------------------ files by stage
+
+KV_RECORDS = [layout.kv_record(key) for key in sorted(KV_CELLS)]
+AA_RECORDS = [f"results/cells/aa/{key}.json" for key in sorted(AA_CELLS)]
+APP_RECORDS = [layout.app_record(study, cell) for study in APP_CELLS for cell in APP_CELLS[study]]
+# Every file of a recorded machine is an input: an altered one must be noticed.
+RECORDED_FILES = [str(path) for machine in RECORDED for path in gathering.files_of(machine)]
+STUDIES = sorted({*APP_CELLS, *gathering.studies_of(RECORDED)})
+KV_TABLES = ["results/tables/kv_samples.csv", "results/tables/kv_summary.csv"]
+APP_TABLES = [f"results/tables/app_{study}.csv" for study in STUDIES]
+TABLES = [
+    *KV_TABLES,
+    "results/tables/kv_replies.csv",
+    *APP_TABLES,
+    "results/tables/capacity.csv",
+    "results/tables/aa_test.csv",
+    "results/tables/README.md",
+]
+CLAIMS = [f"results/claims/claims.{suffix}" for suffix in ("csv", "json", "md")]
+FIGURE_NAMES = figure_modules.drawable(STUDIES)
+FIGURES = [
+    f"results/figures/{name}.{suffix}" for name in FIGURE_NAMES for suffix in ("pdf", "svg", "png")
+]
+LANGUAGES = CONFIG["languages"]
+SECTIONS = ["results/paper/values.json"] + [
+    f"results/paper/{part}.{language}.tex"
+    for language in LANGUAGES
+    for part in ("numbers", "section", "app_section", "main")
+]
+LATEX = shutil.which("latexmk") or shutil.which("tectonic")
+WITH_CONDA = "conda" in {
+    str(method.name).lower() for method in workflow.deployment_settings.deployment_method
+}
+PDFS = [f"results/paper/paper.{language}.pdf" for language in LANGUAGES]
+PUBLISHED = [*TABLES, *CLAIMS, *FIGURES, *SECTIONS, *(PDFS if LATEX or WITH_CONDA else [])]
+
+
+# ----------------------------------------------------------------------------- helper functions
+
+
+def conda_env(device):
+    """Environment of a measuring job on ``device``."""
+    return f"../../envs/bench-{'gpu' if device == 'cuda' else 'cpu'}.yaml"
+
+
+def kv_cell(wildcards):
+    """The planned cell behind a record's path."""
+    key = f"{wildcards.place}/{wildcards.model}/{wildcards.scenario}/{wildcards.strategy}/r{wildcards.replicate}"
+    return KV_CELLS[key]
+
+
+def kv_priority(wildcards):
+    """Cells run in their drawn order: the scheduler takes the highest priority first."""
+    return len(KV_ORDER) - KV_ORDER[kv_cell(wildcards).key]
+
+
+def aa_cell(wildcards):
+    """The planned process of the instrument's test behind a record's path."""
+    return AA_CELLS[f"{wildcards.arm}/p{wildcards.number}"]
+
+
+def aa_priority(wildcards):
+    """Both arms interleaved, in their drawn order."""
+    return len(AA_ORDER) - AA_ORDER[f"{wildcards.arm}/p{wildcards.number}"]
+
+
+def kv_inputs(cells):
+    """Inputs of measuring jobs: models, token ids, and what the machine is and can do."""
+    found = set()
+    for cell in cells:
+        found.add(f"results/inputs/prompts/{cell.model}/{cell.scenario}.json")
+        found.add(f"results/inputs/environment/{cell.device}.json")
+        found.add(f"results/inputs/ceilings/{cell.place}.json")
+    return sorted(found)
+
+
+def longest_request(wildcards):
+    """The most turns and new tokens that any cell asks of a model in a scenario."""
+    cells = [
+        cell
+        for cell in KV_CELLS.values()
+        if (cell.model, cell.scenario) == (wildcards.model, wildcards.scenario)
+    ]
+    return max(((cell.turns or 0, cell.max_new_tokens) for cell in cells), default=(1, 2))
+
+
+def app_cell(wildcards):
+    """The planned cell of a study behind a record's path."""
+    return APP_CELLS[wildcards.study][wildcards.cell]
+
+
+def app_threads(wildcards):
+    """All threads where time is measured, so that nothing else is; one otherwise."""
+    return workflow.cores if app_cell(wildcards).timed else 1
+
+
+def app_inputs(wildcards):
+    """The local model, for the studies that put a cache in front of one."""
+    if not studies.get(wildcards.study).needs_model:
+        return []
+    return f"results/inputs/models/{CONFIG['app']['model']}"
+
+
+def app_code(wildcards):
+    """Digest of the code that can change this study's measurements."""
+    return records.code_digest("app", *studies.sources(wildcards.study))
+
+
+def study_cells(study):
+    """Records of one study in this run; those of the recorded machines when it has none."""
+    here = [layout.app_record(study, cell) for cell in APP_CELLS.get(study, {})]
+    there = [
+        str(path.relative_to(ROOT))
+        for machine in RECORDED
+        for path in machine.glob(f"cells/app/{study}/*.json")
+    ]
+    return here or sorted(there)
+
+
+def study_records(wildcards):
+    """Records of one study in this run."""
+    return [layout.app_record(wildcards.study, cell) for cell in APP_CELLS.get(wildcards.study, {})]
+
+
+def ceilings_files():
+    """Ceilings of this run, one per device and dtype that is measured."""
+    return sorted({f"results/inputs/ceilings/{cell.place}.json" for cell in KV_CELLS.values()})
+
+
+def environment_files():
+    """Facts about this machine, one file per device that is measured."""
+    devices = {cell.device for cell in KV_CELLS.values()} | ({"cpu"} if APP_CELLS else set())
+    return sorted(f"results/inputs/environment/{device}.json" for device in devices)
+
+
+def figure_tables(wildcards):
+    """The tables that a figure is drawn from, in the order its module takes them."""
+    return [layout.table(name) for name in figure_modules.tables_of(wildcards.name, STUDIES)]
+
+
+def figure_labels(wildcards):
+    """Labels of a figure in the report."""
+    return figure_modules.labels(wildcards.name)
+
+
+def closing_words():
+    """What `make reproduce` ends with: where everything is."""
+    if not Path("results/manifest.json").exists():
+        return "Done."
+    sections = "  ".join(f"results/paper/section.{language}.tex" for language in LANGUAGES)
+    lines = [
+        "",
+        "Tables    results/tables/    (README.md there says what each column means)",
+        "Claims    results/claims/claims.md",
+        "Figures   results/figures/   (PDF, SVG, PNG)",
+        f"Section   {sections}",
+    ]
+    made = "  ".join(pdf for pdf in PDFS if Path(pdf).exists())
+    lines.append(f"PDF       {made}" if made else f"PDF       not made: {layout.NO_LATEX}")
+    return "\n".join(lines)
+
+
+def paper_templates():
+    """Everything the paper is rendered from."""
+    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "paper").rglob("*.j2"))
+
+
+def published_by():
+    """File to the rule that makes it, for the manifest."""
+    patterns = {
+        "results/tables/kv_": "aggregate_kv",
+        "results/tables/app_": "aggregate_study",
+        "results/tables/capacity": "plan_capacity",
+        "results/tables/aa_test": "aggregate_aa_test",
+        "results/tables/README": "describe_tables",
+        "results/claims/": "evaluate_claims",
+        "results/figures/": "draw_figure",
+        "results/paper/values": "collect_values",
+        "results/paper/paper": "compile_paper",
+        "results/paper/": "render_paper",
+    }
+    return {
+        file: next(rule for start, rule in patterns.items() if file.startswith(start))
+        for file in PUBLISHED
+    }
+
+
+def aa_records_present():
+    """Records of the instrument's test that exist; without it the table is empty."""
+    return sorted(str(path) for path in Path("results/cells/aa").rglob("*.json"))

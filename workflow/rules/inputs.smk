@@ -1,0 +1,70 @@
+# Inputs of the measurements: the machine and what it can do, models, and token ids.
+
+
+rule record_environment:
+    output:
+        "results/inputs/environment/{device}.json",
+    log:
+        "logs/inputs/environment-{device}.log",
+    conda:
+        "../../envs/bench-cpu.yaml"
+    message:
+        "Recording the facts of this machine ({wildcards.device})"
+    script:
+        "../scripts/record_environment.py"
+
+
+rule measure_ceilings:
+    input:
+        "results/inputs/environment/{device}.json",
+    output:
+        "results/inputs/ceilings/{device}{variant}.json",
+    log:
+        "logs/inputs/ceilings-{device}{variant}.log",
+    wildcard_constraints:
+        device="cpu|cuda",
+        variant="|-float32|-float16|-bfloat16",
+    priority: 1000000
+    conda:
+        "../../envs/bench-cpu.yaml"
+    threads: workflow.cores
+    message:
+        "Measuring what this machine can do at best ({wildcards.device}{wildcards.variant})"
+    script:
+        "../scripts/measure_ceilings.py"
+
+
+rule prepare_model:
+    input:
+        "config/models/{model}.yaml",
+    output:
+        directory("results/inputs/models/{model}"),
+    log:
+        "logs/inputs/model-{model}.log",
+    conda:
+        "../../envs/bench-cpu.yaml"
+    params:
+        root=str(ROOT),
+        code=records.code_digest("models"),
+    message:
+        "Preparing the model {wildcards.model}"
+    script:
+        "../scripts/prepare_model.py"
+
+
+rule prepare_prompts:
+    input:
+        scenario="config/scenarios/{scenario}.yaml",
+        model="results/inputs/models/{model}",
+    output:
+        "results/inputs/prompts/{model}/{scenario}.json",
+    log:
+        "logs/inputs/prompts-{model}-{scenario}.log",
+    conda:
+        "../../envs/bench-cpu.yaml"
+    params:
+        longest=longest_request,
+    message:
+        "Turning {wildcards.scenario} into tokens of {wildcards.model}"
+    script:
+        "../scripts/prepare_prompts.py"

@@ -1,0 +1,73 @@
+# The kv suite: one fresh process per model, scenario, strategy and replicate.
+
+
+rule measure_kv_cell:
+    input:
+        model="results/inputs/models/{model}",
+        prompts="results/inputs/prompts/{model}/{scenario}.json",
+        environment=lambda wildcards: f"results/inputs/environment/{kv_cell(wildcards).device}.json",
+        ceilings=ancient("results/inputs/ceilings/{place}.json"),
+    output:
+        "results/cells/kv/{place}/{model}/{scenario}/{strategy}/r{replicate}.json",
+    log:
+        "logs/cells/kv/{place}/{model}/{scenario}/{strategy}/r{replicate}.log",
+    wildcard_constraints:
+        replicate=r"\d+",
+    priority: kv_priority
+    conda:
+        "../../envs/bench-cpu.yaml"
+    threads: workflow.cores
+    resources:
+        gpu=lambda wildcards: int(kv_cell(wildcards).device == "cuda"),
+    params:
+        cell=lambda wildcards: kv_cell(wildcards).as_dict(),
+        code=KV_CODE,
+    message:
+        "Measuring {wildcards.strategy} in {wildcards.scenario} with {wildcards.model}, "
+        "replicate {wildcards.replicate} (log: {log})"
+    script:
+        "../scripts/measure_kv_cell.py"
+
+
+rule measure_aa_process:
+    input:
+        model=f"results/inputs/models/{CONFIG['aa_test']['model']}",
+        prompts=f"results/inputs/prompts/{CONFIG['aa_test']['model']}/insurance_claim_auto.json",
+        environment=lambda wildcards: f"results/inputs/environment/{aa_cell(wildcards).device}.json",
+    output:
+        "results/cells/aa/{arm}/p{number}.json",
+    log:
+        "logs/cells/aa/{arm}/p{number}.log",
+    wildcard_constraints:
+        number=r"\d+",
+    priority: aa_priority
+    conda:
+        "../../envs/bench-cpu.yaml"
+    threads: workflow.cores
+    resources:
+        gpu=lambda wildcards: int(aa_cell(wildcards).device == "cuda"),
+    params:
+        cell=lambda wildcards: aa_cell(wildcards).as_dict(),
+        code=KV_CODE,
+    message:
+        "Testing the instrument: process {wildcards.number} of the arm {wildcards.arm}"
+    script:
+        "../scripts/measure_kv_cell.py"
+
+
+rule aa_test:
+    input:
+        AA_RECORDS,
+    output:
+        "results/cells/aa/done",
+    log:
+        "logs/analysis/aa_test_done.log",
+    conda:
+        "../../envs/analysis.yaml"
+    params:
+        settings=CONFIG["aa_test"],
+        seed=CONFIG["kv"]["seed"],
+    message:
+        "The instrument against itself"
+    script:
+        "../scripts/show_aa_test.py"

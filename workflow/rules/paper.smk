@@ -1,0 +1,94 @@
+# Numbers into LaTeX, LaTeX into PDF, and the list of everything that is published.
+
+
+rule collect_values:
+    input:
+        samples="results/tables/kv_samples.csv",
+        summary="results/tables/kv_summary.csv",
+        studies=APP_TABLES,
+        aa_test="results/tables/aa_test.csv",
+        capacity="results/tables/capacity.csv",
+        claims="results/claims/claims.csv",
+        environments=environment_files(),
+        recorded=RECORDED_FILES,
+    output:
+        "results/paper/values.json",
+    log:
+        "logs/paper/values.log",
+    conda:
+        "../../envs/analysis.yaml"
+    params:
+        studies=STUDIES,
+        records={study: study_cells(study) for study in STUDIES},
+        machines=[str(machine) for machine in RECORDED],
+        code=records.code_digest("paper"),
+    message:
+        "Collecting every number the paper prints"
+    script:
+        "../scripts/collect_values.py"
+
+
+rule render_paper:
+    input:
+        values="results/paper/values.json",
+        claims="results/claims/claims.csv",
+        figures=FIGURES,
+        templates=paper_templates(),
+    output:
+        numbers="results/paper/numbers.{language}.tex",
+        section="results/paper/section.{language}.tex",
+        app_section="results/paper/app_section.{language}.tex",
+        main="results/paper/main.{language}.tex",
+    log:
+        "logs/paper/render-{language}.log",
+    conda:
+        "../../envs/analysis.yaml"
+    params:
+        studies=STUDIES,
+        code=records.code_digest("paper"),
+    message:
+        "Rendering the paper ({wildcards.language})"
+    script:
+        "../scripts/render_paper.py"
+
+
+rule compile_paper:
+    input:
+        numbers="results/paper/numbers.{language}.tex",
+        section="results/paper/section.{language}.tex",
+        app_section="results/paper/app_section.{language}.tex",
+        main="results/paper/main.{language}.tex",
+        bibliography="paper/references.bib",
+        figures=[figure for figure in FIGURES if figure.endswith(".pdf")],
+    output:
+        report(
+            "results/paper/paper.{language}.pdf",
+            caption="../report/paper.rst",
+            category="Paper",
+            labels={"document": "Paper ({language})"},
+        ),
+    log:
+        "logs/paper/compile-{language}.log",
+    conda:
+        "../../envs/paper.yaml"
+    message:
+        "Building the PDF ({wildcards.language})"
+    script:
+        "../scripts/compile_paper.py"
+
+
+rule write_manifest:
+    input:
+        PUBLISHED,
+    output:
+        "results/manifest.json",
+    log:
+        "logs/paper/manifest.log",
+    conda:
+        "../../envs/analysis.yaml"
+    params:
+        rules=lambda wildcards: published_by(),
+    message:
+        "Writing the checksums of everything that is published"
+    script:
+        "../scripts/write_manifest.py"

@@ -1,0 +1,22 @@
+"""Build kv_samples, kv_summary and kv_replies from this run and the recorded machines."""
+
+from pathlib import Path
+
+from _job import job
+from kvbench import gathering, tables
+
+
+def main(snakemake):
+    """Run the rule ``aggregate_kv``."""
+    machines = gathering.machines(snakemake.params.machines)
+    found = gathering.kv_records(snakemake.input.records, machines)
+    ceilings = gathering.ceilings(snakemake.input.ceilings, machines)
+    samples, summary = tables.kv_tables(found, ceilings)
+    gathering.write_csv(samples, Path(snakemake.output.samples))
+    gathering.write_csv(summary, Path(snakemake.output.summary))
+    gathering.write_csv(tables.reply_table(found), Path(snakemake.output.replies))
+
+
+if "snakemake" in globals():
+    with job(snakemake):
+        main(snakemake)

@@ -1,0 +1,20 @@
+"""Build the table of one application-cache study."""
+
+from pathlib import Path
+
+from _job import job
+from kvbench import gathering, studies, tables
+
+
+def main(snakemake):
+    """Run the rule ``aggregate_study``."""
+    study = snakemake.wildcards.study
+    machines = gathering.machines(snakemake.params.machines)
+    found = gathering.app_records(study, snakemake.input.records, machines)
+    table = tables.app_table(studies.get(study).columns, found)
+    gathering.write_csv(table, Path(snakemake.output[0]))
+
+
+if "snakemake" in globals():
+    with job(snakemake):
+        main(snakemake)

@@ -1,0 +1,30 @@
+"""Collect every number the paper prints into values.json."""
+
+from pathlib import Path
+
+from _job import job
+from kvbench import gathering, paper_values, publishing
+
+
+def main(snakemake):
+    """Run the rule ``collect_values``."""
+    given, studies = snakemake.input, snakemake.params.studies
+    machines = gathering.machines(snakemake.params.machines)
+    values = publishing.collect(
+        gathering.read_csv(Path(given.summary)),
+        gathering.read_csv(Path(given.samples)),
+        {
+            name: gathering.read_csv(Path(path))
+            for name, path in zip(studies, given.get("studies", []), strict=True)
+        },
+        gathering.read_csv(Path(given.aa_test)),
+        gathering.read_csv(Path(given.claims)),
+        gathering.environments(given.get("environments", []), machines),
+        snakemake.params.records,
+    )
+    paper_values.write_values(Path(snakemake.output[0]), values)
+
+
+if "snakemake" in globals():
+    with job(snakemake):
+        main(snakemake)

@@ -1,0 +1,28 @@
+"""Turn one scenario into token ids of one model, and check that they fit its context."""
+
+from pathlib import Path
+
+from _job import job
+from kvbench import documents, models, scenarios
+from kvbench.errors import InputError
+
+
+def main(snakemake):
+    """Run the rule ``prepare_prompts``."""
+    folder = Path(snakemake.input.model)
+    document = models.prompts(folder, scenarios.load(Path(snakemake.input.scenario)))
+    turns, new_tokens = snakemake.params.longest
+    allowed = documents.read_json(folder / "config.json").get("max_position_embeddings")
+    needed = models.longest_context(document, turns, new_tokens)
+    if document["kind"] == "conversation" and allowed and needed > allowed:
+        raise InputError(
+            f"{snakemake.input.scenario}: {turns} turns of {new_tokens} new tokens need {needed} "
+            f"tokens of context but {snakemake.wildcards.model} allows {allowed}; lower "
+            "kv.experiments[].turns or max_new_tokens"
+        )
+    documents.write_json(Path(snakemake.output[0]), document)
+
+
+if "snakemake" in globals():
+    with job(snakemake):
+        main(snakemake)

@@ -1,0 +1,22 @@
+"""Evaluate and print the test of the instrument."""
+
+from pathlib import Path
+
+from _job import job
+from kvbench import gathering, instrument
+
+
+def main(snakemake):
+    """Run the rule ``aa_test``."""
+    settings = snakemake.params.settings
+    found = gathering.aa_records(map(str, snakemake.input), {})
+    table = instrument.evaluate(
+        found, settings["replicates"], settings["pairs"], snakemake.params.seed
+    )
+    print(table.to_string(index=False), flush=True)
+    Path(snakemake.output[0]).touch()
+
+
+if "snakemake" in globals():
+    with job(snakemake):
+        main(snakemake)
