@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +14,8 @@ import pytest
 # Read by OpenMP when torch is first imported; the machine is shared with other tests.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Another ninja than the one beside this interpreter would compile quanto's extension again.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -57,6 +61,9 @@ def tiny_folder(tmp_path_factory) -> Path:
     models.skip_unused_imports()
     folder = tmp_path_factory.mktemp("models") / "tiny"
     models.prepare(TINY, folder, ROOT)
+    # The libraries' many objects stay for good; every later collection would walk through them.
+    gc.collect()
+    gc.freeze()
     return folder
 
 

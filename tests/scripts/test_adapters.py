@@ -440,18 +440,27 @@ def test_a_hub_that_cannot_be_reached_ends_the_job_with_one_line(fail, workplace
     assert list(Path("results/inputs/models").iterdir()) == []
 
 
-def test_a_context_that_is_too_long_ends_the_job_with_one_line(fail, tiny_folder):
+def test_a_context_that_is_too_long_ends_the_job_with_one_line(
+    run, tiny_folder, monkeypatch, capsys
+):
+    def end(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(os, "_exit", end)
     output = Path("results/inputs/prompts/tiny/banking_open_account.json")
-    line = fail(
-        "prepare_prompts",
-        input={
-            "scenario": str(ROOT / "config/scenarios/banking_open_account.yaml"),
-            "model": str(tiny_folder),
-        },
-        output={"file": str(output)},
-        params={"longest": [15, 400]},
-        wildcards={"model": "tiny", "scenario": "banking_open_account"},
-    )
+    with pytest.raises(SystemExit) as ended:
+        run(
+            "prepare_prompts",
+            input=Files(
+                scenario=str(ROOT / "config/scenarios/banking_open_account.yaml"),
+                model=str(tiny_folder),
+            ),
+            output=Files(str(output)),
+            params=SimpleNamespace(longest=(15, 400)),
+            wildcards=SimpleNamespace(model="tiny", scenario="banking_open_account"),
+        )
+    assert ended.value.code == 1
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
     assert "tiny allows 4096" in line
     assert "lower kv.experiments[].turns or max_new_tokens" in line
     assert not output.exists()

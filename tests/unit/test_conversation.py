@@ -398,7 +398,7 @@ def test_a_cells_record_keeps_its_contract(run, tmp_path):
     assert record["cell"]["kind"] == "conversation"
 
 
-@pytest.mark.parametrize("strategy", ["none", "dynamic", "static", "paged"])
+@pytest.mark.parametrize("strategy", ["none", "dynamic", "static"])
 def test_a_cell_measures_the_predicted_kv_bytes(run, strategy):
     for turn in run(strategy)["turns"]:
         assert turn["kv_bytes"] == turn["kv_bytes_predicted"]

@@ -126,9 +126,8 @@ def test_the_summary_plot_has_the_three_panels_of_the_source(bench, results):
         axes = figure.get_axes()
         assert [len(ax.patches) for ax in axes] == [3, 3, 3]
         labels = [ax.get_ylabel() for ax in axes]
-        assert [word in label for word, label in zip(("time", "memory", "tokens/s"), labels)] == [
-            True
-        ] * 3
+        for word, label in zip(("time", "memory", "tokens/s"), labels, strict=True):
+            assert word in label
         summary = bench.analyze_results(results)
         heights = [patch.get_height() for patch in axes[0].patches]
         assert heights == [entry["avg_generation_time"] for entry in summary.values()]
@@ -153,8 +152,12 @@ def test_an_unknown_strategy_is_refused_with_the_known_ones(bench):
 
 @pytest.mark.parametrize(
     ("turns", "new", "iterations", "word"),
-    [(0, 4, 1, "num_turns is 0"), (16, 4, 1, "num_turns is 16"), (1, 1, 1, "max_new_tokens is 1")]
-    + [(1, 4, 0, "iterations is 0")],
+    [
+        (0, 4, 1, "num_turns is 0"),
+        (16, 4, 1, "num_turns is 16"),
+        (1, 1, 1, "max_new_tokens is 1"),
+        (1, 4, 0, "iterations is 0"),
+    ],
 )
 def test_a_bad_count_is_named(bench, turns, new, iterations, word):
     with pytest.raises(InputError, match=word):

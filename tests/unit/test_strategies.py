@@ -122,6 +122,19 @@ def test_without_reuse_no_prompt_token_counts_as_reused(opened, name):
     assert generation.reused_tokens == 0
 
 
+@pytest.mark.parametrize("name", [n for n in RUNNING if strategies.get(n).reuses_turns])
+def test_reuse_counts_history_once_per_conversation_and_none_after_a_restart(opened, name):
+    session = opened(name)
+    first = list(range(300, 340))
+    for _ in range(2):
+        session.restart()
+        begun = session.generate(first, 8, lambda: None)
+        assert begun.reused_tokens == 0
+        history = [*first, *begun.tokens, *range(700, 720)]
+        # The last token of a reply was never fed back, so its keys and values are not there.
+        assert session.generate(history, 8, lambda: None).reused_tokens == len(first) + 8 - 1
+
+
 # Stamps ---------------------------------------------------------------------------------------
 
 

@@ -241,6 +241,48 @@ def test_ceilings_of_another_machine_or_dtype_give_no_roofline(build):
     assert math.isnan(row(summary, "dynamic")["roofline_fraction"])
 
 
+# Replies --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def answered(make_record):
+    """Records of two replicates with three replies each."""
+
+    def answered(responses: list[str], exact: list[bool | None]) -> list[dict]:
+        made = [make_record(e2e=[[1.0]] * len(responses), replicate=n) for n in (1, 2)]
+        for record in made:
+            for turn, text, mark in zip(record["turns"], responses, exact, strict=True):
+                turn |= {"response": text, "reply_exact": mark}
+        return made
+
+    return answered
+
+
+def test_the_share_of_exact_replies_counts_turns_that_have_a_reference(answered):
+    _, summary = tables.kv_tables({"here": answered(["a", "b", "c"], [True, False, None])})
+    assert row(summary, "dynamic")["replies_exact"] == 0.5
+
+
+def test_without_references_there_is_no_share_of_exact_replies(build):
+    _, summary = build(("dynamic", {}))
+    assert math.isnan(row(summary, "dynamic")["replies_exact"])
+
+
+def test_replies_are_those_of_the_first_replicate_turn_by_turn(answered):
+    table = tables.reply_table({"here": answered(["a", "b"], [True, False])})
+    assert list(table.columns) == list(tables.REPLY_COLUMNS)
+    assert table["response"].tolist() == ["a", "b"]
+    assert table["reply_exact"].tolist() == [True, False]
+
+
+@pytest.mark.parametrize("text", ['a, "b"', "two\nlines", "a\rb", "a\r\nb", "ação ✓", " x "])
+def test_a_reply_survives_the_csv_file_whatever_is_in_it(answered, tmp_path, text):
+    table = tables.reply_table({"here": answered([text, "next"], [True, True])})
+    gathering.write_csv(table, tmp_path / "kv_replies.csv")
+    found = gathering.read_csv(tmp_path / "kv_replies.csv")
+    assert found["response"].tolist() == [text, "next"]
+
+
 # Form -----------------------------------------------------------------------------------------
 
 

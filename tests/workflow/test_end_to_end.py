@@ -159,7 +159,16 @@ def test_without_latex_the_pdf_target_says_what_to_install(finished, tmp_path):
     pdf = folder / "results/paper/paper.en.pdf"
     pdf.unlink(missing_ok=True)
     done = subprocess.run(
-        [sys.executable, "-m", "snakemake", "--cores", "1", *SMALL, "--", str(pdf.relative_to(folder))],
+        [
+            sys.executable,
+            "-m",
+            "snakemake",
+            "--cores",
+            "1",
+            *SMALL,
+            "--",
+            str(pdf.relative_to(folder)),
+        ],
         cwd=folder,
         env={**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{tools}"},
         capture_output=True,

@@ -96,7 +96,8 @@ def fill(config: Mapping[str, Any], source: str) -> dict[str, Any]:
     rules = documents.schema("config")
     documents.check(dict(config), rules, source)
     filled = documents.fill_defaults(dict(config), rules)
-    filled["claims_must_hold"] = str(filled["claims_must_hold"]).lower() in {"true", "1", "yes"}
+    # The command line gives words: --config claims_must_hold=true.
+    filled["claims_must_hold"] = str(filled["claims_must_hold"]).lower() == "true"
     return filled
 
 
@@ -265,8 +266,9 @@ def plan_app(
     """
     section = config["app"]
     _known("model", section["model"], models, "app.model", source, "config/models")
-    for name in [*section["studies"], *section["exclude"]]:
-        _known("study", name, studies.names(), "app.studies", source)
+    for key in ("studies", "exclude"):
+        for name in section[key]:
+            _known("study", name, studies.names(), f"app.{key}", source)
     planned = {}
     for name in studies.names():
         if name in section["exclude"]:

@@ -64,7 +64,7 @@ def write_text_atomic(path: Path, text: str) -> None:
 
     Raises
     ------
-    OSError
+    InputError
         For example when the disk is full; ``path`` is then as it was before, and the temporary
         file is gone.
     """
@@ -77,9 +77,13 @@ def write_text_atomic(path: Path, text: str) -> None:
             os.fsync(stream.fileno())
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
-    except BaseException:
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror}); free space or mend the folder's rights "
+            "and run again"
+        ) from None
+    finally:
         Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def write_json(path: Path, document: Any) -> None:

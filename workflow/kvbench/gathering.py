@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,11 +138,14 @@ def _files(here: Iterable[str], recorded: Mapping[str, Path], folder: str) -> di
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:
     """Write a table atomically; the same table gives the same bytes."""
-    documents.write_text_atomic(path, table.to_csv(index=False, lineterminator="\n"))
+    text = table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+    documents.write_text_atomic(path, text)
 
 
 def read_csv(path: Path) -> pd.DataFrame:
     """Read a table; only empty cells are missing values, so that the strategy ``none`` is kept."""
     import pandas as pd
 
-    return pd.read_csv(path, keep_default_na=False, na_values=[""])
+    # A digest of digits alone is still a name.
+    texts = {"code_digest": str, "token_digest": str}
+    return pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=texts)

@@ -104,6 +104,7 @@ def prepare(document: Mapping[str, Any], target: Path, root: Path) -> None:
         A missing folder or file, weights that are not safetensors or are truncated, a checksum
         that differs, no network, no token.
     """
+    skip_unused_imports()
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
@@ -165,13 +166,7 @@ def _copy(document: Mapping[str, Any], target: Path, root: Path) -> None:
 
 def _download(document: Mapping[str, Any], target: Path, root: Path) -> None:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     name, repo = f"config/models/{document['name']}.yaml", document["repo"]
     if document["gated"] and not (os.environ.get("HF_TOKEN") or _stored_token()):
@@ -191,7 +186,8 @@ def _download(document: Mapping[str, Any], target: Path, root: Path) -> None:
             f"{name}: the hub refuses {repo} at {document['revision'][:12]}; check the name, and "
             "that HF_TOKEN belongs to an account that accepted its licence"
         ) from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+    except Exception as error:
+        # Whatever the client or its transport raises, the user needs the same remedy.
         raise InputError(
             f"{name}: {repo} could not be downloaded ({type(error).__name__}); check the network, "
             "or take a model with source built, shipped or local"
@@ -224,6 +220,13 @@ def check_checkpoint(folder: Path, named_by: str) -> None:
             f"{named_by}: {folder} holds {found}; only safetensors are loaded: convert with "
             "model.save_pretrained(folder)"
         )
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        listed = set(documents.read_json(index).get("weight_map", {}).values())
+        if missing := sorted(listed - {path.name for path in weights}):
+            raise InputError(
+                f"{named_by}: {folder} lacks {missing[0]}, which {index.name} names; fetch it again"
+            )
     from safetensors import SafetensorError, safe_open
 
     for path in weights:

@@ -56,7 +56,8 @@ def load(path: Path) -> Scenario:
     """
     document = documents.read_yaml(path)
     if isinstance(document, dict):
-        for number, turn in enumerate(document.get("turns") or []):
+        turns = document.get("turns")
+        for number, turn in enumerate(turns if isinstance(turns, list) else []):
             if isinstance(turn, dict) and not str(turn.get("user") or "").strip():
                 raise InputError(
                     f"{path}: turns[{number}].user is empty; every turn needs a question"

@@ -120,14 +120,14 @@ def kv_inputs(cells):
     return sorted(found)
 
 
-def longest_request(wildcards):
-    """The most turns and new tokens that any cell asks of a model in a scenario."""
+def requests_of(wildcards):
+    """What the cells ask of a model in a scenario: turns and new tokens, each pair once."""
     cells = [
         cell
         for cell in KV_CELLS.values()
         if (cell.model, cell.scenario) == (wildcards.model, wildcards.scenario)
     ]
-    return max(((cell.turns or 0, cell.max_new_tokens) for cell in cells), default=(1, 2))
+    return sorted({(cell.turns or 0, cell.max_new_tokens) for cell in cells})
 
 
 def app_cell(wildcards):

@@ -63,7 +63,7 @@ rule prepare_prompts:
     conda:
         "../../envs/bench-cpu.yaml"
     params:
-        longest=longest_request,
+        requests=requests_of,
     message:
         "Turning {wildcards.scenario} into tokens of {wildcards.model}"
     script:

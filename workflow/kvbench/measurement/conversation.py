@@ -303,8 +303,6 @@ def measure(
         made += 1
         if made >= warmup and graphs.count() == before:
             break
-    if meter is not None:
-        meter.settle()
     warm = graphs.count()
     progress(f"warm after {made} conversation(s), {time.perf_counter() - begin:.1f} s")
 
@@ -513,6 +511,8 @@ def _measure_into(
     apart = cell["memory"] == "separate" or not meter.supported
     with lock.machine() as waited, torch.inference_mode():
         waited_quiet = noise.wait_for_quiet(cell["quiet_wait_s"])
+        if not apart:
+            meter.settle()
         session = open_session()
         if cell["slowdown"]:
             session = SlowedSession(session, cell["slowdown"])

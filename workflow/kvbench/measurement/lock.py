@@ -21,7 +21,11 @@ def machine(path: Path = LOCK_FILE, poll_s: float = 0.05) -> Iterator[float]:
     The kernel gives the lock back when the holder ends, however it ends.
     """
     begin = time.perf_counter()
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        # Without O_CREAT first: many systems refuse it on another user's file in a shared folder.
+        handle = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     with suppress(PermissionError):
         # Another user made the file; locking it needs no right to change its mode.
         os.fchmod(handle, 0o666)

@@ -27,7 +27,11 @@ def _registry() -> dict[str, type[Strategy]]:
         strategy = pending.pop()
         pending.extend(strategy.__subclasses__())
         if "name" in vars(strategy):
-            found[strategy.name] = strategy
+            other = found.setdefault(strategy.name, strategy)
+            if other is not strategy:
+                raise InputError(
+                    f"{strategy.__module__}: the name {strategy.name!r} is taken by {other.__module__}"
+                )
     return dict(sorted(found.items()))
 
 

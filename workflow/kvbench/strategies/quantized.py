@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from kvbench.models import LoadedModel
@@ -65,6 +68,7 @@ class Quantized(Strategy):
 
     def session(self, model: LoadedModel, max_length: int) -> Session:
         """Open a conversation; see :meth:`Strategy.session`."""
+        use_own_ninja()
         return GenerateSession(model, lambda: self.cache(model))
 
     def cache(self, model: LoadedModel) -> Any:
@@ -80,6 +84,18 @@ class Quantized(Strategy):
             q_group_size=self.group_size,
             residual_length=self.residual_length,
         )
+
+
+def use_own_ninja() -> None:
+    """Put this interpreter's programs first on PATH.
+
+    quanto's extension is built by whichever ninja is found, and another version builds it anew, which
+    takes a minute; the installed environment brings the one it was built with.
+    """
+    own = str(Path(sys.executable).parent)
+    paths = os.environ.get("PATH", "").split(os.pathsep)
+    if paths[0] != own:
+        os.environ["PATH"] = os.pathsep.join([own, *paths])
 
 
 def _head_dim(model: LoadedModel) -> int:

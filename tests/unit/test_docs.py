@@ -1,0 +1,417 @@
+"""The documentation names what exists: keys, defaults, options, strategies, studies, targets, links.
+
+Tables between ``<!-- table: name -->`` and ``<!-- end of table -->`` are written from the code. After
+a change there, ``PYTHONPATH=workflow python tests/unit/test_docs.py`` writes them anew.
+"""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import json
+import re
+import shlex
+import shutil
+import sys
+import types
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+import yaml
+from kvbench import claims, configuration, documents, physics, scenarios, strategies, studies
+
+ROOT = Path(__file__).resolve().parents[2]
+ENGLISH, PORTUGUESE, CONFIG = "README.md", "README.pt-BR.md", "config/README.md"
+DOCUMENTS = (
+    ENGLISH,
+    PORTUGUESE,
+    CONFIG,
+    "workflow/README.md",
+    "profiles/README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "resources/embedded-llama/README.md",
+    "resources/paraphrases/README.md",
+)
+#: Options of Snakemake in the examples that are followed by a value.
+WITH_VALUE = {"--cores", "--configfile", "--config", "--profile", "--report", "--sdm", "-c"}
+_TABLE = re.compile(r"(<!-- table: ([a-z_ ]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+_FENCE = re.compile(r"^```(\w+)(?: ([^\n]+))?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+def text_of(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+# ------------------------------------------------------------------ tables written from the code
+
+
+def bounds(rules: Mapping[str, Any]) -> str:
+    """The limits of a number as a reader sees them."""
+    signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    return ", ".join(f"{sign} {rules[key]:g}" for key, sign in signs.items() if key in rules)
+
+
+def kind(rules: Mapping[str, Any]) -> str:
+    """What a key takes, in words."""
+    if "const" in rules:
+        return f"`{rules['const']}`"
+    if "enum" in rules:
+        return " or ".join(f"`{name}`" for name in rules["enum"])
+    named = rules.get("type", "any")
+    named = [named] if isinstance(named, str) else named
+    words = {"integer": "whole number", "number": "number", "string": "text", "object": "mapping"}
+    told = []
+    for name in named:
+        if name == "array":
+            told.append(f"list of {kind(rules['items'])}")
+        elif name in {"integer", "number"}:
+            told.append(f"{words[name]} {bounds(rules)}".strip())
+        else:
+            told.append(words.get(name, name))
+    return " or ".join(told)
+
+
+def default(rules: Mapping[str, Any], required: bool) -> str:
+    """The default as YAML would spell it."""
+    if required:
+        return "required"
+    if "default" not in rules:
+        return "-"
+    if "items" in rules and rules["default"] == rules["items"].get("enum"):
+        return "all of them"
+    return f"`{json.dumps(rules['default'], ensure_ascii=False)}`"
+
+
+def key_table(properties: Mapping[str, Any], required: list[str], leave_out: tuple = ()) -> str:
+    """One row per key of an object's schema."""
+    lines = ["| key | takes | default | meaning |", "|---|---|---|---|"]
+    for key, rules in properties.items():
+        if key in leave_out:
+            continue
+        cells = (
+            f"`{key}`",
+            kind(rules),
+            default(rules, key in required),
+            rules.get("description", ""),
+        )
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def first_sentence(thing: object) -> str:
+    """The first paragraph of a docstring, as Markdown."""
+    paragraph = (inspect.getdoc(thing) or "").split("\n\n")[0].replace("\n", " ")
+    return paragraph.replace("``", "`")
+
+
+def places(strategy: strategies.Strategy) -> str:
+    return ", ".join(device.upper() for device in sorted(strategy.devices))
+
+
+def strategy_table() -> str:
+    lines = ["| strategy | what it keeps | exact | runs on |", "|---|---|---|---|"]
+    for name in strategies.names():
+        strategy = strategies.get(name)
+        exact = "yes" if strategy.exact else "no"
+        told = first_sentence(type(strategy))
+        lines.append(f"| `{name}` | {told} | {exact} | {places(strategy)} |")
+    return "\n".join(lines)
+
+
+def study_table() -> str:
+    lines = ["| study | question |", "|---|---|"]
+    lines += [f"| `{name}` | {studies.get(name).question} |" for name in studies.names()]
+    return "\n".join(lines)
+
+
+def study_options() -> str:
+    parts = []
+    for name in studies.names():
+        study = studies.get(name)
+        required = study.options.get("required", [])
+        parts.append(
+            f"### {name}\n\n{study.question}\n\n"
+            f"{key_table(study.options['properties'], required)}\n"
+        )
+    return "\n".join(parts).rstrip()
+
+
+def object_table(schema: str, *path: str, leave_out: tuple = ()) -> str:
+    rules = documents.schema(schema)
+    for step in path:
+        rules = rules[step] if step in rules else rules["properties"][step]
+    return key_table(rules["properties"], rules.get("required", []), leave_out)
+
+
+def scenario_table(which: str) -> str:
+    rules = documents.schema("scenario")
+    variant = next(one for one in rules["oneOf"] if one["properties"]["kind"].get("const") == which)
+    properties = {
+        key: {**rules["properties"].get(key, {}), **own}
+        for key, own in variant["properties"].items()
+    }
+    for key, inner in (("turns", "user"), ("turns", "reference"), ("steps", "prompt_tokens")):
+        items = variant["properties"].get(key, {}).get("items", {}).get("properties", {})
+        if inner in items:
+            properties |= {f"{key}[].{name}": own for name, own in items.items()}
+    needed = [*rules["required"], *variant["required"]]
+    needed += [key for key in properties if "[]." in key]
+    return key_table(properties, needed)
+
+
+TABLES = {
+    "strategies": strategy_table,
+    "studies": study_table,
+    "study options": study_options,
+    "config": lambda: object_table("config", leave_out=("kv", "app", "aa_test")),
+    "kv": lambda: object_table("config", "kv", leave_out=("experiments",)),
+    "experiments": lambda: object_table("config", "kv", "experiments", "items"),
+    "app": lambda: object_table("config", "app"),
+    "aa_test": lambda: object_table("config", "aa_test"),
+    "model": lambda: object_table("model"),
+    "conversation": lambda: scenario_table("conversation"),
+    "fixed": lambda: scenario_table("fixed"),
+}
+
+
+def with_tables(text: str) -> str:
+    """The text with every marked table as the code has it now."""
+
+    def fresh(match: re.Match) -> str:
+        return f"{match[1]}{TABLES[match[2]]()}\n{match[3]}"
+
+    return _TABLE.sub(fresh, text)
+
+
+@pytest.mark.parametrize("name", [ENGLISH, CONFIG])
+def test_tables_of_keys_options_strategies_and_studies_equal_the_code(name):
+    written, expected = text_of(name).splitlines(), with_tables(text_of(name)).splitlines()
+    differing = [line for line in expected if line not in written]
+    assert written == expected, (
+        "run PYTHONPATH=workflow python tests/unit/test_docs.py; new or changed: "
+        + "\n".join(differing[:5])
+    )
+
+
+def test_every_table_stands_in_a_document():
+    marked = {match[2] for name in (ENGLISH, CONFIG) for match in _TABLE.finditer(text_of(name))}
+    assert marked == set(TABLES)
+
+
+@pytest.mark.parametrize("strategy", strategies.names())
+def test_the_portuguese_readme_lists_every_strategy_with_exactness_and_devices(strategy):
+    found = strategies.get(strategy)
+    exact = "sim" if found.exact else "não"
+    row = rf"^\| `{strategy}` \| [^|]+ \| {exact} \| {places(found)} \|$"
+    assert re.search(row, text_of(PORTUGUESE), re.MULTILINE), row
+
+
+def test_the_portuguese_readme_lists_no_strategy_or_study_that_does_not_exist():
+    listed = set(re.findall(r"^\| `(\w+)` \| [^|]+ \| (?:sim|não) \|", text_of(PORTUGUESE), re.M))
+    assert listed == set(strategies.names())
+    asked = set(re.findall(r"^\| `(\w+)` \| [^|]+\? \|$", text_of(PORTUGUESE), re.M))
+    assert asked == set(studies.names())
+
+
+# --------------------------------------------------------------------------- commands and links
+
+
+def rules() -> set[str]:
+    files = [ROOT / "Snakefile", *(ROOT / "workflow" / "rules").glob("*.smk")]
+    return {name for file in files for name in re.findall(r"^rule (\w+):", file.read_text(), re.M)}
+
+
+def commands(text: str, program: str) -> Iterator[list[str]]:
+    """Words after ``program`` in code blocks and in inline code."""
+    blocks = [line for _, _, block in _FENCE.findall(text) for line in block.splitlines()]
+    inline = re.findall(r"(?<!`)`([^`\n]+)`(?!`)", _FENCE.sub("", text))
+    for line in (*blocks, *inline):
+        words = shlex.split(line.strip(), comments=True) if line.strip().startswith(program) else []
+        if words[:1] == [program]:
+            yield words[1:]
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_snakemake_target_and_configuration_in_the_documents_exists(name):
+    keys = documents.schema("config")["properties"]
+    examples = {label for _, label, _ in _FENCE.findall(text_of(name)) if label}
+    for words in commands(text_of(name), "snakemake"):
+        option = None
+        for word in words:
+            if word.startswith("-"):
+                option = word if word in WITH_VALUE else None
+            elif option == "--config":
+                assert word.partition("=")[0] in keys, word
+            elif option is not None:
+                if option == "--configfile":
+                    assert word in examples or (ROOT / word).is_file(), word
+                option = None
+            else:
+                assert word in rules(), f"{name}: no rule {word}"
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_make_target_in_the_documents_exists(name):
+    known = set(re.findall(r"^([a-z-]+):", text_of("Makefile"), re.M))
+    for words in commands(text_of(name), "make"):
+        assert {word for word in words if "=" not in word} <= known, words
+
+
+def test_the_readme_tells_of_every_target_a_user_may_ask_for():
+    asked = {word for words in commands(text_of(ENGLISH), "snakemake") for word in words}
+    targets = set(re.findall(r"^rule (\w+):", text_of("Snakefile"), re.M)) - {"all"}
+    assert targets | {"claims", "record", "aa_test", "train_embedded_model"} <= asked
+
+
+def slugs(text: str) -> set[str]:
+    """Anchors that a page's headings have."""
+    titles = re.findall(r"^#+ (.+)$", _FENCE.sub("", text), re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_relative_link_leads_somewhere(name):
+    for link in re.findall(r"\]\(([^)\s]+)\)", _FENCE.sub("", text_of(name))):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = unquote(link).partition("#")
+        target = (ROOT / name).parent / path if path else ROOT / name
+        assert target.exists(), f"{name}: {link}"
+        if anchor and target.suffix == ".md":
+            assert anchor in slugs(target.read_text(encoding="utf-8")), f"{name}: {link}"
+
+
+@pytest.mark.parametrize("name", [ENGLISH, PORTUGUESE])
+def test_no_number_is_left_to_be_filled_in(name):
+    assert not re.findall(r"\{\{.*?\}\}", text_of(name))
+
+
+def test_both_readmes_show_the_same_commands_and_examples():
+    def code(name: str) -> list[str]:
+        blocks = [block for language, _, block in _FENCE.findall(text_of(name)) if language]
+        return [re.sub(r"\s*# .*", "", block) for block in blocks]
+
+    assert code(ENGLISH) == code(PORTUGUESE)
+
+
+def test_both_readmes_have_the_same_sections():
+    def levels(name: str) -> list[str]:
+        return re.findall(r"^(#+) ", _FENCE.sub("", text_of(name)), re.M)
+
+    assert levels(ENGLISH) == levels(PORTUGUESE)
+
+
+# ------------------------------------------------------------- the examples of how to add something
+
+
+def example(path: str) -> str:
+    """The code block of the README that is labelled with a path."""
+    found = [block for _, label, block in _FENCE.findall(text_of(ENGLISH)) if label == path]
+    assert len(found) == 1, path
+    return found[0]
+
+
+@pytest.fixture
+def run_example() -> Iterator[Callable[[str], dict[str, Any]]]:
+    """Run the example of a module; give what it defines."""
+    made: list[str] = []
+
+    def run(path: str) -> dict[str, Any]:
+        module = types.ModuleType(f"example_{Path(path).stem}")
+        # Dataclasses look their module up by name.
+        sys.modules[module.__name__] = module
+        made.append(module.__name__)
+        exec(compile(example(path), path, "exec", dont_inherit=True), module.__dict__)
+        return module.__dict__
+
+    yield run
+    for name in made:
+        del sys.modules[name]
+    # A strategy is found by being a subclass; the example must not outlive its test.
+    gc.collect()
+
+
+def test_the_example_of_a_scenario_is_a_scenario(tmp_path):
+    name = "config/scenarios/parcel_delivery.yaml"
+    (tmp_path / Path(name).name).write_text(example(name), encoding="utf-8")
+    assert scenarios.load(tmp_path / Path(name).name).length == 2
+
+
+def test_the_example_of_a_model_is_a_model(tmp_path):
+    name = "config/models/my-model.yaml"
+    (tmp_path / Path(name).name).write_text(example(name), encoding="utf-8")
+    assert list(configuration.read_models(tmp_path)) == ["my-model"]
+
+
+def test_the_example_of_a_claim_is_a_claim(tmp_path):
+    shutil.copytree(ROOT / "config", tmp_path / "config")
+    path = tmp_path / "config" / "claims.yaml"
+    path.write_text(path.read_text() + "\n" + example("config/claims.yaml"), encoding="utf-8")
+    assert claims.load(path)[-1].id == "static_first_token"
+
+
+def test_the_example_of_an_experiment_is_a_configuration():
+    document = yaml.safe_load(example("my-experiment.yaml"))
+    filled = configuration.fill(document, "my-experiment.yaml")
+    found = configuration.load_scenarios_and_models(ROOT / "config")
+    assert configuration.plan_kv(filled, *found, "my-experiment.yaml")
+    assert configuration.plan_app(filled, found[1], "my-experiment.yaml")
+
+
+def test_the_example_of_a_strategy_gives_the_tokens_and_bytes_it_promises(tiny, run_example):
+    from kvbench.measurement.memory import cache_bytes
+
+    # Asked first, so that the registry does not see the example.
+    dynamic = strategies.get("dynamic")
+    strategy = run_example("workflow/kvbench/strategies/roomy.py")["StaticRoomy"]()
+    prompt = list(range(300, 340))
+
+    def generate(found: strategies.Strategy):
+        session = found.session(tiny, 64)
+        try:
+            return session.generate(prompt, 8, lambda: None)
+        finally:
+            session.close()
+
+    expected, roomy = generate(dynamic), generate(strategy)
+    arch = physics.Architecture.from_config(tiny.architecture)
+    assert roomy.tokens == expected.tokens
+    assert cache_bytes(roomy.cache) == physics.predicted_kv_bytes(
+        arch, strategy.traffic(64), len(prompt), 8, physics.bytes_per_element("float32")
+    )
+
+
+def test_the_example_of_a_study_plans_and_measures(tmp_path, run_example):
+    import pandas as pd
+
+    study = run_example("workflow/kvbench/studies/dict_lookup.py")["STUDY"]
+    options = documents.fill_defaults({}, study.options)
+    context = studies.Context(tmp_path, seed=1)
+    rows = [
+        row
+        for cell in study.plan(options).values()
+        for row in study.measure(cell.factors, context).rows
+    ]
+    assert [set(row) for row in rows] == [set(study.columns)] * len(rows)
+    assert study.values(pd.DataFrame(rows))["dict_lookup_ns"].value > 0
+    assert study.values(pd.DataFrame(columns=list(study.columns)))["dict_lookup_ns"].value is None
+
+
+def test_the_example_of_a_figure_draws(tmp_path, run_example):
+    import synthetic_kv
+    from kvbench.figures import style
+
+    module = run_example("workflow/kvbench/figures/kv_throughput.py")
+    summary, samples = synthetic_kv.tables()
+    written = style.save(module["draw"](summary, samples), tmp_path / "figure")
+    assert all(path.stat().st_size > 1000 for path in written)
+    assert module["QUESTION"].endswith("?")
+
+
+if __name__ == "__main__":
+    for document in (ENGLISH, CONFIG):
+        (ROOT / document).write_text(with_tables(text_of(document)), encoding="utf-8")

@@ -1,0 +1,153 @@
+"""The study of shared prefixes: same tokens, the savings and bytes that the lengths predict."""
+
+from __future__ import annotations
+
+import jsonschema
+import pandas as pd
+import pytest
+from kvbench import studies
+from kvbench.errors import InputError, Unsupported
+from kvbench.figures import app_prefix
+
+SERVING = {
+    "system_tokens": 40,
+    "question_tokens": 9,
+    "new_tokens": 6,
+    "requests": 2,
+    "together": 3,
+    "block_size": 16,
+}
+TEXT = {
+    "scenario": "banking_loan_application",
+    "turns": 3,
+    "reply_tokens": 16,
+    "temperatures": [0, 1.5],
+}
+
+
+@pytest.fixture(scope="module")
+def study():
+    return studies.get("prefix")
+
+
+@pytest.fixture(scope="module")
+def run(study, tiny_folder, tmp_path_factory):
+    """Measure a cell on the tiny model."""
+
+    def run(factors, model_dir=tiny_folder):
+        scratch = tmp_path_factory.mktemp("cell")
+        return study.measure(factors, studies.Context(scratch, 3, model_dir=model_dir))
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def table(run):
+    rows = pd.DataFrame([*run(SERVING).rows, *run(TEXT).rows])
+    rows.insert(0, "machine", "here")
+    return rows
+
+
+@pytest.fixture(scope="module")
+def served(table):
+    return table[table["part"] == "serving"].set_index("way")
+
+
+def test_every_way_gives_the_tokens_of_recomputation(served):
+    assert served["tokens_equal"].to_dict() == dict.fromkeys(served.index, 1.0)
+    assert list(served.index) == ["recompute", "copied", "shared", "paged", "paged_shared"]
+
+
+def test_the_prompt_tokens_saved_are_those_the_lengths_predict(served):
+    assert served["prefill_saved"].tolist() == served["prefill_saved_predicted"].tolist()
+    assert served.loc["shared", "reused_tokens"] == 40
+    # Whole blocks of 16 only.
+    assert served.loc["paged_shared", "reused_tokens"] == 32
+    assert served.loc[["recompute", "paged"], "reused_tokens"].tolist() == [0, 0]
+
+
+def test_the_bytes_of_requests_held_together_are_those_of_the_physics_module(served):
+    contiguous = served.loc[["recompute", "copied", "shared"]]
+    assert contiguous["held_mib"].tolist() == contiguous["held_mib_predicted"].tolist()
+
+
+def test_shared_blocks_take_less_memory_and_lent_tensors_do_not(served):
+    assert served.loc["paged_shared", "held_mib"] < served.loc["paged", "held_mib"]
+    assert served.loc["shared", "held_mib"] > served.loc["recompute", "held_mib"]
+
+
+def test_without_a_system_prompt_nothing_is_saved(run):
+    rows = run(SERVING | {"system_tokens": 0}).rows
+    assert {row["way"]: row["prefill_saved"] for row in rows} == dict.fromkeys(
+        ("recompute", "copied", "shared", "paged", "paged_shared"), 0
+    )
+    assert {row["tokens_equal"] for row in rows} == {1.0}
+
+
+def test_a_prompt_longer_than_the_models_context_is_unsupported(run):
+    with pytest.raises(Unsupported, match="context 4096"):
+        run(SERVING | {"system_tokens": 5000})
+
+
+def test_a_model_is_needed(run):
+    with pytest.raises(Unsupported, match="no local model"):
+        run(SERVING, model_dir=None)
+
+
+def test_replies_of_random_weights_do_not_survive_being_text(table):
+    text = table[table["part"] == "retokenise"]
+    assert set(text["temperature"]) == {0, 1.5}
+    assert set(text["turn"]) == {2, 3}
+    assert (text["surviving_tokens"] <= text["held_tokens"]).all()
+    # Random tokens are hardly ever how the tokenizer would write their own text.
+    assert text["reply_survives"].mean() < 0.9
+    assert (text["surviving"] > 0.3).all()
+
+
+@pytest.mark.parametrize(
+    ("scenario", "why"), [("absent", "no scenario"), ("symposium_turn", "no dialogue")]
+)
+def test_a_wrong_scenario_is_the_users_error(run, scenario, why):
+    with pytest.raises(InputError, match=why):
+        run(TEXT | {"scenario": scenario})
+
+
+def test_the_plan_times_what_is_a_time(study):
+    options = {name: entry["default"] for name, entry in study.options["properties"].items()}
+    jsonschema.validate(options, study.options)
+    cells = study.plan(options)
+    assert {name for name, cell in cells.items() if cell.timed} == {
+        "system0",
+        "system64",
+        "system256",
+        "system1024",
+    }
+    assert set(cells) - {"system0", "system64", "system256", "system1024"} == {
+        "retokenise-banking_loan_application"
+    }
+
+
+def test_the_table_has_exactly_the_described_columns(study, table):
+    assert set(table.columns) - {"machine"} == set(study.columns)
+
+
+def test_values_describe_the_longest_system_prompt(study, table):
+    longer = table[table["part"] == "serving"].assign(system_tokens=80, ttft_p50_s=9.0)
+    found = study.values(pd.concat([table, longer]))
+    assert found["prefix_system_tokens"].value == 80
+    assert found["prefix_shared_ttft_ms"].value == 9000
+    assert found["prefix_sampled_temperature"].value == 1.5
+    assert all(name.startswith("prefix_") for name in found)
+
+
+def test_values_of_an_empty_table_are_there_and_empty(study, table):
+    found = study.values(pd.DataFrame(columns=["machine", "cell", "status", "reason"]))
+    assert set(found) == set(study.values(table))
+    assert {value.value for value in found.values()} == {None}
+
+
+def test_the_figure_draws_all_parts_one_part_and_none(table):
+    assert len(app_prefix.draw(table).axes) == 3
+    assert len(app_prefix.draw(table[table["part"] == "serving"]).axes) == 3
+    empty = app_prefix.draw(table.iloc[:0])
+    assert "not been measured" in " ".join(text.get_text() for text in empty.texts)

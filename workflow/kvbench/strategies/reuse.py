@@ -1,0 +1,147 @@
+"""Caches that live on from turn to turn, so that a turn reads only what is new in its prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from kvbench.models import LoadedModel
+from kvbench.strategies.base import (
+    GenerateSession,
+    Generation,
+    Session,
+    allocated_static_cache,
+    text_config,
+)
+from kvbench.strategies.dynamic import Dynamic
+from kvbench.strategies.quantized import QuantizedInt4
+from kvbench.strategies.static import Static
+
+if TYPE_CHECKING:
+    from transformers import Cache
+
+
+def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
+    """Number of leading tokens that two sequences share."""
+    length = min(len(left), len(right))
+    differing = np.nonzero(np.asarray(left[:length]) != np.asarray(right[:length]))[0]
+    return int(differing[0]) if len(differing) else length
+
+
+class ReusingSession(GenerateSession):
+    """A session that keeps its cache and the ids of the tokens in it.
+
+    ``generate`` compares nothing but lengths: a cache of another conversation is taken without an
+    error and gives another text. So the ids are compared here, before the library sees the cache.
+
+    Parameters
+    ----------
+    model:
+        The loaded model.
+    make_cache:
+        Returns an empty cache; called when a conversation starts over.
+    crops:
+        Whether the cache can forget its newest tokens. ``StaticLayer`` has no such method, and that
+        of ``QuantizedLayer`` (transformers 5.15.1) cuts the full-precision rest without correcting
+        the length; those start over where a history leaves what they hold.
+    settings:
+        Further fields of the generation configuration.
+    """
+
+    def __init__(
+        self, model: LoadedModel, make_cache: Callable[[], Cache], crops: bool, **settings: Any
+    ) -> None:
+        super().__init__(model, make_cache, **settings)
+        self._crops = crops
+        self._cache: Cache | None = None
+        self._held: list[int] = []
+
+    def generate(
+        self, token_ids: Sequence[int], max_new_tokens: int, on_token: Callable[[], None]
+    ) -> Generation:
+        """Generate one turn; only tokens after the longest common prefix are read."""
+        ids = list(token_ids)
+        cache, held = self._cache, self._held
+        # A turn that fails leaves a cache of unknown content behind: nothing of it is kept.
+        self.restart()
+        reused = self._keep(cache, held, ids)
+        if not reused or cache is None:
+            cache, reused = self._make_cache(), 0
+        tokens, cache = self.run(ids, max_new_tokens, on_token, cache)
+        # The last token was returned and never fed back, so it is not in the cache.
+        self._cache, self._held = cache, [*ids, *tokens[:-1]]
+        return Generation(tokens, cache, reused_tokens=reused)
+
+    def _keep(self, cache: Cache | None, held: list[int], ids: list[int]) -> int:
+        """Cut the cache to the prefix it shares with ``ids``; return its tokens, 0 to start over."""
+        # Somebody else may have fed the cache; int() because a static one returns its live counter.
+        if cache is None or int(cache.get_seq_length()) != len(held):
+            return 0
+        # At least one token has to be read, or there is nothing to predict the next one from.
+        shared = min(common_prefix(held, ids), len(ids) - 1)
+        if shared == len(held):
+            return shared
+        if not self._crops or not shared:
+            return 0
+        cache.crop(shared - len(held))
+        return shared
+
+    def restart(self) -> None:
+        """Forget the conversation and its tokens."""
+        self._cache, self._held = None, []
+
+
+@dataclass(frozen=True)
+class DynamicReuse(Dynamic):
+    """The dynamic cache, kept from turn to turn and cut back where a history differs."""
+
+    name: ClassVar[str] = "dynamic_reuse"
+    reuses_turns: ClassVar[bool] = True
+
+    def session(self, model: LoadedModel, max_length: int) -> Session:
+        """Open a conversation; see :meth:`Strategy.session`."""
+        from transformers import DynamicCache
+
+        config = text_config(model)
+        return ReusingSession(model, lambda: DynamicCache(config=config), crops=True)
+
+
+@dataclass(frozen=True)
+class StaticReuse(Static):
+    """The static cache, sized for the whole conversation and kept from turn to turn."""
+
+    name: ClassVar[str] = "static_reuse"
+    reuses_turns: ClassVar[bool] = True
+
+    def session(self, model: LoadedModel, max_length: int) -> Session:
+        """Open a conversation; see :meth:`Strategy.session`."""
+        cache = allocated_static_cache(model, max_length)
+
+        def emptied() -> Cache:
+            cache.reset()
+            return cache
+
+        compiled = self.compiled(model.model.device.type)
+        return ReusingSession(model, emptied, crops=False, disable_compile=not compiled)
+
+
+@dataclass(frozen=True)
+class QuantizedInt4Reuse(QuantizedInt4):
+    """Four bits through optimum-quanto, kept from turn to turn.
+
+    The first prompt is attended to in full precision by every quantised cache, and later prompts
+    are so without reuse. With it they attend to what was stored, so the replies may differ from
+    those of ``quantized_int4``. Several tokens at once join the full-precision rest, which then may
+    be longer than ``residual_length`` until the next token arrives; the sizes follow
+    :func:`kvbench.physics.residual_tokens`.
+    """
+
+    name: ClassVar[str] = "quantized_int4_reuse"
+    reuses_turns: ClassVar[bool] = True
+
+    def session(self, model: LoadedModel, max_length: int) -> Session:
+        """Open a conversation; see :meth:`Strategy.session`."""
+        return ReusingSession(model, lambda: self.cache(model), crops=False)
