@@ -169,7 +169,7 @@ def test_from_a_model_file_to_the_record_of_a_cell(
         "prepare_prompts",
         input=Files(scenario=str(scenario), model="results/inputs/models/tiny"),
         output=Files("results/inputs/prompts/tiny/banking_open_account.json"),
-        params=SimpleNamespace(longest=(2, 4)),
+        params=SimpleNamespace(requests=[(2, 4)]),
         wildcards=SimpleNamespace(model="tiny", scenario="banking_open_account"),
     )
     Path("cpu.json").write_text(json.dumps(facts))
@@ -265,8 +265,11 @@ def test_a_cell_of_a_study_is_measured_and_tabulated(run, facts):
 # Tables and what follows ----------------------------------------------------------------------
 
 
+KV_TABLES = ("samples", "summary", "replies", "quality")
+
+
 def aggregate(run, cells: Files) -> None:
-    names = {name: f"results/tables/kv_{name}.csv" for name in ("samples", "summary", "replies")}
+    names = {name: f"results/tables/kv_{name}.csv" for name in KV_TABLES}
     run(
         "aggregate_kv",
         input=cells,
@@ -293,7 +296,7 @@ def test_a_recorded_machine_stands_beside_this_run(run, cells, workplace):
         input=cells,
         params=SimpleNamespace(machine="lab-1", aa=[]),
     )
-    names = {name: f"results/tables/kv_{name}.csv" for name in ("samples", "summary", "replies")}
+    names = {name: f"results/tables/kv_{name}.csv" for name in KV_TABLES}
     run(
         "aggregate_kv",
         input=cells,
@@ -350,6 +353,7 @@ def test_claims_get_their_verdicts_and_are_shown(run, cells, capsys):
             claims=str(ROOT / "config/claims.yaml"),
             samples="results/tables/kv_samples.csv",
             summary="results/tables/kv_summary.csv",
+            quality="results/tables/kv_quality.csv",
             studies=[],
         ),
         output=Files(csv="results/claims/claims.csv"),
@@ -407,7 +411,7 @@ def test_a_figure_is_drawn_in_three_formats(run, monkeypatch):
 def test_a_corrupt_record_ends_the_job_with_one_line_and_no_table(fail, cells):
     path = Path(cells.records[1])
     path.write_bytes(path.read_bytes()[:200])
-    names = {name: f"results/tables/kv_{name}.csv" for name in ("samples", "summary", "replies")}
+    names = {name: f"results/tables/kv_{name}.csv" for name in KV_TABLES}
     line = fail(
         "aggregate_kv",
         input={"records": list(cells.records), "ceilings": []},
@@ -456,7 +460,7 @@ def test_a_context_that_is_too_long_ends_the_job_with_one_line(
                 model=str(tiny_folder),
             ),
             output=Files(str(output)),
-            params=SimpleNamespace(longest=(15, 400)),
+            params=SimpleNamespace(requests=[(15, 400)]),
             wildcards=SimpleNamespace(model="tiny", scenario="banking_open_account"),
         )
     assert ended.value.code == 1

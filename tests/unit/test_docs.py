@@ -149,7 +149,9 @@ def object_table(schema: str, *path: str, leave_out: tuple = ()) -> str:
 
 def scenario_table(which: str) -> str:
     rules = documents.schema("scenario")
-    variant = next(one for one in rules["oneOf"] if one["properties"]["kind"].get("const") == which)
+    variant = next(
+        one["then"] for one in rules["allOf"] if one["if"]["properties"]["kind"]["const"] == which
+    )
     properties = {
         key: {**rules["properties"].get(key, {}), **own}
         for key, own in variant["properties"].items()

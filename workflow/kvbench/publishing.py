@@ -25,6 +25,7 @@ STUDY_ORDER = (
     "stampede",
     "resilience",
     "semantic",
+    "prefix",
     "llm_api",
     "one_stream",
 )

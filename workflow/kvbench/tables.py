@@ -448,6 +448,53 @@ def reply_table(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> pd.DataFr
     return table.sort_values([*IDENTITY, "turn"], ignore_index=True)
 
 
+_QUALITY = {
+    "kl_nats": "mean KL divergence of the next-token distribution from the exact cache's (nats)",
+    "top1_share": "share of steps with the same likeliest token",
+    "nll": "mean negative log-likelihood of a reference token (nats)",
+    "nll_exact": "the same with the exact cache (nats)",
+    "greedy_prefix": "leading tokens that greedy replies share with the exact cache's",
+}
+
+#: Column of ``kv_quality.csv`` to meaning and unit; medians over turns with their 95 % intervals.
+QUALITY_COLUMNS: dict[str, str] = {name: SAMPLE_COLUMNS[name] for name in IDENTITY}
+QUALITY_COLUMNS["reason"] = "why nothing was scored; empty where it was"
+for _name, _meaning in _QUALITY.items():
+    QUALITY_COLUMNS[_name] = _meaning
+    QUALITY_COLUMNS[f"{_name}_ci_low"] = "lower end of its 95 % interval over turns"
+    QUALITY_COLUMNS[f"{_name}_ci_high"] = "upper end of its 95 % interval over turns"
+QUALITY_COLUMNS |= {
+    "perplexity": "exp of the mean negative log-likelihood over all scored tokens",
+    "perplexity_exact": "the same with the exact cache",
+    "exact_reply_share": "share of turns whose greedy reply is the reference, as far as scored",
+    "kv_bytes_per_token": "bytes of the cache per token of context at the last turn",
+    "tpot_s": "time per output token after the first, from kv_summary (s)",
+}
+
+
+def quality_table(
+    records: Mapping[str, Sequence[Mapping[str, Any]]], summary: pd.DataFrame
+) -> pd.DataFrame:
+    """What lossy caches cost in quality: ``kv_quality``, one row per scored cell."""
+    tpots = summary.set_index(list(IDENTITY))["tpot_s_median"].to_dict()
+    rows = []
+    for machine, found in sorted(records.items()):
+        for record in found:
+            if "quality" not in record:
+                continue
+            identity = (machine, *(record["cell"][name] for name in IDENTITY[1:]))
+            rows.append(
+                {
+                    **dict(zip(IDENTITY, identity, strict=True)),
+                    "reason": record["quality"]["reason"],
+                    "tpot_s": tpots.get(identity),
+                    **record["quality"]["summary"],
+                }
+            )
+    table = pd.DataFrame(rows, columns=list(QUALITY_COLUMNS))
+    return table.sort_values(list(IDENTITY), ignore_index=True)
+
+
 #: Columns that every application table begins with.
 APP_COLUMNS = {
     "machine": SAMPLE_COLUMNS["machine"],

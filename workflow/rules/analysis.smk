@@ -25,6 +25,12 @@ rule aggregate_kv:
             category="Tables",
             labels={"table": "KV cache: what the model answered"},
         ),
+        quality=report(
+            "results/tables/kv_quality.csv",
+            caption="../report/kv_quality.rst",
+            category="Tables",
+            labels={"table": "KV cache: quality of lossy caches"},
+        ),
     log:
         "logs/analysis/aggregate_kv.log",
     conda:
@@ -133,6 +139,7 @@ rule evaluate_claims:
         claims="config/claims.yaml",
         samples="results/tables/kv_samples.csv",
         summary="results/tables/kv_summary.csv",
+        quality="results/tables/kv_quality.csv",
         studies=APP_TABLES,
     output:
         csv=report(

@@ -51,12 +51,16 @@ AA_RECORDS = [f"results/cells/aa/{key}.json" for key in sorted(AA_CELLS)]
 APP_RECORDS = [layout.app_record(study, cell) for study in APP_CELLS for cell in APP_CELLS[study]]
 # Every file of a recorded machine is an input: an altered one must be noticed.
 RECORDED_FILES = [str(path) for machine in RECORDED for path in gathering.files_of(machine)]
+# Snakemake's environments are per rule: one CUDA block makes the measuring jobs use the GPU one.
+ON_GPU = "cuda" in {cell.device for cell in KV_CELLS.values()}
+BENCH_ENV = "../../envs/bench-gpu.yaml" if ON_GPU else "../../envs/bench-cpu.yaml"
 STUDIES = sorted({*APP_CELLS, *gathering.studies_of(RECORDED)})
 KV_TABLES = ["results/tables/kv_samples.csv", "results/tables/kv_summary.csv"]
 APP_TABLES = [f"results/tables/app_{study}.csv" for study in STUDIES]
 TABLES = [
     *KV_TABLES,
     "results/tables/kv_replies.csv",
+    "results/tables/kv_quality.csv",
     *APP_TABLES,
     "results/tables/capacity.csv",
     "results/tables/aa_test.csv",
@@ -82,11 +86,6 @@ PUBLISHED = [*TABLES, *CLAIMS, *FIGURES, *SECTIONS, *(PDFS if LATEX or WITH_COND
 
 
 # ----------------------------------------------------------------------------- helper functions
-
-
-def conda_env(device):
-    """Environment of a measuring job on ``device``."""
-    return f"../../envs/bench-{'gpu' if device == 'cuda' else 'cpu'}.yaml"
 
 
 def kv_cell(wildcards):

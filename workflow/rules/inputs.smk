@@ -7,7 +7,7 @@ rule record_environment:
     log:
         "logs/inputs/environment-{device}.log",
     conda:
-        "../../envs/bench-cpu.yaml"
+        BENCH_ENV
     message:
         "Recording the facts of this machine ({wildcards.device})"
     script:
@@ -26,7 +26,7 @@ rule measure_ceilings:
         variant="|-float32|-float16|-bfloat16",
     priority: 1000000
     conda:
-        "../../envs/bench-cpu.yaml"
+        BENCH_ENV
     threads: workflow.cores
     message:
         "Measuring what this machine can do at best ({wildcards.device}{wildcards.variant})"

@@ -15,7 +15,7 @@ rule measure_kv_cell:
         replicate=r"\d+",
     priority: kv_priority
     conda:
-        "../../envs/bench-cpu.yaml"
+        BENCH_ENV
     threads: workflow.cores
     resources:
         gpu=lambda wildcards: int(kv_cell(wildcards).device == "cuda"),
@@ -42,7 +42,7 @@ rule measure_aa_process:
         number=r"\d+",
     priority: aa_priority
     conda:
-        "../../envs/bench-cpu.yaml"
+        BENCH_ENV
     threads: workflow.cores
     resources:
         gpu=lambda wildcards: int(aa_cell(wildcards).device == "cuda"),

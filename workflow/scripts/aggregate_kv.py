@@ -1,4 +1,4 @@
-"""Build kv_samples, kv_summary and kv_replies from this run and the recorded machines."""
+"""Build kv_samples, kv_summary, kv_replies and kv_quality from this run and the recorded machines."""
 
 from pathlib import Path
 
@@ -15,6 +15,7 @@ def main(snakemake):
     gathering.write_csv(samples, Path(snakemake.output.samples))
     gathering.write_csv(summary, Path(snakemake.output.summary))
     gathering.write_csv(tables.reply_table(found), Path(snakemake.output.replies))
+    gathering.write_csv(tables.quality_table(found, summary), Path(snakemake.output.quality))
 
 
 if "snakemake" in globals():

@@ -12,6 +12,7 @@ def main(snakemake):
         "kv_samples.csv": tables.SAMPLE_COLUMNS,
         "kv_summary.csv": tables.SUMMARY_COLUMNS,
         "kv_replies.csv": tables.REPLY_COLUMNS,
+        "kv_quality.csv": tables.QUALITY_COLUMNS,
         "aa_test.csv": instrument.COLUMNS,
         "capacity.csv": capacity.COLUMNS,
         "../claims/claims.csv": claims.COLUMNS,

@@ -13,6 +13,7 @@ def main(snakemake):
         name: gathering.read_csv(Path(path))
         for name, path in zip(snakemake.params.studies, given.get("studies", []), strict=True)
     }
+    tables["kv_quality"] = gathering.read_csv(Path(given.quality))
     rows = claims.evaluate(
         claims.load(Path(given.claims)),
         gathering.read_csv(Path(given.samples)),

@@ -13,6 +13,7 @@ from typing import Any
 from kvbench import documents, models, physics, records, strategies
 from kvbench.errors import InputError, Unsupported
 from kvbench.measurement import lock, noise
+from kvbench.measurement import quality as lossy
 from kvbench.measurement.clock import Timing, clock_for
 from kvbench.measurement.memory import cache_bytes, meter_for
 from kvbench.strategies.base import Generation, Session, Strategy
@@ -21,6 +22,10 @@ logger = logging.getLogger(__name__)
 
 #: Warm-ups that a compiling strategy may take until a conversation passes without a new graph.
 MOST_WARMUPS = 4
+#: The strategy whose tokens the others are compared with.
+REFERENCE = "dynamic"
+#: Turns, and tokens of each reference reply, over which the quality of a lossy cache is scored.
+QUALITY_TURNS, QUALITY_TOKENS = 8, 48
 #: Disturbed iterations are repeated until this many times the wanted number have been made.
 MOST_REPEATS = 2
 
@@ -455,8 +460,7 @@ def run_cell(
         reason = strategy.available(None, cell["device"])
         if reason:
             raise Unsupported(reason)
-        references = document.get("references")
-        _measure_into(record, strategy, cell, turns, references, model_folder, threads, progress)
+        _measure_into(record, strategy, cell, turns, document, model_folder, threads, progress)
     except InputError:
         raise
     except Unsupported as error:
@@ -483,7 +487,7 @@ def _measure_into(
     strategy: Strategy,
     cell: Mapping[str, Any],
     turns: Script,
-    references: Sequence[Sequence[int]] | None,
+    document: Mapping[str, Any],
     model_folder: Path,
     threads: int,
     progress: Callable[[str], None],
@@ -544,6 +548,13 @@ def _measure_into(
     size = physics.bytes_per_element(cell["dtype"])
     architecture = physics.Architecture.from_config(model.architecture)
     traffic = record["strategy_info"]["traffic"]
+    references = document.get("references")
+    # The forward passes behind each cache: reading what is new, then one token at a time.
+    updates: list[list[int]] = []
+    for turn in result:
+        earlier = updates[-1] if turn.reused_tokens else []
+        fresh = turn.prompt_tokens - turn.reused_tokens
+        updates.append([*earlier, fresh, *[1] * (turn.new_tokens - 1)])
     record["turns"] = [
         {
             "turn": number,
@@ -552,7 +563,11 @@ def _measure_into(
             "reused_tokens": turn.reused_tokens,
             "kv_bytes": turn.kv_bytes,
             "kv_bytes_predicted": physics.predicted_kv_bytes(
-                architecture, traffic, turn.prompt_tokens, turn.new_tokens, size
+                architecture,
+                {**traffic, "updates": updates[number - 1]},
+                turn.prompt_tokens,
+                turn.new_tokens,
+                size,
             ),
             "peak_memory_bytes": turn.peak_memory_bytes,
             "reserved_memory_bytes": turn.reserved_memory_bytes,
@@ -564,6 +579,35 @@ def _measure_into(
         }
         for number, turn in enumerate(result, start=1)
     ]
+    progress("scoring the quality of what the cache keeps")
+    _add_quality(record, strategy, cell, model, document, model_folder)
+
+
+def _add_quality(
+    record: dict[str, Any],
+    strategy: Strategy,
+    cell: Mapping[str, Any],
+    model: models.LoadedModel,
+    document: Mapping[str, Any],
+    model_folder: Path,
+) -> None:
+    """What a lossy cache costs in quality, once per cell; the reference shows what nothing costs."""
+    if cell["replicate"] > 1 or (strategy.exact and cell["strategy"] != REFERENCE):
+        return
+    reason = lossy.without_meaning(model_folder, document)
+    if reason:
+        record["quality"] = {"status": "unsupported", "reason": reason, "turns": [], "summary": {}}
+        return
+    import torch
+
+    with torch.inference_mode():
+        record["quality"] = lossy.quality(
+            model,
+            strategy,
+            document,
+            min(cell["turns"] or QUALITY_TURNS, QUALITY_TURNS),
+            QUALITY_TOKENS,
+        )
 
 
 def _recites(model: models.LoadedModel, tokens: Sequence[int], reference: Sequence[int]) -> bool:
