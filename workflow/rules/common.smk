@@ -18,7 +18,8 @@ def stop(error):
 
 def config_source():
     """The file that a message about the configuration should name: the last one given."""
-    return str(workflow.configfiles[-1]) if workflow.configfiles else "config"
+    given = [*workflow.config_settings.configfiles] or [*workflow.configfiles]
+    return str(given[-1]) if given else "config"
 
 
 def load():
