@@ -19,7 +19,7 @@ HARDWARE := /^(cuda-|nvidia-(cu|nccl|nvjitlink|nvshmem|nvtx)|triton==)/d
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install reproduce test lint format bench lock rebuild-extensions clean
+.PHONY: help install reproduce report test lint format bench lock rebuild-extensions clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ install: $(STAMP) ## put the pinned packages into .venv (the targets below do th
 
 reproduce: $(STAMP) ## run the whole workflow: inputs, cells, tables, claims, figures, section, PDF
 	@$(RUN) snakemake --cores $(CORES) $(if $(CONFIG),--configfile "$(CONFIG)")
+
+report: $(STAMP) ## write results/report.html from what the last run made
+	@$(RUN) snakemake $(if $(CONFIG),--configfile "$(CONFIG)") --report results/report.html
 
 lint: $(STAMP) ## check format and style of the workflow and of Python
 	$(RUN) snakefmt --check $(SOURCES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from kvbench import documents, instrument, paper_values, selection, studies, tex
+from kvbench import documents, instrument, paper_values, selection, statistics, studies, tex
 from kvbench.figures import names as figure_names
 from kvbench.values import Value
 
@@ -34,6 +35,7 @@ STUDY_ORDER = (
 def collect(
     summary: pd.DataFrame,
     samples: pd.DataFrame,
+    quality: pd.DataFrame,
     study_tables: Mapping[str, pd.DataFrame],
     aa_table: pd.DataFrame,
     claims: pd.DataFrame,
@@ -44,7 +46,7 @@ def collect(
 
     Parameters
     ----------
-    summary, samples, aa_table, claims:
+    summary, samples, quality, aa_table, claims:
         The tables of those names.
     study_tables:
         Study to its table.
@@ -68,6 +70,8 @@ def collect(
             values["aa_processes"] = Value(int(rows["processes"].iloc[0]), digits=0)
             if machine == selection.HERE:
                 break
+    values |= reuse_values(summary, samples)
+    values |= quality_values(quality)
     for name, table in study_tables.items():
         found = studies.get(name).values(one_machine(table))
         cells = tuple(study_cells.get(name, ()))
@@ -76,6 +80,99 @@ def collect(
             for key, value in found.items()
         }
     return values
+
+
+def reuse_values(summary: pd.DataFrame, samples: pd.DataFrame) -> dict[str, Value]:
+    """What keeping the cache from turn to turn saves, at the last turn of the longest conversation.
+
+    ``reuse_strategies`` lists those measured; each has ``reuse_<name>_ttft`` and its counterpart
+    without reuse ``..._ttft_without`` (s), ``..._speedup`` (ratio of the two, with its interval),
+    ``..._share`` (prompt tokens not read, over all turns) and ``..._held`` (MiB after the last turn).
+    """
+    rows = one_machine(summary[summary["status"] == "ok"])
+    rows = rows[rows["strategy"].str.endswith("_reuse")]
+    if rows.empty:
+        return {"reuse_strategies": Value("")}
+    best = rows.sort_values("turns").iloc[-1]
+    same = ["machine", "model", "device", "dtype", "scenario"]
+    own = samples[(samples[same] == best[same]).all(axis=1)]
+    last = own[own["turn"] == own["turn"].max()]
+    names = [name for name in selection.in_order(rows["strategy"]) if name in set(own["strategy"])]
+    found = {
+        "reuse_strategies": Value(", ".join(names)),
+        "reuse_turns": Value(int(own["turn"].max()), digits=0),
+        "reuse_scenario": Value(str(best["scenario"])),
+        "reuse_prompt_tokens": Value(int(last["prompt_tokens"].max()), digits=0),
+    }
+    for name in names:
+        without = name.removesuffix("_reuse")
+        sides = {
+            side: [
+                part["ttft_s"].tolist()
+                for _, part in last[last["strategy"] == side].groupby("replicate")
+            ]
+            for side in (name, without)
+        }
+        mine = own[own["strategy"] == name].drop_duplicates(["replicate", "turn"])
+        start = f"reuse_{name}"
+        for key, side in (("ttft", name), ("ttft_without", without)):
+            value = statistics.median_interval(sides[side]).value if sides[side] else None
+            found[f"{start}_{key}"] = Value(value, unit="s", digits=4)
+        ratio = None
+        if all(sides.values()):
+            ratio = statistics.ratio_interval({"last": sides[without]}, {"last": sides[name]})
+        found[f"{start}_speedup"] = _interval(ratio, "x", 1)
+        share = mine["reused_tokens"].sum() / mine["prompt_tokens"].sum()
+        found[f"{start}_share"] = Value(100 * share, unit="%", digits=0)
+        held = last[last["strategy"] == name]["kv_mib"].max()
+        found[f"{start}_held"] = Value(float(held), unit="MiB", digits=2)
+    return found
+
+
+def _interval(found: statistics.Interval | None, unit: str, digits: int) -> Value:
+    if found is None:
+        return Value(None, unit=unit, digits=digits)
+    known = not (math.isnan(found.low) or math.isnan(found.high))
+    return Value(found.value, found.as_tuple() if known else None, unit, digits)
+
+
+#: Column of ``kv_quality`` to unit, factor and digits of its value.
+_QUALITY = {
+    "kl_nats": ("nats", 1, 6),
+    "top1_share": ("%", 100, 1),
+    "perplexity": ("", 1, 4),
+    "exact_reply_share": ("%", 100, 0),
+    "kv_bytes_per_token": ("bytes", 1, 0),
+}
+
+
+def quality_values(quality: pd.DataFrame) -> dict[str, Value]:
+    """What lossy caches cost in quality: ``quality_<strategy>_<column>`` of the scored cells.
+
+    Of several scored conversations the one with the most strategies counts.
+    """
+    rows = one_machine(quality[quality["kl_nats"].notna()])
+    if rows.empty:
+        return {"quality_strategies": Value("")}
+    scenario = rows.groupby("scenario")["strategy"].nunique().sort_values().index[-1]
+    rows = rows[rows["scenario"] == scenario].drop_duplicates("strategy").set_index("strategy")
+    names = selection.in_order(rows.index)
+    found = {
+        "quality_strategies": Value(", ".join(names)),
+        "quality_scenario": Value(str(scenario)),
+        "quality_perplexity_exact": Value(float(rows["perplexity_exact"].iloc[0]), digits=4),
+    }
+    for name in names:
+        for column, (unit, factor, digits) in _QUALITY.items():
+            ends = [rows.loc[name].get(f"{column}_ci_{end}") for end in ("low", "high")]
+            known = all(isinstance(end, float) and not math.isnan(end) for end in ends)
+            found[f"quality_{name}_{column}"] = Value(
+                factor * float(rows.loc[name, column]),
+                (factor * ends[0], factor * ends[1]) if known else None,
+                unit,
+                digits,
+            )
+    return found
 
 
 def one_machine(table: pd.DataFrame) -> pd.DataFrame:

@@ -40,6 +40,7 @@ SAMPLE_COLUMNS = {
     "peak_memory_mib": "peak memory of the turn above the loaded model (MiB), from a separate pass",
     "kv_mib": "bytes of the cache's own storage after the turn (MiB), from a separate pass",
     "kv_mib_predicted": "the same by the physics module (MiB)",
+    "predicted_ttft_s": "least time to first token that the machine's ceilings allow (s)",
     "disturbed": "whether other processes took more than 10 % of a core meanwhile",
     "token_digest": "SHA-256 of the new tokens",
 }
@@ -126,7 +127,7 @@ def kv_tables(
                     f"r{cell['replicate']}; keep one"
                 )
             groups[identity][cell["replicate"]] = record
-            samples += _sample_rows(identity, record)
+            samples += _sample_rows(identity, record, ceilings)
     pools = {identity: _Pool(by_replicate) for identity, by_replicate in groups.items()}
     rows = [_summary_row(identity, pools, ceilings) for identity in sorted(pools)]
     sample_table = pd.DataFrame(samples, columns=list(SAMPLE_COLUMNS))
@@ -135,9 +136,14 @@ def kv_tables(
     return sample_table.sort_values(order, ignore_index=True), summary
 
 
-def _sample_rows(identity: tuple[str, ...], record: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
+def _sample_rows(
+    identity: tuple[str, ...],
+    record: Mapping[str, Any],
+    ceilings: Mapping[tuple[str, str, str], physics.Ceilings],
+) -> Iterable[dict[str, Any]]:
     fixed = dict(zip(IDENTITY, identity, strict=True))
-    for turn in record["turns"]:
+    predictions = _predictions(identity, record, ceilings)
+    for turn, prediction in zip(record["turns"], predictions, strict=True):
         new = turn["new_tokens"]
         shared = {
             **fixed,
@@ -149,6 +155,7 @@ def _sample_rows(identity: tuple[str, ...], record: Mapping[str, Any]) -> Iterab
             "peak_memory_mib": _mib(turn["peak_memory_bytes"]),
             "kv_mib": _mib(turn["kv_bytes"]),
             "kv_mib_predicted": _mib(turn["kv_bytes_predicted"]),
+            "predicted_ttft_s": prediction.ttft_s if prediction else math.nan,
             "token_digest": turn["token_digest"],
         }
         for sample in turn["samples"]:
@@ -314,16 +321,31 @@ def _add_roofline(
     record: Mapping[str, Any],
     ceilings: Mapping[tuple[str, str, str], physics.Ceilings],
 ) -> None:
+    predictions = _predictions(identity, record, ceilings)
+    if any(prediction is None for prediction in predictions):
+        return
+    row["predicted_e2e_s"] = sum(p.e2e_s for p in predictions) / len(predictions)
+    row["roofline_fraction"] = row["predicted_e2e_s"] / row["e2e_s_median"]
+    on_memory = sum(p.e2e_s for p in predictions if p.bound == "memory")
+    row["bound"] = "memory" if on_memory * 2 >= sum(p.e2e_s for p in predictions) else "compute"
+
+
+def _predictions(
+    identity: tuple[str, ...],
+    record: Mapping[str, Any],
+    ceilings: Mapping[tuple[str, str, str], physics.Ceilings],
+) -> list[physics.Prediction | None]:
+    """Prediction of every turn; None where the machine's ceilings are unknown."""
     machine, _model, device, dtype = identity[:4]
     ceiling = ceilings.get((machine, device, dtype))
-    if ceiling is None:
-        return
+    if ceiling is None or not record["turns"]:
+        return [None] * len(record["turns"])
     architecture = physics.Architecture(**record["model"]["architecture"])
     traffic = tuple(
         (key, tuple(value) if isinstance(value, list) else value)
         for key, value in sorted(record["strategy_info"]["traffic"].items())
     )
-    predictions = [
+    return [
         _predict(
             architecture,
             traffic,
@@ -335,12 +357,6 @@ def _add_roofline(
         )
         for turn in record["turns"]
     ]
-    if any(prediction is None for prediction in predictions):
-        return
-    row["predicted_e2e_s"] = sum(p.e2e_s for p in predictions) / len(predictions)
-    row["roofline_fraction"] = row["predicted_e2e_s"] / row["e2e_s_median"]
-    on_memory = sum(p.e2e_s for p in predictions if p.bound == "memory")
-    row["bound"] = "memory" if on_memory * 2 >= sum(p.e2e_s for p in predictions) else "compute"
 
 
 class _Hashable:

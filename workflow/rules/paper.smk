@@ -5,6 +5,7 @@ rule collect_values:
     input:
         samples="results/tables/kv_samples.csv",
         summary="results/tables/kv_summary.csv",
+        quality="results/tables/kv_quality.csv",
         studies=APP_TABLES,
         aa_test="results/tables/aa_test.csv",
         capacity="results/tables/capacity.csv",

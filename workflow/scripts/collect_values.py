@@ -13,6 +13,7 @@ def main(snakemake):
     values = publishing.collect(
         gathering.read_csv(Path(given.summary)),
         gathering.read_csv(Path(given.samples)),
+        gathering.read_csv(Path(given.quality)),
         {
             name: gathering.read_csv(Path(path))
             for name, path in zip(studies, given.get("studies", []), strict=True)

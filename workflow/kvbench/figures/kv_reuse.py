@@ -33,7 +33,7 @@ def draw(summary: pd.DataFrame, samples: pd.DataFrame) -> Figure:
         rows = selection.rows_of(summary, group, scenario)
         _panels(axes, selection.rows_of(samples, group, scenario), rows, handles)
     ordered = {style.label(name): handles[name] for name in selection.in_order(handles)}
-    note = "median; bar: 95 % interval; dotted: without reuse; thin line: predicted"
+    note = "median; bar: 95 % interval; dotted: without reuse; thin lines: predicted by the physics"
     _kv.finish_lines(figure, ordered, QUESTION, note)
     return figure
 
@@ -86,6 +86,10 @@ def _panels(
             timed = samples[samples["strategy"] == name]
             handles[name], centres = _ttft(times, timed, name, line)
             seen += centres
+            if "predicted_ttft_s" in timed and timed["predicted_ttft_s"].notna().any():
+                least = timed.groupby("turn", sort=True)["predicted_ttft_s"].median()
+                times.plot(least.index, least, line, color=style.look(name).colour, linewidth=0.5)
+                seen += list(least)
         turns = own.groupby("turn", sort=True)[
             ["prompt_tokens", "new_tokens", "reused_tokens", "kv_mib", "kv_mib_predicted"]
         ].median()

@@ -1,0 +1,94 @@
+"""Values of reuse and of lossy caches, and the order in which the paper tells the studies."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+import pytest
+from kvbench import publishing, tables
+
+IDENTITY = {"model": "embedded", "device": "cpu", "dtype": "float32", "scenario": "talk"}
+
+
+def summary(strategies: list[str], machine: str = "here") -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {"machine": machine, **IDENTITY, "strategy": name, "status": "ok", "turns": 3}
+            for name in strategies
+        ]
+    )
+
+
+def samples(machine: str = "here") -> pd.DataFrame:
+    rows = []
+    for strategy, ttfts in (("dynamic", (0.1, 0.2, 0.4)), ("dynamic_reuse", (0.1, 0.1, 0.1))):
+        for replicate in (1, 2, 3):
+            for turn, ttft in enumerate(ttfts, start=1):
+                for iteration in range(3):
+                    reused = 100 * (turn - 1) if strategy.endswith("_reuse") else 0
+                    rows.append(
+                        {
+                            "machine": machine,
+                            **IDENTITY,
+                            "strategy": strategy,
+                            "replicate": replicate,
+                            "turn": turn,
+                            "iteration": iteration,
+                            "prompt_tokens": 100 * turn,
+                            "reused_tokens": reused,
+                            "ttft_s": ttft * (1 + 0.01 * iteration),
+                            "kv_mib": 1.0 * turn,
+                        }
+                    )
+    return pd.DataFrame(rows)
+
+
+def test_reuse_is_compared_with_the_same_cache_without_it_at_the_last_turn():
+    found = publishing.reuse_values(summary(["dynamic", "dynamic_reuse"]), samples())
+    assert found["reuse_strategies"].value == "dynamic_reuse"
+    assert found["reuse_turns"].value == 3
+    assert found["reuse_dynamic_reuse_speedup"].value == pytest.approx(4.0)
+    low, high = found["reuse_dynamic_reuse_speedup"].ci
+    assert low <= 4.0 <= high
+    assert found["reuse_dynamic_reuse_share"].value == pytest.approx(100 * 300 / 600)
+    assert found["reuse_dynamic_reuse_held"].value == 3.0
+
+
+def test_without_a_reusing_strategy_the_list_is_empty():
+    found = publishing.reuse_values(summary(["dynamic"]), samples())
+    assert found == {"reuse_strategies": found["reuse_strategies"]}
+    assert found["reuse_strategies"].value == ""
+
+
+def quality(kl: float | None) -> pd.DataFrame:
+    row = {"machine": "here", **IDENTITY, "strategy": "quantized_int4", "kl_nats": kl}
+    row |= {"top1_share": 0.99, "perplexity": 1.1, "perplexity_exact": 1.0}
+    row |= {"exact_reply_share": 0.5, "kv_bytes_per_token": 858.0}
+    row |= {"kl_nats_ci_low": 0.001, "kl_nats_ci_high": 0.003}
+    return pd.DataFrame([row], columns=list(tables.QUALITY_COLUMNS))
+
+
+def test_quality_values_carry_units_and_intervals():
+    found = publishing.quality_values(quality(0.002))
+    assert found["quality_quantized_int4_kl_nats"].ci == pytest.approx((0.001, 0.003))
+    assert found["quality_quantized_int4_top1_share"].value == pytest.approx(99.0)
+    assert found["quality_quantized_int4_top1_share"].unit == "%"
+
+
+def test_quality_that_was_not_scored_gives_an_empty_list():
+    assert publishing.quality_values(quality(math.nan))["quality_strategies"].value == ""
+
+
+def test_studies_follow_the_order_of_the_paper_and_unknown_ones_come_last():
+    assert publishing.study_sequence(["zebra", "semantic", "memoization"]) == [
+        "memoization",
+        "semantic",
+        "zebra",
+    ]
+
+
+def test_this_run_stands_for_itself_and_a_recorded_machine_only_for_lack_of_it():
+    both = pd.concat([summary(["none"], "alpha"), summary(["none"])])
+    assert set(publishing.one_machine(both)["machine"]) == {"here"}
+    assert set(publishing.one_machine(summary(["none"], "alpha"))["machine"]) == {"alpha"}
