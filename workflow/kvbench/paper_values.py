@@ -210,6 +210,9 @@ def kv_values(
     for machine in dict.fromkeys([HERE, *machines]):
         _machine_values(out, summary, machine)
     _counts(out, "all_", summary)
+    for name in ("reuse_strategies", "quality_strategies"):
+        # Filled by kvbench.publishing where such strategies were measured.
+        out.put(name, Value(""))
     for name, entry in _claim_counts(claims).items():
         out.put(name, entry)
     _provenance(out, summary, environment)

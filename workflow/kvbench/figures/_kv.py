@@ -142,7 +142,7 @@ def draw_metric(
                 ax.plot(
                     inner,
                     place,
-                    look.marker,
+                    marker=look.marker,
                     mfc="white",
                     mec=look.colour,
                     ms=4.5 * look.size,
@@ -154,7 +154,7 @@ def draw_metric(
             ax.plot(
                 centre,
                 place,
-                look.marker,
+                marker=look.marker,
                 color=look.colour,
                 ms=5 * look.size,
                 mec="white",

@@ -81,7 +81,8 @@ def _panel(ax: Axes, samples: pd.DataFrame, handles: dict[str, object]) -> None:
         (handles[strategy],) = ax.plot(
             own.index,
             own["kv_mib"],
-            look.marker,
+            marker=look.marker,
+            linestyle="none",
             color=look.colour,
             mfc="none",
             mew=0.9,

@@ -147,7 +147,7 @@ def _panel(
             ax.plot(
                 centre,
                 place,
-                look.marker,
+                marker=look.marker,
                 mfc=look.colour if headline else "white",
                 mec=look.colour,
                 ms=(4.2 if headline else 3.4) * look.size,
