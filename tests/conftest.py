@@ -55,10 +55,10 @@ def tiny_document() -> dict:
 def tiny_folder(tmp_path_factory) -> Path:
     """The tiny model as a folder in Hugging Face format."""
     import torch
-    from kvbench import models
+    from kvbench import models, startup
 
     torch.set_num_threads(1)
-    models.skip_unused_imports()
+    startup.skip_unused_imports()
     folder = tmp_path_factory.mktemp("models") / "tiny"
     models.prepare(TINY, folder, ROOT)
     # The libraries' many objects stay for good; every later collection would walk through them.

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kvbench import documents
+from kvbench import documents, startup
 from kvbench.errors import InputError
 from kvbench.scenarios import Scenario
 
@@ -66,26 +66,6 @@ class LoadedModel:
         return list(tokens)
 
 
-def skip_unused_imports(keep: Sequence[str] = ()) -> None:
-    """Keep transformers from importing scikit-learn and HQQ where nothing here needs them.
-
-    Both are optional to transformers and together take longer to import than torch itself; every
-    cell is a fresh process, so the time would be paid hundreds of times.
-    """
-    import transformers.utils
-    from transformers.utils import import_utils, logging
-
-    logging.disable_progress_bar()
-
-    for package in {"sklearn", "hqq"} - set(keep):
-        for module in (import_utils, transformers.utils):
-            setattr(module, f"is_{package}_available", _absent)
-
-
-def _absent(*_: object) -> bool:
-    return False
-
-
 def prepare(document: Mapping[str, Any], target: Path, root: Path) -> None:
     """Make a model folder in Hugging Face format: built, copied, or downloaded.
 
@@ -104,7 +84,7 @@ def prepare(document: Mapping[str, Any], target: Path, root: Path) -> None:
         A missing folder or file, weights that are not safetensors or are truncated, a checksum
         that differs, no network, no token.
     """
-    skip_unused_imports()
+    startup.skip_unused_imports()
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
@@ -239,6 +219,7 @@ def check_checkpoint(folder: Path, named_by: str) -> None:
             ) from None
 
 
+@startup.collector_paused()
 def load(folder: Path, device: str, dtype: str, keep: Sequence[str] = ()) -> LoadedModel:
     """Load a prepared model.
 
@@ -258,7 +239,7 @@ def load(folder: Path, device: str, dtype: str, keep: Sequence[str] = ()) -> Loa
     InputError
         CUDA is asked for and absent, or the folder is no model.
     """
-    skip_unused_imports(keep)
+    startup.skip_unused_imports(keep)
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():
@@ -358,6 +339,7 @@ def _fill(target: torch.Tensor, block: torch.Tensor, position: int) -> int:
     return position
 
 
+@startup.collector_paused()
 def prompts(folder: Path, scenario: Scenario) -> dict[str, Any]:
     """Turn a scenario into token ids for one model.
 
@@ -371,7 +353,7 @@ def prompts(folder: Path, scenario: Scenario) -> dict[str, Any]:
     """
     if scenario.kind == "fixed":
         return _fixed_prompts(folder, scenario)
-    skip_unused_imports()
+    startup.skip_unused_imports()
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)

@@ -18,8 +18,8 @@ _FILES = {KV_SCHEMA: "kv-cell", APP_SCHEMA: "app-cell"}
 #: Parts of the library behind each kind of job; a digest of them is a parameter of its rule. Those
 #: of ``kv`` and ``app`` can change a measurement, and their digest is part of every record.
 SOURCES = {
-    "kv": ("strategies", "measurement", "models.py", "scenarios.py"),
-    "app": ("caching", "studies/__init__.py", "studies/_cell.py"),
+    "kv": ("strategies", "measurement", "models.py", "scenarios.py", "startup.py"),
+    "app": ("caching", "studies/__init__.py", "studies/_cell.py", "startup.py"),
     "models": ("models.py",),
     "tables": (
         "tables.py",

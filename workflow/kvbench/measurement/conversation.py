@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kvbench import documents, models, physics, records, strategies
+from kvbench import documents, models, physics, records, startup, strategies
 from kvbench.errors import InputError, Unsupported
 from kvbench.measurement import lock, noise
 from kvbench.measurement import quality as lossy
@@ -492,13 +492,14 @@ def _measure_into(
     threads: int,
     progress: Callable[[str], None],
 ) -> None:
-    import torch
-
     device = cell["device"]
-    if device == "cpu":
-        torch.set_num_threads(threads)
     progress("loading the model")
-    model = models.load(model_folder, device, cell["dtype"], keep=strategy.needs())
+    with startup.collector_paused():
+        import torch
+
+        if device == "cpu":
+            torch.set_num_threads(threads)
+        model = models.load(model_folder, device, cell["dtype"], keep=strategy.needs())
     record["model"] = {
         "parameter_bytes": model.parameter_bytes,
         "architecture": physics.Architecture.from_config(model.architecture).as_dict(),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kvbench import layout, models, physics, scenarios
+from kvbench import layout, models, physics, scenarios, startup
 from kvbench.errors import InputError, Unsupported
 from kvbench.studies import Cell, Context, Outcome, Study
 from kvbench.studies._estimates import share_value
@@ -469,7 +469,7 @@ def _retokenise(factors: Mapping[str, Any], context: Context) -> Outcome:
         raise InputError(
             f"app.studies.prefix.scenarios: {name!r} has no dialogue; name a conversation"
         )
-    models.skip_unused_imports()
+    startup.skip_unused_imports()
     tokenizer = AutoTokenizer.from_pretrained(context.model_dir, local_files_only=True)
     model = models.load(context.model_dir, "cpu", "float32")
     rows = []
