@@ -30,6 +30,10 @@ include: "workflow/rules/paper.smk"
 include: "workflow/rules/training.smk"
 
 
+onstart:
+    keep_the_scheduler_quiet()
+
+
 onsuccess:
     print(closing_words())
 
