@@ -34,7 +34,7 @@ reproduce: $(STAMP) ## run the whole workflow: inputs, cells, tables, claims, fi
 	@$(RUN) snakemake --cores $(CORES) $(if $(CONFIG),--configfile "$(CONFIG)")
 
 report: $(STAMP) ## write results/report.html from what the last run made
-	@$(RUN) snakemake $(if $(CONFIG),--configfile "$(CONFIG)") --report results/report.html
+	@$(RUN) snakemake --cores $(CORES) $(if $(CONFIG),--configfile "$(CONFIG)") --report results/report.html
 
 lint: $(STAMP) ## check format and style of the workflow and of Python
 	$(RUN) snakefmt --check $(SOURCES)

@@ -69,6 +69,22 @@ def test_a_block_is_the_full_cross_of_its_lists(plan):
     assert all(cell.key == key for key, cell in cells.items())
 
 
+def test_quality_is_scored_once_for_lossy_caches_and_for_the_reference_beside_them(plan):
+    lossy = BLOCK | {
+        "scenarios": ["banking_open_account"],
+        "strategies": ["none", "dynamic", "quantized_int4"],
+        "replicates": 2,
+    }
+    exact = BLOCK | {"scenarios": ["ecommerce_support"], "strategies": ["none", "dynamic"]}
+    scored = {
+        (c.scenario, c.strategy, c.replicate) for c in plan(lossy, exact).values() if c.quality
+    }
+    assert scored == {
+        ("banking_open_account", "quantized_int4", 1),
+        ("banking_open_account", "dynamic", 1),
+    }
+
+
 def test_a_block_overrides_the_sections_settings(plan):
     cells = plan(BLOCK | {"iterations": 7, "warmup": 2, "budget_s": 1.5}, iterations=3, warmup=1)
     assert {(c.iterations, c.warmup, c.budget_s) for c in cells.values()} == {(7, 2, 1.5)}

@@ -27,7 +27,7 @@ def simulated(make_record, slowdowns=(0.0, 0.05), *, process=0.01, iteration=0.0
 
 @pytest.fixture(scope="module")
 def arms(make_record):
-    table = instrument.evaluate({"here": simulated(make_record)}, replicates=3, pairs=100, seed=1)
+    table = instrument.evaluate({"here": simulated(make_record)}, replicates=[3], pairs=100, seed=1)
     return {row["arm"]: row for row in table.to_dict("records")}
 
 
@@ -49,13 +49,13 @@ def test_a_share_lies_within_its_interval(arms):
 
 def test_noise_that_hides_a_slowdown_is_admitted(make_record):
     made = simulated(make_record, process=0.10)
-    table = instrument.evaluate({"here": made}, replicates=3, pairs=50, seed=1)
+    table = instrument.evaluate({"here": made}, replicates=[3], pairs=50, seed=1)
     assert table.set_index("arm").loc["slowed", "share"] < 0.5
 
 
 def test_the_columns_are_those_that_are_described(make_record):
     made = simulated(make_record)
-    table = instrument.evaluate({"here": made}, replicates=2, pairs=5, seed=1)
+    table = instrument.evaluate({"here": made}, replicates=[2], pairs=5, seed=1)
     assert list(table.columns) == list(instrument.COLUMNS)
     assert list(table["processes"]) == [PROCESSES, PROCESSES]
     assert set(table["pairs"]) == {5}
@@ -71,7 +71,7 @@ def test_the_two_cells_of_a_pair_never_share_a_process(make_record, monkeypatch)
 
     monkeypatch.setattr(statistics, "ratio_interval", spy)
     made = simulated(make_record)
-    instrument.evaluate({"here": made}, replicates=3, pairs=40, seed=1)
+    instrument.evaluate({"here": made}, replicates=[3], pairs=40, seed=1)
     assert len(pairs) == 80
     for sides in pairs:
         processes = [tuple(series) for side in sides for series in side["talk", 1]]
@@ -81,19 +81,29 @@ def test_the_two_cells_of_a_pair_never_share_a_process(make_record, monkeypatch)
 def test_the_draw_is_that_of_the_seed(make_record):
     made = simulated(make_record)
     first, again = (
-        instrument.evaluate({"here": made}, replicates=3, pairs=20, seed=4) for _ in range(2)
+        instrument.evaluate({"here": made}, replicates=[3], pairs=20, seed=4) for _ in range(2)
     )
     assert first.equals(again)
 
 
+def test_more_processes_per_cell_find_more_and_half_a_test_is_left_out(make_record):
+    made = simulated(make_record, process=0.03)
+    table = instrument.evaluate({"here": made}, replicates=[10, 3, 20], pairs=50, seed=1)
+    # 20 processes twice are more than were measured, so that row has no arm of equals.
+    assert list(table["replicates"]) == [3, 3, 10, 10, 20]
+    shares = table.set_index(["replicates", "arm"])["share"]
+    assert shares[10, "slowed"] > shares[3, "slowed"]
+    assert set(instrument.as_tests(table, "here")) == {3, 10}
+
+
 def test_too_few_processes_give_no_row(make_record):
     made = [r for r in simulated(make_record) if r["cell"]["replicate"] <= 5]
-    table = instrument.evaluate({"here": made}, replicates=3, pairs=10, seed=1)
+    table = instrument.evaluate({"here": made}, replicates=[3], pairs=10, seed=1)
     assert list(table["arm"]) == ["slowed"]
 
 
 def test_no_records_give_an_empty_table():
-    table = instrument.evaluate({}, replicates=3, pairs=10, seed=1)
+    table = instrument.evaluate({}, replicates=[3], pairs=10, seed=1)
     assert len(table) == 0
     assert list(table.columns) == list(instrument.COLUMNS)
 
@@ -105,15 +115,15 @@ def test_failed_cells_and_disturbed_samples_do_not_count(make_record):
     for record in made[6:]:
         for turn in record["turns"]:
             turn["samples"][0] |= {"e2e_s": 50.0, "disturbed": True}
-    (row,) = instrument.evaluate({"here": made}, 3, 20, seed=1).to_dict("records")
+    (row,) = instrument.evaluate({"here": made}, [3], 20, seed=1).to_dict("records")
     assert row["processes"] == PROCESSES - 6
     assert row["iterations"] == ITERATIONS - 1
     assert row["ratio_median"] == pytest.approx(1.0, abs=0.02)
 
 
 def test_a_machines_rows_are_found_by_arm(make_record):
-    table = instrument.evaluate({"lab": simulated(make_record)}, replicates=3, pairs=20, seed=1)
-    tests = instrument.as_tests(table, "lab")
+    table = instrument.evaluate({"lab": simulated(make_record)}, replicates=[3], pairs=20, seed=1)
+    (tests,) = instrument.as_tests(table, "lab").values()
     assert set(tests) == {"same", "slowed"}
     assert tests["slowed"].pairs == 20
     assert tests["slowed"].share.value == tests["slowed"].found / 20

@@ -310,9 +310,11 @@ def test_aa_table_appears_only_with_its_values(values):
     good = statistics.AATest(100, 3, interval)
     found = statistics.AATest(100, 95, statistics.Interval(0.95, 0.887, 0.984))
     assert "tab:aa" not in section("en", values)
-    passed = section("en", values | paper_values.aa_values(good, found, 0.05))
-    assert "It meets its aims" in passed
-    missed = section("en", values | paper_values.aa_values(found, good, 0.05))
+    told = values | {"aa_machine": Value("lab"), "aa_processes": Value(40, digits=0)}
+    tests = {3: (good, good), 10: (good, found)}
+    passed = flat(section("en", told | paper_values.aa_values(tests, 0.05)))
+    assert "It meets its aims" in passed and "from 10 processes per cell on" in passed
+    missed = section("en", told | paper_values.aa_values({3: (found, good)}, 0.05))
     assert "It misses its aims" in missed
 
 

@@ -415,6 +415,17 @@ def test_flops_equal_those_torch_counts(config, q, p, kept, batch):
     )
 
 
+@pytest.mark.parametrize("q", [1, 2, 17])
+def test_masked_flops_are_those_of_attention_to_later_tokens(q):
+    arch = Architecture.from_config(TINY)
+    # Every pair of a query and a key costs the same: what one more attended key adds.
+    pair = physics.forward_flops(arch, 1, 0, attended_tokens=2) - physics.forward_flops(
+        arch, 1, 0, attended_tokens=1
+    )
+    later = sum(1 for query in range(q) for key in range(q) if key > query)
+    assert physics.masked_flops(arch, q) == later * pair
+
+
 def test_a_static_cache_multiplies_with_its_whole_length():
     arch = Architecture.from_config(TINY)
     modelled = physics.forward_flops(arch, 1, 0, attended_tokens=64)
@@ -508,7 +519,8 @@ H200 = Ceilings(4.8e12, 4.2e12, 8e14, 1e14, 5e-6, 5e10, "data sheet")
 def test_the_first_token_of_a_long_prompt_waits_for_compute_and_the_rest_for_memory():
     arch = Architecture.from_config(LLAMA_1B)
     found = physics.predicted_generation(arch, {"kind": "dynamic"}, 8192, 2, 2, H200)
-    assert found.ttft_s == pytest.approx(physics.prefill_flops(arch, 8192) / 8e14)
+    seen = physics.prefill_flops(arch, 8192) - physics.masked_flops(arch, 8192)
+    assert found.ttft_s == pytest.approx(seen / 8e14)
     expected = physics.decode_bytes(arch, 8193, {"kind": "dynamic"}, 2) / 4.8e12
     assert found.tpot_s == pytest.approx(expected)
     assert found.e2e_s == pytest.approx(found.ttft_s + found.tpot_s)
@@ -530,9 +542,9 @@ def test_recomputing_takes_longer_than_caching():
         for kind in ("none", "dynamic")
     )
     assert none.bound == "compute"
-    assert none.e2e_s == pytest.approx(
-        physics.generation_flops(arch, 152, 150, cached=False) / 115e9
-    )
+    masked = sum(physics.masked_flops(arch, 152 + index) for index in range(150))
+    seen = physics.generation_flops(arch, 152, 150, cached=False) - masked
+    assert none.e2e_s == pytest.approx(seen / 115e9)
     assert none.e2e_s > 10 * dynamic.e2e_s
 
 

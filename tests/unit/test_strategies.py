@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from kvbench import physics, strategies
@@ -276,17 +277,21 @@ def test_groups_that_do_not_divide_the_head_size_are_refused_with_both_numbers(t
     assert "64" in reason
 
 
-def test_fp8_needs_a_transformers_that_has_it(monkeypatch):
+@pytest.mark.parametrize(
+    ("source", "reason"), [("class DynamicLayer:", "fp8"), ("class FP8QuantizedLayer:", None)]
+)
+def test_fp8_needs_a_transformers_that_has_it(monkeypatch, tmp_path, source, reason):
     import transformers
-    from transformers import cache_utils
+    from kvbench.strategies import quantized
 
-    for name in [n for n in dir(cache_utils) if "fp8" in n.lower()]:
-        monkeypatch.delattr(cache_utils, name)
-    reason = strategies.get("quantized_fp8").available(None, "cpu")
-    assert "fp8" in reason
-    assert transformers.__version__ in reason
-    monkeypatch.setattr(cache_utils, "FP8QuantizedLayer", object, raising=False)
-    assert strategies.get("quantized_fp8").available(None, "cpu") is None
+    (tmp_path / "cache_utils.py").write_text(source)
+    spec = SimpleNamespace(origin=str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(quantized.importlib.util, "find_spec", lambda _: spec)
+    found = strategies.get("quantized_fp8").available(None, "cpu")
+    if reason is None:
+        assert found is None
+    else:
+        assert reason in found and transformers.__version__ in found
 
 
 def test_compiling_for_a_cpu_needs_a_compiler(monkeypatch):

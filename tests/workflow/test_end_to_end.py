@@ -50,7 +50,7 @@ def finished(tmp_path_factory) -> tuple[Path, str]:
     found = sorted(cells.rglob("r*.json"), key=lambda path: path.stat().st_mtime_ns)
     before = {path: path.stat().st_mtime_ns for path in found[:-1]}
     run_snakemake(folder, *SMALL, "--unlock")
-    done = run_snakemake(folder, *SMALL)
+    done = run_snakemake(folder, *SMALL, "--verbose")
     assert done.returncode == 0, done.stdout[-6000:]
     after = {path: path.stat().st_mtime_ns for path in before}
     (folder / "kept.json").write_text(json.dumps({"kept": len(before), "same": before == after}))
@@ -67,6 +67,13 @@ def test_the_run_ends_by_saying_where_everything_is(finished):
     _, output = finished
     for place in ("results/tables/", "results/claims/claims.md", "results/paper/section.en.tex"):
         assert place in output
+
+
+def test_snakemake_looks_at_waiting_jobs_only_when_one_has_finished(finished):
+    # Its rate limit would make it look once a second for every job that ever finished, which takes
+    # a good part of a core from what is being measured.
+    _, output = finished
+    assert output.count("Ready jobs: ") <= output.count("Finished jobid: ") + 5
 
 
 def test_every_published_file_stands_in_the_manifest_with_its_checksum(finished):

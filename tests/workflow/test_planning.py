@@ -21,7 +21,7 @@ def jobs(output: str) -> dict[str, int]:
 
 def test_a_fresh_clone_plans_every_stage(clone, snakemake):
     planned = jobs(snakemake(clone, "--dry-run").stdout)
-    assert planned["measure_kv_cell"] == 40
+    assert planned["measure_kv_cell"] == 42
     assert planned["write_manifest"] == 1
     assert planned["all"] == 1
 

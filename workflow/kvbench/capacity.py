@@ -252,7 +252,7 @@ def plan(
             row["kv_bytes"] = kv
             row["device_bytes"] = _device_bytes(arch, traffic, kv, exact)
             row["concurrent"] = max(0, memory_bytes - weights) // row["device_bytes"]
-            rate = (arch, traffic, tokens, size, ceilings)
+            rate = (arch, traffic, physics.kept_tokens(traffic, tokens), size, ceilings)
             if weights < memory_bytes:
                 row["tokens_per_s_single"] = _rates(*rate, min(row["concurrent"], 1), decoded)
                 row["tokens_per_s_full"] = _rates(*rate, row["concurrent"], decoded)

@@ -36,6 +36,7 @@ class KvCell:
     memory: str
     seed: int
     slowdown: float = 0.0
+    quality: bool = False
 
     @property
     def place(self) -> str:
@@ -206,7 +207,30 @@ def plan_kv(
                                 f"{other.experiment} both measure {cell.key} with different settings; "
                                 "keep one of them"
                             )
-    return cells
+    return _with_quality(cells)
+
+
+def _with_quality(cells: Mapping[str, KvCell]) -> dict[str, KvCell]:
+    """Have the quality of lossy caches scored, in their first process, and the reference's beside it.
+
+    The reference shows what nothing costs; where no lossy cache is measured, it is not asked.
+    """
+
+    def group(cell: KvCell) -> tuple[str, str, str]:
+        return cell.place, cell.model, cell.scenario
+
+    lossy = {key for key, cell in cells.items() if not strategies.get(cell.strategy).exact}
+    compared = {group(cells[key]) for key in lossy}
+    return {
+        key: replace(
+            cell,
+            quality=cell.replicate == 1
+            and (
+                key in lossy or (cell.strategy == strategies.REFERENCE and group(cell) in compared)
+            ),
+        )
+        for key, cell in cells.items()
+    }
 
 
 def plan_aa(

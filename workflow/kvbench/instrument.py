@@ -1,15 +1,16 @@
 """The test of the instrument itself: does it call equal things different, does it see 5 %?
 
 Many fresh processes measure the same strategy, half of them slowed by a known share. Pairs of cells
-are then put together from processes at random, each cell with as many replicates as a real one,
-and given the same verdict as any comparison in the tables. Equal cells that "differ" are false
-alarms; slowed ones that do not are misses.
+are then put together from processes at random, each cell with as many replicates as a real one or
+more, and given the same verdict as any comparison in the tables. Equal cells that "differ" are false
+alarms; slowed ones that do not are misses. Rows with more replicates say how many processes it takes.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,10 @@ COLUMNS = {
 
 
 def evaluate(
-    records: Mapping[str, Sequence[Mapping[str, Any]]], replicates: int, pairs: int, seed: int
+    records: Mapping[str, Sequence[Mapping[str, Any]]],
+    replicates: Sequence[int],
+    pairs: int,
+    seed: int,
 ) -> pd.DataFrame:
     """Draw pairs, compare them, and count.
 
@@ -47,7 +51,7 @@ def evaluate(
     records:
         Machine to the records of its test, each with ``cell.slowdown``.
     replicates:
-        Processes per cell.
+        Processes per cell; each number gives rows of its own.
     pairs:
         Pairs to draw for each arm.
     seed:
@@ -61,11 +65,11 @@ def evaluate(
             for slowdown in sorted({record["cell"]["slowdown"] for record in good})
         }
         same = arms.get(0.0, [])
-        for slowdown, slowed in arms.items():
-            needed = replicates * (1 if slowdown else 2)
-            if len(slowed) < needed or len(same) < replicates:
+        for size, (slowdown, slowed) in product(sorted(replicates), arms.items()):
+            needed = size * (1 if slowdown else 2)
+            if len(slowed) < needed or len(same) < size:
                 continue
-            drawn = _draw(len(same), len(slowed), replicates, pairs, bool(slowdown), seed)
+            drawn = _draw(len(same), len(slowed), size, pairs, bool(slowdown), seed)
             ratios = [statistics.ratio_interval(_cell(slowed, b), _cell(same, a)) for a, b in drawn]
             verdicts = np.array([statistics.differs(ratio) for ratio in ratios])
             share = _jackknife(verdicts, drawn, bool(slowdown))
@@ -75,7 +79,7 @@ def evaluate(
                     "arm": SLOWED if slowdown else SAME,
                     "slowdown": slowdown,
                     "processes": len(slowed),
-                    "replicates": replicates,
+                    "replicates": size,
                     "iterations": len(next(iter(slowed[0].values()))),
                     "pairs": len(drawn),
                     "differs": int(verdicts.sum()),
@@ -154,14 +158,14 @@ def _jackknife(
     return Interval(share, low, high)
 
 
-def as_tests(table: pd.DataFrame, machine: str) -> dict[str, AATest]:
-    """The table's rows of one machine, by arm."""
+def as_tests(table: pd.DataFrame, machine: str) -> dict[int, dict[str, AATest]]:
+    """The table's rows of one machine, by processes per cell and arm; half a test is left out."""
     rows = table[table["machine"] == machine]
-    return {
-        row["arm"]: AATest(
+    found: dict[int, dict[str, AATest]] = {}
+    for row in rows.to_dict("records"):
+        found.setdefault(int(row["replicates"]), {})[row["arm"]] = AATest(
             int(row["pairs"]),
             int(row["differs"]),
             Interval(row["share"], row["share_ci_low"], row["share_ci_high"]),
         )
-        for row in rows.to_dict("records")
-    }
+    return {size: tests for size, tests in found.items() if {SAME, SLOWED} <= set(tests)}

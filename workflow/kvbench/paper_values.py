@@ -466,14 +466,18 @@ def _listed(values: Mapping[str, Value], name: str) -> list[str]:
     return [part for part in str(entry.value or "").split(", ") if part] if entry else []
 
 
-def aa_values(same: AATest, slowed: AATest, slowdown: float) -> dict[str, Value]:
+#: What the A/A test aims at: at most this share of false alarms, at least that of slowdowns found.
+AA_AIMS = (0.05, 0.90)
+
+
+def aa_values(tests: Mapping[int, tuple[AATest, AATest]], slowdown: float) -> dict[str, Value]:
     """Values of the A/A test: the rate of false alarms, and how often a slowdown was found.
 
     Parameters
     ----------
-    same, slowed:
-        Results of :func:`kvbench.statistics.aa_test` on equal pairs and on pairs of which one arm
-        was slowed.
+    tests:
+        Processes per cell to the results of :func:`kvbench.statistics.aa_test` on equal pairs and
+        on pairs of which one arm was slowed.
     slowdown:
         The injected slowdown as a share of the time.
     """
@@ -481,13 +485,24 @@ def aa_values(same: AATest, slowed: AATest, slowdown: float) -> dict[str, Value]
     def share(test: AATest) -> Value:
         return Value(test.share.value, test.share.as_tuple(), digits=3)
 
-    return {
-        "aa_pairs": Value(same.pairs, digits=0),
-        "aa_false_alarms": share(same),
-        "aa_slowed_pairs": Value(slowed.pairs, digits=0),
+    alarms, power = AA_AIMS
+    enough = [
+        size
+        for size, (same, slowed) in sorted(tests.items())
+        if same.share.value <= alarms and slowed.share.value >= power
+    ]
+    values = {
+        "aa_sizes": Value(", ".join(map(str, sorted(tests)))),
         "aa_slowdown": Value(slowdown, digits=3),
-        "aa_slowdowns_found": share(slowed),
+        "aa_enough": Value(enough[0] if enough else None, digits=0),
     }
+    for size, (same, slowed) in tests.items():
+        values |= {
+            f"aa_{size}_pairs": Value(same.pairs, digits=0),
+            f"aa_{size}_false_alarms": share(same),
+            f"aa_{size}_slowdowns_found": share(slowed),
+        }
+    return values
 
 
 def section_context(

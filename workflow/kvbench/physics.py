@@ -343,7 +343,7 @@ def _kind(traffic: Mapping[str, Any]) -> str:
 
 
 #: The traffic kinds: how a strategy stores and moves its cache.
-TRAFFIC_KINDS = ("none", "dynamic", "static", "quantized", "offloaded", "paged", "window")
+TRAFFIC_KINDS = ("none", "dynamic", "static", "quantized", "offloaded", "paged", "window", "pruned")
 
 
 def _preallocated(traffic: Mapping[str, Any]) -> bool:
@@ -364,6 +364,17 @@ def _cached(traffic: Mapping[str, Any], tokens: int) -> int:
         page = int(traffic["page_size"])
         return math.ceil(tokens / page) * page
     return tokens
+
+
+def kept_tokens(traffic: Mapping[str, Any], prompt: int) -> int:
+    """Tokens of a prompt that are left after it was read; all of them unless they are pruned.
+
+    A share of them is dropped once, rounded towards dropping more; one at least stays. A method that
+    needs prompts ``longer_than`` some number of tokens leaves shorter ones whole.
+    """
+    if traffic["kind"] != "pruned" or prompt <= traffic.get("longer_than", 0):
+        return prompt
+    return max(1, int(prompt * (1 - float(_option(traffic, "compression_ratio")))))
 
 
 def _quantized(
@@ -402,9 +413,11 @@ def predicted_kv_bytes(
         ``{"kind": "static", "max_length"}``, ``{"kind": "quantized", "bits", "backend",
         "group_size", "residual_length"}`` (with ``"updates"``, the tokens of each forward pass, if
         the cache served earlier turns too), ``{"kind": "paged", "page_size"}`` (pages are whole;
-        with a ``max_length`` it is a pool allocated at once) or ``{"kind": "window", "sinks",
-        "window"}`` (the first ``sinks`` and the last ``window`` tokens are kept). ``offloaded``
-        may have a ``max_length`` too.
+        with a ``max_length`` it is a pool allocated at once), ``{"kind": "window", "sinks",
+        "window"}`` (the first ``sinks`` and the last ``window`` tokens are kept) or ``{"kind":
+        "pruned", "compression_ratio"}`` (that share of the prompt is dropped once it is read; with
+        ``"longer_than"`` only from prompts of more tokens).
+        ``offloaded`` may have a ``max_length`` too.
 
     Raises
     ------
@@ -412,7 +425,7 @@ def predicted_kv_bytes(
         If the kind is unknown or lacks one of its options.
     """
     kind = _kind(traffic)
-    tokens = prompt_tokens + max(new_tokens - 1, 0)
+    tokens = kept_tokens(traffic, prompt_tokens) + max(new_tokens - 1, 0)
     if kind == "none":
         return 0
     if kind == "quantized":
@@ -452,6 +465,15 @@ def forward_flops(
     logits = 2 * logits_kept * arch.vocab_size * arch.hidden_size
     attention = 4 * arch.layers * arch.heads * arch.head_dim * q * attended
     return batch * (projections + logits + attention) + arch.head_dim * q
+
+
+def masked_flops(arch: Architecture, new_tokens: int, batch: int = 1) -> int:
+    """FLOPs of attention from ``q`` new tokens to later ones, ``2LHd·q(q - 1)``.
+
+    :func:`forward_flops` counts them, as FlopCounterMode does; a causal kernel (FlashAttention: Dao
+    et al. 2022) skips them, and so does the least time a machine could take.
+    """
+    return 2 * batch * arch.layers * arch.heads * arch.head_dim * new_tokens * (new_tokens - 1)
 
 
 def prefill_flops(arch: Architecture, prompt_tokens: int, batch: int = 1) -> int:
@@ -506,6 +528,7 @@ def decode_bytes(
     - ``paged``: one token is written; ``index_select`` gathers a copy, attention reads it: ``3 KV``
       (``PagedAttentionCache.update``).
     - ``window``: as ``dynamic``, over at most ``sinks + window`` tokens.
+    - ``pruned``: as ``dynamic``, over the tokens that were left.
 
     Parameters
     ----------
@@ -527,7 +550,7 @@ def decode_bytes(
         return weights + kv(_cached(traffic, context)) + kv(1)
     if kind == "paged":
         return weights + 3 * kv(context) + kv(1)
-    if kind in ("dynamic", "offloaded", "window"):
+    if kind in ("dynamic", "offloaded", "window", "pruned"):
         kept = _cached(traffic, context)
         return weights + kv(kept - 1) + 2 * kv(kept)
     if traffic.get("backend") == "fp8":
@@ -697,7 +720,8 @@ def predicted_generation(
     Williams, Waterman and Patterson (2009), "Roofline", applied to each forward pass and summed.
     Bytes are those of :func:`decode_bytes` over the read bandwidth; a pass over several tokens is
     held against the rate of a matrix product, a pass over one token against that of a
-    matrix-vector product.
+    matrix-vector product. Attention to later tokens is not counted, except where it runs over a
+    preallocated cache under an explicit mask.
 
     Parameters
     ----------
@@ -753,12 +777,14 @@ def _predicted_generation(
         moved = weights + kv_bytes(arch, fresh + length, b, batch)
         keys = _cached(traffic, length) if _preallocated(traffic) else length
         flops = forward_flops(arch, fresh, reused, 1, batch, keys)
+        if not _preallocated(traffic):
+            flops -= masked_flops(arch, fresh, batch)
         link = link_bytes(arch, length, traffic, b, batch) if reused else 0
         rate = "prefill_flops_per_s" if fresh > 1 else "decode_flops_per_s"
         return _step(ceilings, moved, link, flops, rate)
 
     def decode(index: int) -> tuple[float, bool]:
-        context = prompt_tokens + index
+        context = kept_tokens(traffic, prompt_tokens) + index
         if kind == "none":
             return prefill(context, 0)
         return _step(

@@ -58,12 +58,14 @@ def collect(
     values = paper_values.kv_values(summary, samples, claims, environments)
     for machine in selection.machines(aa_table) if len(aa_table) else []:
         tests = instrument.as_tests(aa_table, machine)
-        if {instrument.SAME, instrument.SLOWED} <= set(tests):
+        if tests:
             rows = aa_table[(aa_table["machine"] == machine) & (aa_table["slowdown"] > 0)]
-            # This machine's own test comes last and stays.
+            # One machine's test is shown; this machine's own, where there is one.
             values |= paper_values.aa_values(
-                tests[instrument.SAME],
-                tests[instrument.SLOWED],
+                {
+                    size: (arms[instrument.SAME], arms[instrument.SLOWED])
+                    for size, arms in tests.items()
+                },
                 float(rows["slowdown"].iloc[0]),
             )
             values["aa_machine"] = Value(machine)

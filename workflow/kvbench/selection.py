@@ -37,6 +37,8 @@ STRATEGY_ORDER = (
     "shared_prefix",
     "sliding_window",
     "attention_sink",
+    "kvpress_knorm",
+    "kvpress_snapkv",
 )
 
 #: Models nearest to the published cell come first; the rest follow by coverage, then by name.

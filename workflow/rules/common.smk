@@ -1,11 +1,14 @@
 # The configuration, checked, and everything that follows from it: cells, files, helper functions.
 
+import os
 import shutil
 import sys
 from pathlib import Path
 
 ROOT = Path(str(workflow.current_basedir)).parent.parent
 sys.path.insert(0, str(ROOT / "workflow"))
+# The report shows parameters: they name no folder of this machine.
+HERE = Path(os.path.relpath(ROOT))
 
 from kvbench import configuration, figures as figure_modules, gathering, layout, records, studies
 from kvbench.errors import InputError
@@ -37,7 +40,7 @@ def load():
 
 try:
     CONFIG, SCENARIOS, MODELS, KV_CELLS, APP_CELLS, AA_CELLS = load()
-    RECORDED = gathering.list_machines(ROOT / "results" / "recorded", CONFIG["recorded"])
+    RECORDED = gathering.list_machines(HERE / "results" / "recorded", CONFIG["recorded"])
 except InputError as error:
     stop(error)
 
@@ -156,9 +159,7 @@ def study_cells(study):
     """Records of one study in this run; those of the recorded machines when it has none."""
     here = [layout.app_record(study, cell) for cell in APP_CELLS.get(study, {})]
     there = [
-        str(path.relative_to(ROOT))
-        for machine in RECORDED
-        for path in machine.glob(f"cells/app/{study}/*.json")
+        str(path) for machine in RECORDED for path in machine.glob(f"cells/app/{study}/*.json")
     ]
     return here or sorted(there)
 

@@ -44,7 +44,7 @@ rule prepare_model:
     conda:
         "../../envs/bench-cpu.yaml"
     params:
-        root=str(ROOT),
+        root=str(HERE),
         code=records.code_digest("models"),
     message:
         "Preparing the model {wildcards.model}"

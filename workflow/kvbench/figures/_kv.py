@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from kvbench import selection
 from kvbench.figures import style
@@ -168,6 +168,8 @@ def draw_metric(
         plain_log_axis(ax.xaxis, min(positive), max(positive))
     elif seen:
         ax.set_xlim(left=min(0.0, min(seen)))
+        # More labels than this touch each other.
+        ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     ax.set_xlabel(metric.axis)
     ax.grid(axis="x", color="0.9", linewidth=0.6)
     ax.set_axisbelow(True)
@@ -247,7 +249,7 @@ def finish_lines(figure: Figure, handles: dict[str, object], question: str, note
             handles.values(),
             handles.keys(),
             loc="outside lower center",
-            ncols=min(5, len(handles)),
+            ncols=math.ceil(len(handles) / math.ceil(len(handles) / 5)),  # rows of equal length
             frameon=False,
             title=note,
             title_fontsize=6.5,

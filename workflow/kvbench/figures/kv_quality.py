@@ -39,6 +39,7 @@ def draw(quality: pd.DataFrame) -> Figure:
         _points(left, own, own["kv_bytes_per_token"] / 1024, handles)
         _front(left, own)
         left.set_ylabel("KV cache per token (KiB)")
+        left.margins(y=0.1)
         left.set_ylim(bottom=0)
         timed = own[own["tpot_s"].notna()]
         if timed.empty:
@@ -48,6 +49,7 @@ def draw(quality: pd.DataFrame) -> Figure:
             continue
         _points(right, timed, timed["tpot_s"] * 1000, handles)
         right.set_ylabel("time per output token (ms)")
+        right.margins(y=0.1)
         right.set_ylim(bottom=0)
     ordered = {style.label(name): handles[name] for name in selection.in_order(handles)}
     note = "median over turns; bar: 95 % interval; line: nothing is smaller and better"

@@ -44,10 +44,10 @@ def draw(summary: pd.DataFrame, predictions: pd.DataFrame | None = None) -> Figu
     table = table[(table["e2e_s_median"] > 0) & (table["predicted_e2e_s"] > 0)]
     if table.empty:
         return _kv.empty(QUESTION, "no measured cell has a prediction: were the ceilings measured?")
-    machines = list(dict.fromkeys(table["machine"]))
+    machines = selection.machines(table)
     # One machine a row: the names with their distances stand beside the panel.
     figure, axes = plt.subplots(
-        len(machines), 1, figsize=(5.0, 0.9 + 2.9 * len(machines)), squeeze=False
+        len(machines), 1, figsize=(style.PAGE_WIDTH, 0.9 + 2.9 * len(machines)), squeeze=False
     )
     for ax, machine in zip(axes.flat, machines, strict=True):
         _panel(ax, table[table["machine"] == machine])

@@ -118,6 +118,8 @@ STRATEGIES = {
     "shared_prefix": Look("#8A3A68", (6, 1, 0), "shared prefix"),
     "sliding_window": Look(OKABE_ITO["grey"], (5, 0, 180), "sliding window"),
     "attention_sink": Look("#505050", (3, 1, 0), "attention sinks"),
+    "kvpress_knorm": Look("#A6611A", (5, 1, 0), "key norms (kvpress)"),
+    "kvpress_snapkv": Look("#6B3E0A", (5, 1, 36), "SnapKV (kvpress)"),
 }
 
 #: Markers for strategies this file has not heard of, all different from those above.

@@ -22,8 +22,6 @@ logger = logging.getLogger(__name__)
 
 #: Warm-ups that a compiling strategy may take until a conversation passes without a new graph.
 MOST_WARMUPS = 4
-#: The strategy whose tokens the others are compared with.
-REFERENCE = "dynamic"
 #: Turns, and tokens of each reference reply, over which the quality of a lossy cache is scored.
 QUALITY_TURNS, QUALITY_TOKENS = 8, 48
 #: Disturbed iterations are repeated until this many times the wanted number have been made.
@@ -592,8 +590,8 @@ def _add_quality(
     document: Mapping[str, Any],
     model_folder: Path,
 ) -> None:
-    """What a lossy cache costs in quality, once per cell; the reference shows what nothing costs."""
-    if cell["replicate"] > 1 or (strategy.exact and cell["strategy"] != REFERENCE):
+    """What a lossy cache costs in quality, where the plan asks for it."""
+    if not cell["quality"]:
         return
     reason = lossy.without_meaning(model_folder, document)
     if reason:

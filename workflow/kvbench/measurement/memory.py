@@ -33,7 +33,8 @@ def cache_bytes(cache: Any) -> int:
 def _stored_tensors(cache: Any) -> Iterator[torch.Tensor]:
     for layer in getattr(cache, "layers", None) or [cache]:
         for name, value in vars(layer).items():
-            if "key" in name or "value" in name:
+            # A paged cache of transformers 5.23 is one tensor, which holds keys and values alike.
+            if "key" in name or "value" in name or name == "cache_tensor":
                 yield from _tensors(value)
 
 

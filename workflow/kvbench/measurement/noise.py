@@ -54,7 +54,7 @@ def disturbed(before: Reading, after: Reading) -> bool:
     return before.others_s(after) > DISTURBED_CORES * wall + doubt
 
 
-def wait_for_quiet(limit_s: float, window_s: float = 0.5) -> float:
+def wait_for_quiet(limit_s: float, window_s: float = 0.3) -> float:
     """Wait until others leave the processor alone for a window, at most ``limit_s``.
 
     Returns

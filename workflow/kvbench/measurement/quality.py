@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from kvbench.models import LoadedModel
 
-#: The strategy that stands for exact attention.
-EXACT = "dynamic"
 #: What is measured per turn and has an interval over turns.
 PER_TURN = ("kl_nats", "top1_share", "nll", "nll_exact", "greedy_prefix")
 
@@ -97,7 +95,10 @@ def quality(
     references = document["references"][:turns]
     prompts = _prompts(document, references)
     room = max(len(prompt) for prompt in prompts) + max_tokens + 1
-    exact, lossy = strategies.get(EXACT).session(model, room), strategy.session(model, room)
+    exact, lossy = (
+        strategies.get(strategies.REFERENCE).session(model, room),
+        strategy.session(model, room),
+    )
     found = []
     try:
         with torch.inference_mode():

@@ -14,7 +14,10 @@ from functools import cache
 from kvbench.errors import InputError
 from kvbench.strategies.base import Generation, Session, Strategy
 
-__all__ = ["Generation", "Session", "Strategy", "get", "names"]
+__all__ = ["REFERENCE", "Generation", "Session", "Strategy", "get", "names"]
+
+#: The strategy that stands for exact attention: the others' tokens and quality are held against it.
+REFERENCE = "dynamic"
 
 
 @cache

@@ -62,8 +62,8 @@ class _PagedSession(Session):
 
         self._model = model
         known = inspect.signature(ContinuousBatchingConfig).parameters
-        # The block size was called block_size up to 5.16 and page_size from 5.17 on.
-        size = "block_size" if "block_size" in known else "page_size"
+        # Newer releases call it page_size and warn about block_size, which they still take.
+        size = "page_size" if "page_size" in known else "block_size"
         self._attention = model.model.config._attn_implementation
         self._manager = model.model.init_continuous_batching(
             generation_config=GenerationConfig(

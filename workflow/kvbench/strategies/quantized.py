@@ -6,6 +6,7 @@ import importlib.util
 import os
 import sys
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -148,14 +149,13 @@ class QuantizedFp8(Strategy):
     exact: ClassVar[bool] = False
 
     def available(self, model: LoadedModel | None, device: str) -> str | None:
-        """The backend came with a later transformers."""
-        import transformers
-        from transformers import cache_utils
-
-        if not any("fp8" in name.lower() for name in dir(cache_utils)):
+        """The backend came with a later transformers; reading its source spares importing it."""
+        package = importlib.util.find_spec("transformers")
+        source = Path(package.origin).with_name("cache_utils.py").read_text(encoding="utf-8")
+        if "fp8" not in source.lower():
             return (
                 "quantized_fp8 needs a transformers with the fp8 cache backend (5.17 or newer); "
-                f"installed is {transformers.__version__}"
+                f"installed is {metadata.version('transformers')}"
             )
         return super().available(model, device)
 

@@ -48,7 +48,7 @@ class Context:
     scratch:
         An empty temporary folder that is deleted when the cell ends, also on failure.
     seed:
-        Seed of the cell; every generator used in ``measure`` derives from it.
+        Seed of the study, the same in all its cells; every generator in ``measure`` derives from it.
     server_url:
         ``redis://`` address of a real server from the configuration, or None for the embedded one.
     model_dir:
