@@ -294,6 +294,23 @@ def test_fp8_needs_a_transformers_that_has_it(monkeypatch, tmp_path, source, rea
         assert reason in found and transformers.__version__ in found
 
 
+def test_fp8_holds_the_predicted_bytes_where_it_runs(tiny, opened):
+    strategy = strategies.get("quantized_fp8")
+    if reason := strategy.available(tiny, "cpu"):
+        pytest.skip(reason)
+    for prompt, new in LENGTHS:
+        found = opened("quantized_fp8").generate(list(range(300, 300 + prompt)), new, lambda: None)
+        assert cache_bytes(found.cache) == predicted(tiny, strategy, prompt, new)
+
+
+def test_traffic_is_known_where_there_is_no_transformers(monkeypatch):
+    from kvbench.strategies import quantized
+
+    monkeypatch.setattr(quantized.importlib.util, "find_spec", lambda _: None)
+    for name in strategies.names():
+        assert strategies.get(name).traffic(100)["kind"] in physics.TRAFFIC_KINDS
+
+
 def test_compiling_for_a_cpu_needs_a_compiler(monkeypatch):
     strategy = strategies.get("static_compiled")
     monkeypatch.setattr(shutil, "which", lambda name: None)

@@ -216,13 +216,14 @@ def kv_bytes(arch: Architecture, tokens: int, bytes_per_element: float, batch: i
     return int(kv_elements(arch, tokens, batch) * bytes_per_element)
 
 
-def residual_tokens(updates: Sequence[int], residual_length: int) -> int:
+def residual_tokens(updates: Sequence[int], residual_length: int, counts_new: bool = False) -> int:
     """Tokens a ``QuantizedCache`` of transformers keeps unquantised after these updates.
 
     ``QuantizedLayer.update`` (transformers 5.15.1, cache_utils.py) quantises the whole first
     update; later ones join the residual, until a residual of at least ``residual_length - 1``
     tokens meets a further update: then the whole history is quantised again. An empty residual
-    is never tested, so lengths of 0 and 1 act as 2.
+    is never tested, so lengths of 0 and 1 act as 2. Newer releases (5.23) count the tokens of the
+    update itself: the history is quantised as soon as the residual would reach the length.
 
     Parameters
     ----------
@@ -230,10 +231,13 @@ def residual_tokens(updates: Sequence[int], residual_length: int) -> int:
         Tokens added by each forward pass, in order: the prompt, then 1 for each decoded token.
     residual_length:
         The option of that name.
+    counts_new:
+        Whether the rule is that of the newer releases.
     """
     residual = 0
     for tokens in updates[1:]:
-        if residual and residual + 1 >= residual_length:
+        full = residual + tokens if counts_new else residual and residual + 1
+        if full and full >= residual_length:
             residual = 0
         else:
             residual += tokens
@@ -287,6 +291,7 @@ def quantized_kv_bytes(
     bytes_per_element: float = 2,
     batch: int = 1,
     updates: Sequence[int] | None = None,
+    counts_new: bool = False,
 ) -> int:
     """Bytes a ``QuantizedCache`` of transformers really holds, to the byte.
 
@@ -301,10 +306,12 @@ def quantized_kv_bytes(
         tokens leaves ``n - 1``).
     bits, backend, group_size, residual_length:
         The cache's options; ``backend`` is ``quanto``, ``hqq`` or ``fp8``. For ``fp8``
-        (transformers 5.23 and later) every number, the newest too, is one float8 byte without
-        scales: measured there at exactly half of bfloat16; ``bits`` must be 8.
+        (transformers 5.23) every number, the newest too, is one float8 byte, and the keys and the
+        values of a layer have one float32 scale each; ``bits`` must be 8.
     updates:
         Tokens of each forward pass when the cache served several turns; replaces the two counts.
+    counts_new:
+        See :func:`residual_tokens`.
 
     Raises
     ------
@@ -317,10 +324,10 @@ def quantized_kv_bytes(
     if backend == "fp8":
         if bits != 8:
             raise InputError(f"quantized cache: bits is {bits}; the fp8 backend has 8")
-        return kv_elements(arch, tokens, batch)
+        return kv_elements(arch, tokens, batch) + 2 * arch.layers * 4
     if backend not in ("quanto", "hqq"):
         raise InputError(f"quantized cache: backend {backend!r} is not quanto, hqq or fp8")
-    residual = residual_tokens(updates, residual_length)
+    residual = residual_tokens(updates, residual_length, counts_new)
     elements = (tokens - residual) * arch.kv_heads * arch.head_dim * batch
     packed = _packed_bytes(elements, bits, backend, group_size, bytes_per_element)
     return 2 * arch.layers * packed + kv_bytes(arch, residual, bytes_per_element, batch)
@@ -391,6 +398,7 @@ def _quantized(
         bytes_per_element=b,
         batch=batch,
         updates=traffic.get("updates"),
+        counts_new=bool(traffic.get("counts_new", False)),
     )
 
 
@@ -412,12 +420,12 @@ def predicted_kv_bytes(
         The strategy's own description: ``{"kind": "none" | "dynamic" | "offloaded"}``,
         ``{"kind": "static", "max_length"}``, ``{"kind": "quantized", "bits", "backend",
         "group_size", "residual_length"}`` (with ``"updates"``, the tokens of each forward pass, if
-        the cache served earlier turns too), ``{"kind": "paged", "page_size"}`` (pages are whole;
-        with a ``max_length`` it is a pool allocated at once), ``{"kind": "window", "sinks",
-        "window"}`` (the first ``sinks`` and the last ``window`` tokens are kept) or ``{"kind":
-        "pruned", "compression_ratio"}`` (that share of the prompt is dropped once it is read; with
-        ``"longer_than"`` only from prompts of more tokens).
-        ``offloaded`` may have a ``max_length`` too.
+        the cache served earlier turns too, and ``"counts_new"`` for newer releases),
+        ``{"kind": "paged", "page_size"}`` (pages are whole; with a ``max_length`` it is a pool
+        allocated at once), ``{"kind": "window", "sinks", "window"}`` (the first ``sinks`` and the
+        last ``window`` tokens are kept) or ``{"kind": "pruned", "compression_ratio"}`` (that share
+        of the prompt is dropped once it is read; with ``"longer_than"`` only from prompts of more
+        tokens). ``offloaded`` may have a ``max_length`` too.
 
     Raises
     ------

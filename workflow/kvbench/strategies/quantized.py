@@ -65,7 +65,10 @@ class Quantized(Strategy):
 
     def traffic(self, max_length: int) -> dict[str, Any]:
         """Bits, groups and the full-precision rest decide both size and traffic."""
-        return {"kind": "quantized", "backend": self.backend, **self.options()}
+        found = {"kind": "quantized", "backend": self.backend, **self.options()}
+        # When the full-precision rest counts as full; see kvbench.physics.residual_tokens.
+        counts_new = "key_states.shape[-2] >= self.residual_length" in _cache_source()
+        return found | {"counts_new": True} if counts_new else found
 
     def session(self, model: LoadedModel, max_length: int) -> Session:
         """Open a conversation; see :meth:`Strategy.session`."""
@@ -85,6 +88,15 @@ class Quantized(Strategy):
             q_group_size=self.group_size,
             residual_length=self.residual_length,
         )
+
+
+def _cache_source() -> str:
+    """Source of the installed library's caches: what it can do, without importing it."""
+    package = importlib.util.find_spec("transformers")
+    if package is None:
+        # Capacity is planned where there is no transformers.
+        return ""
+    return Path(package.origin).with_name("cache_utils.py").read_text(encoding="utf-8")
 
 
 def use_own_ninja() -> None:
@@ -149,18 +161,16 @@ class QuantizedFp8(Strategy):
     exact: ClassVar[bool] = False
 
     def available(self, model: LoadedModel | None, device: str) -> str | None:
-        """The backend came with a later transformers; reading its source spares importing it."""
-        package = importlib.util.find_spec("transformers")
-        source = Path(package.origin).with_name("cache_utils.py").read_text(encoding="utf-8")
-        if "fp8" not in source.lower():
+        """The backend came with a later transformers; its source says whether it is there."""
+        if "fp8" not in _cache_source().lower():
             return (
-                "quantized_fp8 needs a transformers with the fp8 cache backend (5.17 or newer); "
+                "quantized_fp8 needs a transformers with the fp8 cache backend (5.23 has it); "
                 f"installed is {metadata.version('transformers')}"
             )
         return super().available(model, device)
 
     def traffic(self, max_length: int) -> dict[str, Any]:
-        """One byte per number."""
+        """One byte per number, and two scales per layer."""
         return {"kind": "quantized", "backend": "fp8", "bits": 8}
 
     def session(self, model: LoadedModel, max_length: int) -> Session:
