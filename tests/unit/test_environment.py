@@ -37,6 +37,21 @@ def test_cores_memory_and_processor_are_known(describe):
     assert found["gpu"] is None
 
 
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        (
+            "cpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD EPYC\n",
+            "AMD EPYC (family 25, model 17)",
+        ),
+        ("model name\t: Cortex-A76\n", "Cortex-A76"),
+    ],
+)
+def test_a_processor_is_told_by_family_where_its_name_is_half_a_name(monkeypatch, text, name):
+    monkeypatch.setattr(environment, "_read", lambda _: text)
+    assert environment._cpu_model() == name
+
+
 def test_the_moment_and_the_commit_are_not_part_of_the_digest(describe, monkeypatch):
     before = describe()
     monkeypatch.setattr(environment, "commit", lambda root: "another")

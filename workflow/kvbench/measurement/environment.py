@@ -104,9 +104,17 @@ def commit(root: Path) -> str:
 
 
 def _cpu_model() -> str:
+    """Name of the processor, with family and model: virtual machines often give half a name."""
     text = _read(Path("/proc/cpuinfo"))
-    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return match[1].strip() if match else platform.processor() or platform.machine()
+
+    def field(name: str) -> str | None:
+        match = re.search(rf"^{name}\s*:\s*(.+)$", text, re.MULTILINE)
+        return match[1].strip() if match else None
+
+    name, family, model = field("model name"), field("cpu family"), field("model")
+    if name is None:
+        return platform.processor() or platform.machine()
+    return f"{name} (family {family}, model {model})" if family and model else name
 
 
 def _system() -> str:
