@@ -314,6 +314,7 @@ def test_aa_table_appears_only_with_its_values(values):
     tests = {3: (good, good), 10: (good, found)}
     passed = flat(section("en", told | paper_values.aa_values(tests, 0.05)))
     assert "It meets its aims" in passed and "from 10 processes per cell on" in passed
+    assert "(40 were measured in each arm, on \\texttt{lab})" in passed
     missed = section("en", told | paper_values.aa_values({3: (found, good)}, 0.05))
     assert "It misses its aims" in missed
 

@@ -162,7 +162,13 @@ def test_equal_tokens_have_equal_digests_and_borders_matter():
 def library(tmp_path, monkeypatch):
     """A copy of the library's layout that a test may edit."""
     root = tmp_path / "kvbench"
-    for name in ("strategies/none.py", "measurement/clock.py", "models.py", "scenarios.py"):
+    for name in (
+        "strategies/none.py",
+        "measurement/clock.py",
+        "models.py",
+        "scenarios.py",
+        "startup.py",
+    ):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text("x = 1\n")
     (root / "figures").mkdir()

@@ -63,8 +63,10 @@ def test_no_process_and_no_file_is_left_after_a_failure(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_no_process_and_no_file_is_left_after_a_signal(tmp_path, number):
     program = (
-        "import sys, time, pathlib\n"
+        "import sys, time, pathlib, signal\n"
         "from kvbench.caching.server import running\n"
+        # Where the tests run in the background, an interrupt would be ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "with running(None, pathlib.Path(sys.argv[1])) as server:\n"
         "    print(server.client().info('server')['process_id'], flush=True)\n"
         "    time.sleep(60)\n"
