@@ -55,7 +55,8 @@ def tiny_document() -> dict:
 def tiny_folder(tmp_path_factory) -> Path:
     """The tiny model as a folder in Hugging Face format."""
     import torch
-    from kvbench import models, startup
+    from kvbench.inputs import models
+    from kvbench.measurement import startup
 
     torch.set_num_threads(1)
     startup.skip_unused_imports()
@@ -70,7 +71,7 @@ def tiny_folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tiny(tiny_folder):
     """The tiny model in memory, in float32 on the CPU."""
-    from kvbench import models
+    from kvbench.inputs import models
 
     return models.load(tiny_folder, "cpu", "float32")
 

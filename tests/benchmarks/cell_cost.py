@@ -39,7 +39,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=5)
     runs = parser.parse_args().runs
-    from kvbench import configuration, documents, models, scenarios
+    from kvbench import documents
+    from kvbench.inputs import configuration, models, scenarios
     from kvbench.measurement import environment
 
     with tempfile.TemporaryDirectory() as temporary:

@@ -15,7 +15,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from kvbench import configuration, models, scenarios, statistics, strategies
+from kvbench import strategies
+from kvbench.analysis import statistics
+from kvbench.inputs import configuration, models, scenarios
 from kvbench.measurement import conversation, lock, noise
 
 ROOT = Path(__file__).resolve().parents[2]

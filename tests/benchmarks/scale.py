@@ -137,7 +137,8 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[2500, 5000, 10000])
-    from kvbench import gathering, tables
+    from kvbench.analysis import tables
+    from kvbench.records import gathering
 
     for size in parser.parse_args().sizes:
         with tempfile.TemporaryDirectory() as temporary:

@@ -13,7 +13,10 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from kvbench import configuration, documents, gathering, records, studies, tables
+from kvbench import documents, records, studies
+from kvbench.analysis import tables
+from kvbench.inputs import configuration
+from kvbench.records import gathering
 from kvbench.studies import _cell
 
 ROOT = Path(__file__).resolve().parents[2]

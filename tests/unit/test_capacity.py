@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from kvbench import capacity, physics
+from kvbench import physics
+from kvbench.analysis import capacity
 from kvbench.errors import InputError
 from kvbench.figures import capacity as capacity_figure
 from kvbench.figures import roofline, style
@@ -227,7 +228,7 @@ def test_the_command_prints_a_row_per_strategy(capsys):
 def test_bad_arguments_end_in_one_line_and_code_2(capsys, arguments):
     code, out, err = run(capsys, *arguments)
     assert (code, out) == (2, "")
-    assert err.startswith("kvbench.capacity: ") and err.count("\n") == 1
+    assert err.startswith("kvbench.analysis.capacity: ") and err.count("\n") == 1
 
 
 def test_measured_ceilings_are_read_from_their_file(capsys, tmp_path):
@@ -244,7 +245,7 @@ def test_measured_ceilings_are_read_from_their_file(capsys, tmp_path):
 def test_the_module_runs_without_torch():
     program = (
         "import sys; sys.modules['torch'] = None\n"
-        "from kvbench import capacity; sys.exit(capacity.main(sys.argv[1:]))"
+        "from kvbench.analysis import capacity; sys.exit(capacity.main(sys.argv[1:]))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, *ONE],

@@ -10,11 +10,13 @@ import pandas as pd
 import pytest
 import synthetic_kv
 import yaml
-from kvbench import claims, paper_values, statistics, studies
-from kvbench.claims import Bound, Claim
+from kvbench import studies
+from kvbench.analysis import claims, statistics
+from kvbench.analysis.claims import Bound, Claim
+from kvbench.analysis.statistics import Interval
+from kvbench.analysis.tables import SAMPLE_COLUMNS, SUMMARY_COLUMNS
 from kvbench.errors import InputError
-from kvbench.statistics import Interval
-from kvbench.tables import SAMPLE_COLUMNS, SUMMARY_COLUMNS
+from kvbench.paper import numbers
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "config" / "claims.yaml"
@@ -408,7 +410,7 @@ def test_a_study_that_was_left_out_is_not_tested():
 
 
 def test_the_ratio_of_two_values_takes_the_wider_interval(monkeypatch):
-    from kvbench.values import Value
+    from kvbench.paper.values import Value
 
     given = {"s_slow": Value(10.0, (9.0, 11.0)), "s_fast": Value(2.0, (1.0, 4.0))}
 
@@ -592,7 +594,7 @@ def test_a_file_that_is_no_claims_table_is_refused(tmp_path):
 def test_the_paper_finds_every_column_it_reads(one, shipped):
     samples, summary = one
     rows = claims.evaluate(shipped, samples, summary, {})
-    context = paper_values.section_context({}, rows, lang="pt")
+    context = numbers.section_context({}, rows, lang="pt")
     first = context["claims"][0]
     assert first["statement"] == "A geração com o cache dinâmico é mais rápida do que sem cache."
     assert first["figure"] == "5.36x"
@@ -605,7 +607,7 @@ def test_claims_are_judged_without_torch_and_plotting():
     code = (
         "import sys; sys.path.insert(0, 'workflow')\n"
         "from pathlib import Path\n"
-        "from kvbench import claims\n"
+        "from kvbench.analysis import claims\n"
         "claims.load(Path('config/claims.yaml'))\n"
         "bad = {'torch', 'transformers', 'matplotlib', 'seaborn'} & set(sys.modules)\n"
         "sys.exit(', '.join(sorted(bad)) or 0)\n"

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kvbench import configuration, documents, strategies
+from kvbench import documents, strategies
 from kvbench.errors import InputError
+from kvbench.inputs import configuration
 
 CONFIG = Path(__file__).resolve().parents[2] / "config"
 SOURCE = "config/mine.yaml"

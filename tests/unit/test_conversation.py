@@ -7,13 +7,14 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 
 import pytest
-from kvbench import configuration, models, records, strategies
+from kvbench import records, strategies
 from kvbench.errors import InputError
+from kvbench.inputs import configuration, models
+from kvbench.inputs.scenarios import Scenario, Turn
 from kvbench.measurement import conversation, noise
 from kvbench.measurement.clock import Timing
 from kvbench.measurement.conversation import Request, Script
 from kvbench.measurement.memory import CpuMemory
-from kvbench.scenarios import Scenario, Turn
 from kvbench.strategies.base import Generation, Session
 
 pytestmark = pytest.mark.usefixtures("private_lock")

@@ -21,7 +21,9 @@ from urllib.parse import unquote
 
 import pytest
 import yaml
-from kvbench import claims, configuration, documents, physics, scenarios, strategies, studies
+from kvbench import documents, physics, strategies, studies
+from kvbench.analysis import claims
+from kvbench.inputs import configuration, scenarios
 
 ROOT = Path(__file__).resolve().parents[2]
 ENGLISH, PORTUGUESE, CONFIG = "README.md", "README.pt-BR.md", "config/README.md"

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from kvbench import documents, embedded, models, physics, scenarios, training
+from kvbench import documents, physics
 from kvbench.errors import InputError
+from kvbench.inputs import embedded, models, scenarios, training
 from tokenizers import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import synthetic_kv
-from kvbench import selection
+from kvbench.analysis import selection
 from kvbench.figures import _kv, style
 from matplotlib import pyplot as plt
 

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from kvbench import gathering, recording, records, tables
+from kvbench import records
+from kvbench.analysis import tables
 from kvbench.errors import InputError
+from kvbench.records import gathering, machines
 
 
 @pytest.fixture
@@ -46,15 +48,15 @@ def test_machines_whose_names_differ_in_case_only_are_refused(tmp_path):
 
 
 def test_a_recorded_machine_is_verified_and_read(run_folder, tmp_path):
-    recording.record(run_folder, tmp_path / "recorded", "lab-1")
-    machines = gathering.machines([str(tmp_path / "recorded" / "lab-1")])
-    assert machines == {"lab-1": tmp_path / "recorded" / "lab-1"}
-    found = gathering.kv_records([], machines)
+    machines.record(run_folder, tmp_path / "recorded", "lab-1")
+    read = gathering.machines([str(tmp_path / "recorded" / "lab-1")])
+    assert read == {"lab-1": tmp_path / "recorded" / "lab-1"}
+    found = gathering.kv_records([], read)
     assert [r["cell"]["strategy"] for r in found["lab-1"]] == ["dynamic", "none"]
 
 
 def test_an_altered_recorded_machine_is_refused(run_folder, tmp_path):
-    recording.record(run_folder, tmp_path / "recorded", "lab-1")
+    machines.record(run_folder, tmp_path / "recorded", "lab-1")
     folder = tmp_path / "recorded" / "lab-1"
     path = folder / "cells/kv/cpu/tiny/talk/none/r1.json"
     document = json.loads(path.read_text())

@@ -47,29 +47,23 @@ def loaded_by(modules: list[str]) -> set[str]:
     ("modules", "forbidden"),
     [
         pytest.param(
-            ["kvbench.configuration", "kvbench.layout", "kvbench.figures"],
+            ["kvbench.inputs.configuration", "kvbench.layout", "kvbench.figures"],
             (*TORCH, *PLOTS, "kvbench.caching.server", "redis"),
             id="planning",
         ),
         pytest.param(
             [
-                f"kvbench.{name}"
-                for name in ("physics", "statistics", "claims", "records", "scenarios")
+                *modules_of("physics"),
+                *modules_of("analysis"),
+                *modules_of("records"),
+                "kvbench.inputs.scenarios",
             ],
             (*TORCH, *PLOTS),
             id="pure functions",
         ),
-        pytest.param([*modules_of("figures"), "kvbench.tex"], TORCH, id="figures and LaTeX"),
+        pytest.param([*modules_of("figures"), "kvbench.paper.tex"], TORCH, id="figures and LaTeX"),
         pytest.param(
-            [
-                f"kvbench.{name}"
-                for name in ("gathering", "tables", "instrument", "recording", "capacity")
-            ],
-            (*TORCH, *PLOTS),
-            id="tables",
-        ),
-        pytest.param(
-            ["kvbench.publishing", "kvbench.paper_values", "kvbench.typesetting"],
+            modules_of("paper"),
             TORCH,
             id="paper",
         ),
@@ -111,7 +105,7 @@ def test_the_library_knows_nothing_of_snakemake():
 
 def test_a_cell_imports_neither_scikit_learn_nor_hqq_unless_it_needs_them(tiny_folder):
     program = (
-        "import sys; from pathlib import Path; from kvbench import models;"
+        "import sys; from pathlib import Path; from kvbench.inputs import models;"
         "models.load(Path(sys.argv[1]), 'cpu', 'float32');"
         "from transformers import DynamicCache, StaticCache, ContinuousBatchingConfig;"
         "print('sklearn' in sys.modules, 'hqq' in sys.modules)"

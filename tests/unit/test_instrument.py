@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from kvbench import instrument, statistics
+from kvbench.analysis import instrument, statistics
 
 PROCESSES, ITERATIONS, TURNS = 24, 5, 2
 

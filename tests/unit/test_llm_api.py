@@ -10,8 +10,8 @@ import fake_openai
 import jsonschema
 import pandas as pd
 import pytest
-from kvbench import tex
 from kvbench.errors import Unsupported
+from kvbench.paper import tex
 from kvbench.studies import Context, llm_api
 from kvbench.studies import _children as children
 

@@ -10,9 +10,10 @@ import jsonschema
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
-from kvbench import studies, tex
+from kvbench import studies
 from kvbench.caching import memo
 from kvbench.errors import InputError
+from kvbench.paper import tex
 from kvbench.studies import Context, _estimates, memoization
 
 ROOMY = ("cache", "lru_cache", "lru_128", "lru_3", "dict")

@@ -10,9 +10,10 @@ import huggingface_hub
 import pytest
 import torch
 import yaml
-from kvbench import embedded, models, physics, scenarios
+from kvbench import physics
 from kvbench.errors import InputError
-from kvbench.scenarios import Scenario, Step, Turn
+from kvbench.inputs import embedded, models, scenarios
+from kvbench.inputs.scenarios import Scenario, Step, Turn
 
 ROOT = Path(__file__).resolve().parents[2]
 TALK = Scenario(

@@ -10,9 +10,9 @@ import jsonschema
 import numpy as np
 import pandas as pd
 import pytest
-from kvbench import tex
 from kvbench.caching import paraphrases
 from kvbench.errors import Unsupported
+from kvbench.paper import tex
 from kvbench.studies import Context, one_stream
 
 PAPER = Path(__file__).parents[2] / "paper" / "studies"

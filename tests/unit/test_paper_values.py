@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import synthetic_kv
-from kvbench import paper_values, selection, tex
+from kvbench.analysis import selection
 from kvbench.errors import InputError
-from kvbench.values import Value
+from kvbench.paper import numbers, tex
+from kvbench.paper.values import Value
 
 PAPER = Path(__file__).resolve().parents[2] / "paper"
 MACHINES = ("here", "epyc", "h200-gpu")
@@ -46,7 +47,7 @@ def tables():
 
 @pytest.fixture(scope="module")
 def values(tables):
-    return paper_values.kv_values(*tables, CLAIMS, ENVIRONMENT)
+    return numbers.kv_values(*tables, CLAIMS, ENVIRONMENT)
 
 
 def row_of(summary, **wanted):
@@ -76,12 +77,12 @@ def test_unusual_dtype_is_in_the_path_of_its_records(tables):
     row = row_of(
         tables[0], machine="h200-gpu", scenario="symposium_turn", strategy="none"
     ).to_dict() | {"dtype": "float32"}
-    (path, *_) = paper_values.record_paths({}, row)
+    (path, *_) = numbers.record_paths({}, row)
     assert "/kv/cuda-float32/" in path
 
 
 def test_timed_dtype_is_that_of_the_configuration():
-    configuration = pytest.importorskip("kvbench.configuration")
+    configuration = pytest.importorskip("kvbench.inputs.configuration")
     assert selection.TIMED_DTYPE == configuration.DEFAULT_DTYPE
 
 
@@ -106,7 +107,7 @@ def test_exactness_is_counted_in_float32_only(tables):
     summary, samples = (table.copy() for table in tables)
     gpu = summary["machine"] == "h200-gpu"
     summary.loc[gpu, "tokens_match_reference"] = 0.1
-    values = paper_values.kv_values(summary, samples)
+    values = numbers.kv_values(summary, samples)
     assert values["h200_gpu_exact_cells"].value == 0
     assert values["exact_cells_matching"].value == values["exact_cells"].value > 0
 
@@ -115,7 +116,7 @@ def test_an_exact_cell_with_other_tokens_is_counted_as_not_matching(tables):
     summary, samples = (table.copy() for table in tables)
     first = summary.index[(summary["machine"] == "here") & (summary["strategy"] == "static")][0]
     summary.loc[first, "tokens_match_reference"] = 0.9
-    values = paper_values.kv_values(summary, samples)
+    values = numbers.kv_values(summary, samples)
     assert values["exact_cells_matching"].value == values["exact_cells"].value - 1
 
 
@@ -123,7 +124,7 @@ def test_a_single_byte_off_the_predicted_storage_is_noticed(tables):
     summary, samples = (table.copy() for table in tables)
     first = summary.index[(summary["machine"] == "here") & (summary["strategy"] == "static")][0]
     summary.loc[first, "kv_mib"] += 1 / 2**20
-    values = paper_values.kv_values(summary, samples)
+    values = numbers.kv_values(summary, samples)
     assert values["kv_cells_equal_to_prediction"].value == values["kv_cells_compared"].value - 1
 
 
@@ -140,7 +141,7 @@ def test_growth_is_last_turn_over_first(tables, values):
 
 
 def test_nothing_measured_here_still_gives_the_published_strategies_a_name():
-    values = paper_values.kv_values(*synthetic_kv.tables(("epyc",)))
+    values = numbers.kv_values(*synthetic_kv.tables(("epyc",)))
     assert values["headline_static_speedup_vs_dynamic"].value is None
     assert values["headline_none_status"].value == "not planned"
     assert values["epyc_headline_static_speedup_vs_dynamic"].value is not None
@@ -166,37 +167,37 @@ def test_colliding_names_are_refused():
     twin = summary[summary["machine"] == "h200-gpu"].assign(machine="h200_gpu")
     both = pd.concat([summary, twin], ignore_index=True)
     with pytest.raises(InputError, match="rename the machine"):
-        paper_values.kv_values(both, samples)
+        numbers.kv_values(both, samples)
 
 
 def test_values_survive_the_file_with_stable_bytes(values, tmp_path):
-    paper_values.write_values(tmp_path / "a.json", values)
-    paper_values.write_values(tmp_path / "b.json", dict(reversed(values.items())))
+    numbers.write_values(tmp_path / "a.json", values)
+    numbers.write_values(tmp_path / "b.json", dict(reversed(values.items())))
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
-    back = paper_values.read_values(tmp_path / "a.json")
+    back = numbers.read_values(tmp_path / "a.json")
     assert back == {
         name: Value(entry.value, entry.ci, entry.unit, entry.digits, tuple(sorted(entry.cells)))
         for name, entry in values.items()
     }
-    paper_values.write_values(tmp_path / "c.json", {"a": Value(float("nan"))})
+    numbers.write_values(tmp_path / "c.json", {"a": Value(float("nan"))})
     assert json.loads((tmp_path / "c.json").read_text())["a"]["value"] is None
 
 
 def test_damaged_values_file_is_named(tmp_path):
     (tmp_path / "values.json").write_text('{"a": {"value": 1}}')
     with pytest.raises(InputError, match=r"values\.json: a is not a value"):
-        paper_values.read_values(tmp_path / "values.json")
+        numbers.read_values(tmp_path / "values.json")
 
 
 @pytest.mark.parametrize(
     ("value", "digits"), [(None, 0), (0, 1), (314.42, 0), (58.7, 1), (5.36, 2), (0.0045, 5)]
 )
 def test_digits_show_three_figures(value, digits):
-    assert paper_values.digits_for(value) == digits
+    assert numbers.digits_for(value) == digits
 
 
 def section(lang, values, claims=CLAIMS, figures=("kv_overview", "kv_turns")):
-    context = paper_values.section_context(values, claims, lang=lang, figures=figures)
+    context = numbers.section_context(values, claims, lang=lang, figures=figures)
     return tex.render(PAPER / f"section.{lang}.tex.j2", context)
 
 
@@ -284,7 +285,7 @@ def test_partly_failed_cell_keeps_its_numbers_and_its_reason(tables):
     )
     summary.loc[where, "status"] = "mixed"
     summary.loc[where, "reason"] = "killed"
-    values = paper_values.kv_values(summary, samples)
+    values = numbers.kv_values(summary, samples)
     assert values["headline_static_e2e"].value is not None
     assert values["cells_mixed"].value == 1
     assert "or only in part: " in flat(section("en", values))
@@ -294,34 +295,34 @@ def test_pooled_digests_are_listed_one_by_one(tables):
     summary, samples = (table.copy() for table in tables)
     summary.loc[0, "code_digest"] = "b" * 16 + "+" + "a" * 16
     summary.loc[1:, "code_digest"] = "b" * 16
-    values = paper_values.kv_values(summary, samples)
+    values = numbers.kv_values(summary, samples)
     assert values["code_digests"].value == "a" * 16 + ", " + "b" * 16
     assert values["code_digest_count"].value == 2
 
 
 def test_claim_without_verdict_is_refused(values):
     with pytest.raises(InputError, match="no verdict"):
-        paper_values.section_context(values, [{"id": "a"}])
+        numbers.section_context(values, [{"id": "a"}])
 
 
 def test_aa_table_appears_only_with_its_values(values):
-    statistics = pytest.importorskip("kvbench.statistics")
+    statistics = pytest.importorskip("kvbench.analysis.statistics")
     interval = statistics.Interval(0.03, 0.006, 0.085)
     good = statistics.AATest(100, 3, interval)
     found = statistics.AATest(100, 95, statistics.Interval(0.95, 0.887, 0.984))
     assert "tab:aa" not in section("en", values)
     told = values | {"aa_machine": Value("lab"), "aa_processes": Value(40, digits=0)}
     tests = {3: (good, good), 10: (good, found)}
-    passed = flat(section("en", told | paper_values.aa_values(tests, 0.05)))
+    passed = flat(section("en", told | numbers.aa_values(tests, 0.05)))
     assert "It meets its aims" in passed and "from 10 processes per cell on" in passed
     assert "(40 were measured in each arm, on \\texttt{lab})" in passed
-    missed = section("en", told | paper_values.aa_values({3: (found, good)}, 0.05))
+    missed = section("en", told | numbers.aa_values({3: (found, good)}, 0.05))
     assert "It misses its aims" in missed
 
 
 def test_document_inputs_the_app_section_only_when_it_exists(values):
     for has_app in (True, False):
-        context = paper_values.section_context(values, lang="pt", has_app=has_app)
+        context = numbers.section_context(values, lang="pt", has_app=has_app)
         text = tex.render(PAPER / "main.tex.j2", context | {"figures_dir": "figures"})
         assert ("\\input{app_section.pt.tex}" in text) is has_app
         assert "\\input{section.pt.tex}" in text and "{brazilian}" in text
@@ -329,5 +330,5 @@ def test_document_inputs_the_app_section_only_when_it_exists(values):
 
 def test_section_renders_when_nothing_was_measured_here():
     tables = synthetic_kv.tables(("epyc",), scenarios=("banking_loan_application",))
-    text = section("en", paper_values.kv_values(*tables), claims=None)
+    text = section("en", numbers.kv_values(*tables), claims=None)
     assert "The headline cell was not measured here." in text

@@ -6,7 +6,8 @@ import math
 
 import pandas as pd
 import pytest
-from kvbench import publishing, tables
+from kvbench.analysis import tables
+from kvbench.paper import sections
 
 IDENTITY = {"model": "embedded", "device": "cpu", "dtype": "float32", "scenario": "talk"}
 
@@ -45,7 +46,7 @@ def samples(machine: str = "here") -> pd.DataFrame:
 
 
 def test_reuse_is_compared_with_the_same_cache_without_it_at_the_last_turn():
-    found = publishing.reuse_values(summary(["dynamic", "dynamic_reuse"]), samples())
+    found = sections.reuse_values(summary(["dynamic", "dynamic_reuse"]), samples())
     assert found["reuse_strategies"].value == "dynamic_reuse"
     assert found["reuse_turns"].value == 3
     speedup = found["reuse_dynamic_reuse_speedup"]
@@ -56,7 +57,7 @@ def test_reuse_is_compared_with_the_same_cache_without_it_at_the_last_turn():
 
 
 def test_without_a_reusing_strategy_the_list_is_empty():
-    found = publishing.reuse_values(summary(["dynamic"]), samples())
+    found = sections.reuse_values(summary(["dynamic"]), samples())
     assert found == {"reuse_strategies": found["reuse_strategies"]}
     assert found["reuse_strategies"].value == ""
 
@@ -70,18 +71,18 @@ def quality(kl: float | None) -> pd.DataFrame:
 
 
 def test_quality_values_carry_units_and_intervals():
-    found = publishing.quality_values(quality(0.002))
+    found = sections.quality_values(quality(0.002))
     assert found["quality_quantized_int4_kl_nats"].ci == pytest.approx((0.001, 0.003))
     assert found["quality_quantized_int4_top1_share"].value == pytest.approx(99.0)
     assert found["quality_quantized_int4_top1_share"].unit == "%"
 
 
 def test_quality_that_was_not_scored_gives_an_empty_list():
-    assert publishing.quality_values(quality(math.nan))["quality_strategies"].value == ""
+    assert sections.quality_values(quality(math.nan))["quality_strategies"].value == ""
 
 
 def test_studies_follow_the_order_of_the_paper_and_unknown_ones_come_last():
-    assert publishing.study_sequence(["zebra", "semantic", "memoization"]) == [
+    assert sections.study_sequence(["zebra", "semantic", "memoization"]) == [
         "memoization",
         "semantic",
         "zebra",
@@ -90,5 +91,5 @@ def test_studies_follow_the_order_of_the_paper_and_unknown_ones_come_last():
 
 def test_this_run_stands_for_itself_and_a_recorded_machine_only_for_lack_of_it():
     both = pd.concat([summary(["none"], "alpha"), summary(["none"])])
-    assert set(publishing.one_machine(both)["machine"]) == {"here"}
-    assert set(publishing.one_machine(summary(["none"], "alpha"))["machine"]) == {"alpha"}
+    assert set(sections.one_machine(both)["machine"]) == {"here"}
+    assert set(sections.one_machine(summary(["none"], "alpha"))["machine"]) == {"alpha"}

@@ -7,8 +7,9 @@ import math
 from pathlib import Path
 
 import pytest
-from kvbench import models, physics, scenarios, strategies
+from kvbench import physics, strategies
 from kvbench.errors import InputError
+from kvbench.inputs import models, scenarios
 from kvbench.measurement import quality as measured
 from kvbench.strategies.window import AttentionSink, SlidingWindow
 

@@ -6,8 +6,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from kvbench import recording, records
+from kvbench import records
 from kvbench.errors import InputError
+from kvbench.records import machines
 
 
 def kv_record(strategy="dynamic", replicate=1, **more):
@@ -105,13 +106,13 @@ def run(tmp_path):
     put(folder / "cells/app/stampede/one.json", app_record())
     put(folder / "cells/aa/same/r1.json", kv_record())
     put(folder / "inputs/environment/cpu.json", ENVIRONMENT)
-    put(folder / "inputs/ceilings/cpu.json", {"schema": recording.CEILINGS_SCHEMA, "ceilings": {}})
+    put(folder / "inputs/ceilings/cpu.json", {"schema": machines.CEILINGS_SCHEMA, "ceilings": {}})
     return folder
 
 
 @pytest.fixture
 def recorded(run):
-    return recording.record(run, run / "recorded", "box")
+    return machines.record(run, run / "recorded", "box")
 
 
 def resum(folder: Path):
@@ -119,15 +120,15 @@ def resum(folder: Path):
     names = sorted(
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
-        if path.is_file() and path.name not in (recording.README, recording.SUMS)
+        if path.is_file() and path.name not in (machines.README, machines.SUMS)
     )
     text = subprocess.run(["sha256sum", *names], cwd=folder, capture_output=True, text=True).stdout
-    (folder / recording.SUMS).write_text(text)
+    (folder / machines.SUMS).write_text(text)
 
 
 def refused(folder, *parts):
     with pytest.raises(InputError) as caught:
-        recording.read_machines(folder.parent)
+        machines.read_machines(folder.parent)
     message = str(caught.value)
     assert "\n" not in message
     for part in parts:
@@ -158,12 +159,12 @@ def test_recorded_cells_say_the_same_in_fewer_bytes(run, recorded):
 
 
 def test_sha256sum_accepts_the_checksums(recorded):
-    done = subprocess.run(["sha256sum", "--check", "--strict", recording.SUMS], cwd=recorded)
+    done = subprocess.run(["sha256sum", "--check", "--strict", machines.SUMS], cwd=recorded)
     assert done.returncode == 0
 
 
 def test_readme_says_what_when_and_how_long(recorded):
-    text = (recorded / recording.README).read_text()
+    text = (recorded / machines.README).read_text()
     for part in (
         "- processor: A processor",
         "- memory: 24.0 GiB",
@@ -182,33 +183,33 @@ def test_readme_says_what_when_and_how_long(recorded):
 
 
 def test_recording_the_same_run_again_changes_nothing(run, recorded):
-    before = (recorded / recording.README).stat().st_mtime_ns
-    assert recording.record(run, run / "recorded", "box") == recorded
-    assert (recorded / recording.README).stat().st_mtime_ns == before
+    before = (recorded / machines.README).stat().st_mtime_ns
+    assert machines.record(run, run / "recorded", "box") == recorded
+    assert (recorded / machines.README).stat().st_mtime_ns == before
 
 
 def test_another_run_does_not_overwrite_a_machine(run, recorded):
     put(run / KV / "dynamic/r1.json", kv_record(wall_s=1.0))
     with pytest.raises(InputError, match="remove the folder, or choose another name"):
-        recording.record(run, run / "recorded", "box")
+        machines.record(run, run / "recorded", "box")
     assert records.read(recorded / KV / "dynamic/r1.json")["wall_s"] == 90.0
 
 
 def test_only_the_files_asked_for_are_kept(run):
     only = [run / KV / "dynamic/r2.json", run / "inputs/environment/cpu.json"]
-    folder = recording.record(run, run / "recorded", "box", files=only)
+    folder = machines.record(run, run / "recorded", "box", files=only)
     assert len(list(folder.rglob("*.json"))) == 2
 
 
 @pytest.mark.parametrize("slug", ["", None, "Box", "a b", "../x", "here", "all", "-x"])
 def test_a_bad_name_is_refused(run, slug):
     with pytest.raises(InputError, match=r"^machine: "):
-        recording.record(run, run / "recorded", slug)
+        machines.record(run, run / "recorded", slug)
 
 
 def test_an_empty_run_is_refused(tmp_path):
     with pytest.raises(InputError, match="no record with status ok"):
-        recording.record(tmp_path / "results", tmp_path / "recorded", "box")
+        machines.record(tmp_path / "results", tmp_path / "recorded", "box")
     assert not (tmp_path / "recorded").exists()
 
 
@@ -216,29 +217,29 @@ def test_a_run_of_failures_is_refused(run):
     shutil.rmtree(run / "cells/kv")
     shutil.rmtree(run / "cells/aa")
     with pytest.raises(InputError, match="no record with status ok"):
-        recording.record(run, run / "recorded", "box")
+        machines.record(run, run / "recorded", "box")
 
 
 def test_an_invalid_record_stops_the_copy_and_leaves_nothing(run):
     put(run / KV / "dynamic/r1.json", kv_record(status="fine"))
     with pytest.raises(InputError, match=r"r1\.json: status is 'fine'"):
-        recording.record(run, run / "recorded", "box")
+        machines.record(run, run / "recorded", "box")
     assert not (run / "recorded").exists()
 
 
 def test_a_record_at_another_place_than_its_cell_is_refused(run):
     put(run / KV / "static/r1.json", kv_record())
     with pytest.raises(InputError, match=r"static/r1\.json: its cell belongs to .*dynamic/r1"):
-        recording.record(run, run / "recorded", "box")
+        machines.record(run, run / "recorded", "box")
 
 
 def test_an_interrupted_copy_leaves_nothing(run, monkeypatch):
     def full(*_args):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(recording, "readme", full)
+    monkeypatch.setattr(machines, "readme", full)
     with pytest.raises(OSError, match="no space"):
-        recording.record(run, run / "recorded", "box")
+        machines.record(run, run / "recorded", "box")
     assert list((run / "recorded").iterdir()) == []
 
 
@@ -246,7 +247,7 @@ def test_an_interrupted_copy_leaves_nothing(run, monkeypatch):
 
 
 def test_a_machine_is_read_by_part(recorded):
-    machine = recording.read_machines(recorded.parent)["box"]
+    machine = machines.read_machines(recorded.parent)["box"]
     assert [path.name for path in machine.kv] == ["r1.json", "r2.json"]
     assert [path.name for path in machine.app["stampede"]] == ["one.json"]
     assert len(machine.aa) == 1
@@ -255,21 +256,21 @@ def test_a_machine_is_read_by_part(recorded):
 
 
 def test_machines_are_chosen_by_name(run, recorded):
-    recording.record(run, run / "recorded", "other")
-    assert list(recording.read_machines(recorded.parent)) == ["box", "other"]
-    assert list(recording.read_machines(recorded.parent, ["other"])) == ["other"]
-    assert recording.read_machines(recorded.parent, []) == {}
-    assert recording.read_machines(recorded.parent / "absent") == {}
+    machines.record(run, run / "recorded", "other")
+    assert list(machines.read_machines(recorded.parent)) == ["box", "other"]
+    assert list(machines.read_machines(recorded.parent, ["other"])) == ["other"]
+    assert machines.read_machines(recorded.parent, []) == {}
+    assert machines.read_machines(recorded.parent / "absent") == {}
 
 
 def test_an_unknown_machine_is_named_with_the_known_ones(recorded):
     with pytest.raises(InputError, match=r"'moon' is not in .* recorded machines: box"):
-        recording.read_machines(recorded.parent, ["moon"])
+        machines.read_machines(recorded.parent, ["moon"])
 
 
 def test_notes_in_the_readme_are_allowed(recorded):
-    (recorded / recording.README).write_text("The fan was loud.")
-    assert "box" in recording.read_machines(recorded.parent)
+    (recorded / machines.README).write_text("The fan was loud.")
+    assert "box" in machines.read_machines(recorded.parent)
 
 
 def test_an_altered_file_is_noticed(recorded):
@@ -291,14 +292,14 @@ def test_an_extra_file_is_noticed(recorded):
 
 
 def test_missing_checksums_are_noticed(recorded):
-    (recorded / recording.SUMS).unlink()
-    refused(recorded, str(recorded / recording.SUMS), "no such file")
+    (recorded / machines.SUMS).unlink()
+    refused(recorded, str(recorded / machines.SUMS), "no such file")
 
 
 @pytest.mark.parametrize("text", ["", "hello\n", f"{'0' * 64}  ../secret\n", f"{'0' * 64}  /x\n"])
 def test_malformed_checksums_are_noticed(recorded, text):
-    (recorded / recording.SUMS).write_text(text)
-    refused(recorded, recording.SUMS)
+    (recorded / machines.SUMS).write_text(text)
+    refused(recorded, machines.SUMS)
 
 
 @pytest.mark.parametrize(
@@ -330,15 +331,15 @@ def test_a_folder_that_cannot_name_a_machine_is_refused(recorded):
 def test_without_verifying_only_the_list_of_files_is_compared(recorded):
     path = recorded / KV / "dynamic/r1.json"
     path.write_text("{}")
-    assert "box" in recording.read_machines(recorded.parent, verify=False)
+    assert "box" in machines.read_machines(recorded.parent, verify=False)
     path.unlink()
     with pytest.raises(InputError, match="missing"):
-        recording.read_machines(recorded.parent, verify=False)
+        machines.read_machines(recorded.parent, verify=False)
 
 
 def test_mixed_digests_are_allowed_and_listed(run):
     put(run / KV / "dynamic/r2.json", kv_record(replicate=2, code_digest="bbbb"))
-    folder = recording.record(run, run / "recorded", "box")
-    machine = recording.read_machine(folder)
-    assert recording.digests(machine) == {"kv": ["aaaa", "bbbb"], "app/stampede": ["cccc"]}
-    assert "mixed" in (folder / recording.README).read_text()
+    folder = machines.record(run, run / "recorded", "box")
+    machine = machines.read_machine(folder)
+    assert machines.digests(machine) == {"kv": ["aaaa", "bbbb"], "app/stampede": ["cccc"]}
+    assert "mixed" in (folder / machines.README).read_text()

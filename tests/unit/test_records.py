@@ -165,15 +165,14 @@ def library(tmp_path, monkeypatch):
     for name in (
         "strategies/none.py",
         "measurement/clock.py",
-        "models.py",
-        "scenarios.py",
-        "startup.py",
+        "inputs/models.py",
+        "inputs/scenarios.py",
     ):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text("x = 1\n")
     (root / "figures").mkdir()
     (root / "figures" / "plot.py").write_text("x = 1\n")
-    monkeypatch.setattr(records, "__file__", str(root / "records.py"))
+    monkeypatch.setattr(records, "__file__", str(root / "records" / "__init__.py"))
     return root
 
 
@@ -197,7 +196,7 @@ def test_a_new_strategy_changes_the_measuring_digest(library):
 
 @pytest.mark.parametrize("kind", sorted(records.SOURCES))
 def test_every_source_of_a_digest_exists(kind):
-    root = Path(records.__file__).parent
+    root = Path(records.__file__).parents[1]
     assert all((root / name).exists() for name in records.SOURCES[kind])
     assert re.fullmatch("[0-9a-f]{16}", records.code_digest(kind))
 

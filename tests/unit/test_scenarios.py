@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from kvbench import scenarios
 from kvbench.errors import InputError
+from kvbench.inputs import scenarios
 
 FOLDER = Path(__file__).resolve().parents[2] / "config" / "scenarios"
 CONVERSATIONS = {

@@ -14,10 +14,10 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kvbench import tex
 from kvbench.caching import semantic_cache as sc
 from kvbench.caching import similarity
 from kvbench.caching.response_cache import MISS
+from kvbench.paper import tex
 from kvbench.studies import Context, _decisions, semantic
 
 PAPER = Path(__file__).parents[2] / "paper" / "studies"

@@ -9,14 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from kvbench import startup
+from kvbench.measurement import startup
 
 ROOT = Path(__file__).resolve().parents[2]
 
 PROGRAM = """
 import sys
 from pathlib import Path
-from kvbench import models
+from kvbench.inputs import models
 models.load(Path("resources/embedded-llama"), "cpu", "float32", keep={keep!r})
 print(*sorted(name for name in ("scipy", "sklearn", "hqq") if name in sys.modules))
 """

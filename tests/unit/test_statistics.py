@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kvbench import statistics
+from kvbench.analysis import statistics
+from kvbench.analysis.statistics import Interval, median_interval, ratio_interval
 from kvbench.errors import InputError
-from kvbench.statistics import Interval, median_interval, ratio_interval
 
 EXPERIMENTS = 1000
 

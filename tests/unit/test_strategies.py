@@ -194,7 +194,8 @@ _HQQ = """
 import json, sys
 from pathlib import Path
 import torch
-from kvbench import models, physics, strategies
+from kvbench import physics, strategies
+from kvbench.inputs import models
 from kvbench.measurement.memory import cache_bytes
 torch.set_num_threads(1)
 found = {}

@@ -6,8 +6,10 @@ import math
 
 import pandas as pd
 import pytest
-from kvbench import gathering, physics, tables
+from kvbench import physics
+from kvbench.analysis import tables
 from kvbench.errors import InputError
+from kvbench.records import gathering
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ import math
 from pathlib import Path
 
 import pytest
-from kvbench import tex
 from kvbench.errors import InputError
-from kvbench.values import Value
+from kvbench.paper import tex
+from kvbench.paper.values import Value
 
 RATIO = Value(5.3553, (5.301, 5.4099), "x", 2)
 

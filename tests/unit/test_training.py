@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from kvbench import documents, embedded, models, scenarios, training
+from kvbench import documents
 from kvbench.errors import InputError
 from kvbench.figures import training_loss
-from kvbench.scenarios import Scenario, Turn
+from kvbench.inputs import embedded, models, scenarios, training
+from kvbench.inputs.scenarios import Scenario, Turn
 from tokenizers import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]

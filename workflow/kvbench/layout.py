@@ -14,7 +14,7 @@ NO_LATEX = (
 
 
 def kv_record(key: str) -> str:
-    """Path of a kv cell's record by :attr:`kvbench.configuration.KvCell.key`."""
+    """Path of a kv cell's record by :attr:`kvbench.inputs.configuration.KvCell.key`."""
     return f"results/cells/kv/{key}.json"
 
 

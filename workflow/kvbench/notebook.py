@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping
 from statistics import mean, median
 from typing import TYPE_CHECKING, Any
 
-from kvbench import layout, models, scenarios, strategies
+from kvbench import layout, strategies
 from kvbench.errors import InputError
+from kvbench.inputs import models, scenarios
 from kvbench.measurement import conversation, lock
 from kvbench.measurement.memory import meter_for
 

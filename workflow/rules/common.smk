@@ -10,7 +10,9 @@ sys.path.insert(0, str(ROOT / "workflow"))
 # The report shows parameters: they name no folder of this machine.
 HERE = Path(os.path.relpath(ROOT))
 
-from kvbench import configuration, figures as figure_modules, gathering, layout, records, studies
+from kvbench import figures as figure_modules, layout, records, studies
+from kvbench.inputs import configuration
+from kvbench.records import gathering
 from kvbench.errors import InputError
 
 

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from _job import job
-from kvbench import gathering, instrument
+from kvbench.analysis import instrument
+from kvbench.records import gathering
 
 
 def main(snakemake):

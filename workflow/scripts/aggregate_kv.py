@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from _job import job
-from kvbench import gathering, tables
+from kvbench.analysis import tables
+from kvbench.records import gathering
 
 
 def main(snakemake):

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 from _job import job
-from kvbench import gathering, studies, tables
+from kvbench import studies
+from kvbench.analysis import tables
+from kvbench.records import gathering
 
 
 def main(snakemake):

@@ -3,14 +3,15 @@
 from pathlib import Path
 
 from _job import job
-from kvbench import gathering, paper_values, publishing
+from kvbench.paper import numbers, sections
+from kvbench.records import gathering
 
 
 def main(snakemake):
     """Run the rule ``collect_values``."""
     given, studies = snakemake.input, snakemake.params.studies
     machines = gathering.machines(snakemake.params.machines)
-    values = publishing.collect(
+    values = sections.collect(
         gathering.read_csv(Path(given.summary)),
         gathering.read_csv(Path(given.samples)),
         gathering.read_csv(Path(given.quality)),
@@ -23,7 +24,7 @@ def main(snakemake):
         gathering.environments(given.get("environments", []), machines),
         snakemake.params.records,
     )
-    paper_values.write_values(Path(snakemake.output[0]), values)
+    numbers.write_values(Path(snakemake.output[0]), values)
 
 
 if "snakemake" in globals():

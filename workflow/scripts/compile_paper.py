@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from _job import job
-from kvbench import typesetting
+from kvbench.paper import typesetting
 
 
 def main(snakemake):

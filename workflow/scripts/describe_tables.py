@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from _job import job
-from kvbench import capacity, claims, documents, instrument, studies, tables
+from kvbench import documents, studies
+from kvbench.analysis import capacity, claims, instrument, tables
 
 
 def main(snakemake):

@@ -4,8 +4,8 @@ import importlib
 from pathlib import Path
 
 from _job import job
-from kvbench import gathering
 from kvbench.figures import style
+from kvbench.records import gathering
 
 
 def main(snakemake):

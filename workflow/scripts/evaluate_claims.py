@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from _job import job
-from kvbench import claims, gathering
+from kvbench.analysis import claims
+from kvbench.records import gathering
 
 
 def main(snakemake):

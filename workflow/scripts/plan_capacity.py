@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pandas as pd
 from _job import job
-from kvbench import capacity, gathering
+from kvbench.analysis import capacity
+from kvbench.records import gathering
 
 
 def main(snakemake):

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from _job import job
-from kvbench import documents, models
+from kvbench import documents
+from kvbench.inputs import models
 
 
 def main(snakemake):

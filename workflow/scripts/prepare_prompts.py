@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from _job import job
-from kvbench import documents, models, scenarios
+from kvbench import documents
 from kvbench.errors import InputError
+from kvbench.inputs import models, scenarios
 
 
 def main(snakemake):

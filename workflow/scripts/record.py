@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from _job import job
-from kvbench import recording
+from kvbench.records import machines
 
 
 def main(snakemake):
     """Run the rule ``record``."""
-    target = recording.record(
+    target = machines.record(
         Path("results"),
         Path("results/recorded"),
         snakemake.params.machine,

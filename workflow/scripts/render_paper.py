@@ -3,17 +3,18 @@
 from pathlib import Path
 
 from _job import job
-from kvbench import gathering, paper_values, publishing
+from kvbench.paper import numbers, sections
+from kvbench.records import gathering
 
 
 def main(snakemake):
     """Run the rule ``render_paper``."""
-    publishing.render(
-        paper_values.read_values(Path(snakemake.input.values)),
+    sections.render(
+        numbers.read_values(Path(snakemake.input.values)),
         gathering.read_csv(Path(snakemake.input.claims)),
         snakemake.wildcards.language,
         snakemake.params.studies,
-        publishing.drawn(snakemake.input.figures),
+        sections.drawn(snakemake.input.figures),
         Path("paper"),
         {name: Path(path) for name, path in snakemake.output.items()},
     )

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from _job import job
-from kvbench import claims
+from kvbench.analysis import claims
 from kvbench.errors import InputError
 
 

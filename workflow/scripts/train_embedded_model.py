@@ -1,10 +1,11 @@
-"""Train the embedded model from fresh weights; adapter of kvbench.training."""
+"""Train the embedded model from fresh weights; adapter of kvbench.inputs.training."""
 
 import sys
 from pathlib import Path
 
-from kvbench import documents, scenarios, training
+from kvbench import documents
 from kvbench.errors import InputError
+from kvbench.inputs import scenarios, training
 
 with Path(snakemake.log[0]).open("w", encoding="utf-8", buffering=1) as log:
 

@@ -17,7 +17,7 @@ All times are seconds; each process gives medians over 10 timed calls. What the 
   of two medians.
 
 Ours pauses Python's garbage collector in timed calls; bare and optimum-benchmark leave it on. Ours and
-bare keep its hands off what the imports left behind (:func:`kvbench.startup.collector_paused`).
+bare keep its hands off what the imports left behind (:func:`kvbench.measurement.startup.collector_paused`).
 optimum-benchmark draws another prompt of the same length. Its warm-up (two whole calls, two of two
 tokens) is forgotten before it times. What else must be equal is compared, not assumed (:func:`_facts`):
 every process answers our prompt once, untimed, and another answer stops the comparison. So random
@@ -50,7 +50,7 @@ TIMES = {"prefill_s": "prefill", "decode_s": "decode", "e2e_s": "E2E"}
 
 def _loaded(folder: Path) -> Any:
     import torch
-    from kvbench import models
+    from kvbench.inputs import models
 
     torch.set_num_threads(THREADS)
     return models.load(folder, "cpu", "float32")
@@ -215,7 +215,8 @@ SUBJECTS = {"ours": ours, "bare generate": bare, "optimum-benchmark": optimum}
 
 def _prepare(folder: Path) -> None:
     """Make the checkpoint and the prompt."""
-    from kvbench import configuration, documents, models, scenarios
+    from kvbench import documents
+    from kvbench.inputs import configuration, models, scenarios
 
     document = configuration.read_models(ROOT / "config/models")["embedded"]
     models.prepare(document, folder, ROOT)

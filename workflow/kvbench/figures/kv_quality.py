@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kvbench import selection
+from kvbench.analysis import selection
 from kvbench.figures import _kv, style
 
 QUESTION = "How much quality does a smaller cache cost?"

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kvbench import selection, statistics
+from kvbench.analysis import selection, statistics
 from kvbench.figures import _kv, style
 
 QUESTION = "What does a cache save that is kept from turn to turn, and what does it hold meanwhile?"

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kvbench import selection, statistics
+from kvbench.analysis import selection, statistics
 from kvbench.figures import _kv, style
 
 QUESTION = "How does a turn slow down as the conversation grows?"

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from kvbench import selection
+from kvbench.analysis import selection
 from kvbench.figures import _kv, style
 
 TABLES = ("kv_summary",)

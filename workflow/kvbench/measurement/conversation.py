@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kvbench import documents, models, physics, records, startup, strategies
+from kvbench import documents, physics, records, strategies
 from kvbench.errors import InputError, Unsupported
-from kvbench.measurement import lock, noise
+from kvbench.inputs import models
+from kvbench.measurement import lock, noise, startup
 from kvbench.measurement import quality as lossy
 from kvbench.measurement.clock import Timing, clock_for
 from kvbench.measurement.memory import cache_bytes, meter_for
@@ -66,7 +67,7 @@ class Script:
 
 
 def script(document: Mapping[str, Any], cell: Mapping[str, Any]) -> Script:
-    """Lay out the turns of a cell from a scenario's token ids (:func:`kvbench.models.prompts`)."""
+    """Lay out the turns of a cell from a scenario's token ids (:func:`kvbench.inputs.models.prompts`)."""
     if document["kind"] == "fixed":
         limit = cell["max_prompt_tokens"]
         return Script(
@@ -399,7 +400,7 @@ def run_cell(
     Parameters
     ----------
     cell:
-        The fields of :class:`kvbench.configuration.KvCell`.
+        The fields of :class:`kvbench.inputs.configuration.KvCell`.
     model_folder, prompts_file, environment_file:
         What the inputs stage made.
     code_digest:

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kvbench import models, strategies
+from kvbench import strategies
 from kvbench.errors import InputError
+from kvbench.inputs import models
 from kvbench.measurement.memory import cache_bytes
 from kvbench.strategies.base import Strategy
 from kvbench.strategies.reuse import common_prefix
@@ -17,7 +18,7 @@ from kvbench.studies._estimates import median_interval
 if TYPE_CHECKING:
     import torch
 
-    from kvbench.models import LoadedModel
+    from kvbench.inputs.models import LoadedModel
 
 #: What is measured per turn and has an interval over turns.
 PER_TURN = ("kl_nats", "top1_share", "nll", "nll_exact", "greedy_prefix")
@@ -29,9 +30,9 @@ def without_meaning(folder: Path, document: Mapping[str, Any]) -> str | None:
     Parameters
     ----------
     folder:
-        The prepared model (:func:`kvbench.models.prepare`).
+        The prepared model (:func:`kvbench.inputs.models.prepare`).
     document:
-        The scenario's token ids (:func:`kvbench.models.prompts`).
+        The scenario's token ids (:func:`kvbench.inputs.models.prompts`).
     """
     if (folder / models.RECIPE).exists():
         return "the model's weights are random, so that no continuation is better than another"

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import Cache, GenerationConfig, PreTrainedModel
 
-    from kvbench.models import LoadedModel
+    from kvbench.inputs.models import LoadedModel
 
 
 @dataclass(frozen=True)

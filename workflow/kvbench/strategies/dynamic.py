@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from kvbench.models import LoadedModel
+from kvbench.inputs.models import LoadedModel
 from kvbench.strategies.base import GenerateSession, Session, Strategy, text_config
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from kvbench.models import LoadedModel
+from kvbench.inputs.models import LoadedModel
 from kvbench.strategies.base import Generation, Session, Strategy, allocated_static_cache
 
 if TYPE_CHECKING:

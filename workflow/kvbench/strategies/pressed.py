@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, ClassVar
 
-from kvbench.models import LoadedModel
+from kvbench.inputs.models import LoadedModel
 from kvbench.strategies.base import Generation, Session, Strategy, text_config
 
 PACKAGE = "kvpress"

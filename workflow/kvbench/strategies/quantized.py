@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar
 
-from kvbench.models import LoadedModel
+from kvbench.inputs.models import LoadedModel
 from kvbench.strategies.base import GenerateSession, Session, Strategy, text_config
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from kvbench.models import LoadedModel
+from kvbench.inputs.models import LoadedModel
 from kvbench.strategies.base import (
     GenerateSession,
     Generation,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache as once
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from kvbench.models import LoadedModel
+from kvbench.inputs.models import LoadedModel
 from kvbench.strategies.base import GenerateSession, Session, Strategy, text_config
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from kvbench.errors import InputError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from kvbench.values import Value
+    from kvbench.paper.values import Value
 
 
 @dataclass(frozen=True)

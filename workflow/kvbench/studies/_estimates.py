@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from kvbench.values import Value
+from kvbench.paper.values import Value
 
 
 def mean_interval(samples: Sequence[float]) -> tuple[float, tuple[float, float] | None]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kvbench.values import Value
+from kvbench.paper.values import Value
 
 if TYPE_CHECKING:
     import pandas as pd

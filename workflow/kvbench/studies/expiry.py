@@ -12,8 +12,8 @@ import numpy as np
 
 from kvbench.caching import expiry
 from kvbench.errors import Unsupported
+from kvbench.paper.values import Value
 from kvbench.studies import Cell, Context, Outcome, Study, _estimates
-from kvbench.values import Value
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection

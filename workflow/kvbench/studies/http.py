@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from kvbench.caching import http
 from kvbench.errors import Unsupported
+from kvbench.paper.values import Value
 from kvbench.studies import Cell, Context, Outcome, Study, _estimates
-from kvbench.values import Value
 
 if TYPE_CHECKING:
     import pandas as pd

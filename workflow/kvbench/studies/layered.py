@@ -15,9 +15,9 @@ from kvbench.caching.layered import LayeredCache
 from kvbench.caching.server import Server, running
 from kvbench.caching.workload import zipf
 from kvbench.errors import Unsupported
+from kvbench.paper.values import Value
 from kvbench.studies import Cell, Context, Outcome, Study
 from kvbench.studies._latency import first, milliseconds, number, quantile
-from kvbench.values import Value
 
 if TYPE_CHECKING:
     import pandas as pd

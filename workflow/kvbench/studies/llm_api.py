@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from kvbench.caching import paraphrases as paraphrase_set
 from kvbench.errors import Unsupported
+from kvbench.paper.values import Value
 from kvbench.studies import Cell, Context, Outcome, Study
 from kvbench.studies import _children as children
 from kvbench.studies._latency import first, milliseconds, number, summary, summary_columns
-from kvbench.values import Value
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from kvbench.caching import memo
+from kvbench.paper.values import Value
 from kvbench.studies import Cell, Context, Outcome, Study, _estimates
-from kvbench.values import Value
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -22,9 +22,9 @@ from kvbench.caching.response_cache import MISS, Answer, MemoryBackend, RedisBac
 from kvbench.caching.semantic_cache import GUARDS, SemanticCache
 from kvbench.caching.server import running
 from kvbench.errors import Unsupported
+from kvbench.paper.values import Value
 from kvbench.studies import Cell, Context, Outcome, Study
 from kvbench.studies._latency import first, milliseconds, number, summary, summary_columns
-from kvbench.values import Value
 
 if TYPE_CHECKING:
     import pandas as pd

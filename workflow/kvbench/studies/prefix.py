@@ -12,18 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kvbench import layout, models, physics, scenarios, startup
+from kvbench import layout, physics
 from kvbench.errors import InputError, Unsupported
+from kvbench.inputs import models, scenarios
+from kvbench.measurement import startup
+from kvbench.paper.values import Value
 from kvbench.studies import Cell, Context, Outcome, Study
 from kvbench.studies._estimates import share_value
 from kvbench.studies._latency import first, milliseconds, number, summary, summary_columns
-from kvbench.values import Value
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from kvbench.inputs.models import LoadedModel
     from kvbench.measurement.clock import Timing
-    from kvbench.models import LoadedModel
 
 WAYS = ("recompute", "copied", "shared", "paged", "paged_shared")
 

@@ -27,9 +27,9 @@ from kvbench.caching.server import Server, running
 from kvbench.caching.warmup import most_popular, preload
 from kvbench.caching.workload import popularity, shift, zipf
 from kvbench.errors import Unsupported
+from kvbench.paper.values import Value
 from kvbench.studies import Cell, Context, Outcome, Study
 from kvbench.studies._latency import first, milliseconds, number, summary, summary_columns
-from kvbench.values import Value
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -16,11 +16,11 @@ from kvbench.caching.paraphrases import KINDS, Text
 from kvbench.caching.semantic_cache import GUARDS, ErrorBound, SemanticCache
 from kvbench.caching.similarity import HITS, cosine_asked, squared_l2
 from kvbench.caching.workload import zipf
+from kvbench.paper.values import Value
 from kvbench.studies import Cell, Context, Outcome, Study
 from kvbench.studies import _decisions as decisions
 from kvbench.studies._estimates import interval_value, single_value
 from kvbench.studies._latency import first, quantile
-from kvbench.values import Value
 
 if TYPE_CHECKING:
     import pandas as pd

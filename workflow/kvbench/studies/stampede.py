@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from kvbench.caching.server import Server, running
 from kvbench.caching.stampede import EXCLUSIVE, PROTECTIONS, protect
+from kvbench.paper.values import Value
 from kvbench.studies import Cell, Context, Outcome, Study
 from kvbench.studies._latency import first, milliseconds, number, summary, summary_columns
-from kvbench.values import Value
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kvbench.caching import workload
+from kvbench.paper.values import Value
 from kvbench.studies import Cell, Context, Outcome, Study, _estimates
-from kvbench.values import Value
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kvbench import documents, startup
+from kvbench import documents
 from kvbench.errors import InputError
-from kvbench.scenarios import Scenario
+from kvbench.inputs.scenarios import Scenario
+from kvbench.measurement import startup
 
 if TYPE_CHECKING:
     import torch

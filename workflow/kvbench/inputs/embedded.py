@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kvbench import documents
-from kvbench.scenarios import Scenario
+from kvbench.inputs.scenarios import Scenario
 
 #: Size of the vocabulary, special tokens included.
 VOCABULARY = 2560

@@ -7,9 +7,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kvbench import documents, scenarios, statistics, strategies, studies
+from kvbench import documents, strategies, studies
+from kvbench.analysis import statistics
 from kvbench.errors import InputError
-from kvbench.scenarios import Scenario
+from kvbench.inputs import scenarios
+from kvbench.inputs.scenarios import Scenario
 
 #: Number format used where the configuration says ``auto``.
 DEFAULT_DTYPE = {"cpu": "float32", "cuda": "bfloat16"}

@@ -18,21 +18,12 @@ _FILES = {KV_SCHEMA: "kv-cell", APP_SCHEMA: "app-cell"}
 #: Parts of the library behind each kind of job; a digest of them is a parameter of its rule. Those
 #: of ``kv`` and ``app`` can change a measurement, and their digest is part of every record.
 SOURCES = {
-    "kv": ("strategies", "measurement", "models.py", "scenarios.py", "startup.py"),
-    "app": ("caching", "studies/__init__.py", "studies/_cell.py", "startup.py"),
-    "models": ("models.py",),
-    "tables": (
-        "tables.py",
-        "statistics.py",
-        "physics.py",
-        "selection.py",
-        "claims.py",
-        "capacity.py",
-        "recording.py",
-        "instrument.py",
-    ),
-    "figures": ("figures", "selection.py", "statistics.py", "physics.py"),
-    "paper": ("paper_values.py", "tex.py", "selection.py", "values.py", "studies"),
+    "kv": ("strategies", "measurement", "inputs/models.py", "inputs/scenarios.py"),
+    "app": ("caching", "studies/__init__.py", "studies/_cell.py", "measurement/startup.py"),
+    "models": ("inputs/models.py",),
+    "tables": ("analysis", "physics", "records"),
+    "figures": ("figures", "analysis", "physics"),
+    "paper": ("paper", "analysis", "studies"),
 }
 
 
@@ -55,7 +46,7 @@ def code_digest(kind: str, *more: str) -> str:
     more:
         Further files below the library that this job depends on, such as a study's module.
     """
-    root = Path(__file__).resolve().parent
+    root = Path(__file__).resolve().parents[1]
     files: list[Path] = []
     for name in (*SOURCES[kind], *more):
         path = root / name

@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from kvbench import statistics
-from kvbench.statistics import AATest, Interval
+from kvbench.analysis import statistics
+from kvbench.analysis.statistics import AATest, Interval
 
 SAME, SLOWED = "same", "slowed"
 

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kvbench import documents, startup
+from kvbench import documents
 from kvbench.errors import InputError
-from kvbench.scenarios import Scenario
+from kvbench.inputs.scenarios import Scenario
+from kvbench.measurement import startup
 
 if TYPE_CHECKING:
     import torch

@@ -18,11 +18,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kvbench import documents, paper_values, physics, selection, statistics, strategies, studies
+from kvbench import documents, physics, strategies, studies
+from kvbench.analysis import selection, statistics
+from kvbench.analysis.selection import HEADLINE_SCENARIO, HERE, SWEEP_SCENARIO, Group
+from kvbench.analysis.statistics import Interval
+from kvbench.analysis.tables import APP_COLUMNS, SUMMARY_COLUMNS
 from kvbench.errors import InputError
-from kvbench.selection import HEADLINE_SCENARIO, HERE, SWEEP_SCENARIO, Group
-from kvbench.statistics import Interval
-from kvbench.tables import APP_COLUMNS, SUMMARY_COLUMNS
+from kvbench.paper import numbers
 
 REPRODUCED, REFUTED, INCONCLUSIVE, NOT_TESTED = (
     "reproduced",
@@ -350,8 +352,8 @@ def evaluate(
     InputError
         A claim names a column that its table does not have.
     """
-    positions = samples.groupby(list(paper_values.IDENTITY), sort=False).indices
-    replicates = paper_values.replicates_of(samples)
+    positions = samples.groupby(list(numbers.IDENTITY), sort=False).indices
+    replicates = numbers.replicates_of(samples)
     tables = _Tables(samples, summary, study_tables, replicates, positions)
     named = [summary["machine"], *(table["machine"] for table in study_tables.values())]
     together = pd.DataFrame({"machine": pd.concat(named, ignore_index=True)})
@@ -526,7 +528,7 @@ def _cells(tables: _Tables, group: Group, scenario: str, names: Iterable[str]) -
     found: list[str] = []
     for name in names:
         row = {**group._asdict(), "scenario": scenario, "strategy": name}
-        found += paper_values.record_paths(tables.replicates, row)
+        found += numbers.record_paths(tables.replicates, row)
     return tuple(found)
 
 
@@ -675,15 +677,15 @@ def _extreme(tables: _Tables, machine: str, measure: Mapping[str, Any]) -> Found
         return Found(None, f"{', '.join(absent)}: not measured")
     if rows.empty:
         return Found(None, f"no cell of this kind has {column}")
-    numbers = rows[column].astype(float)
-    row = rows.loc[numbers.idxmin() if measure["pick"] == "lowest" else numbers.idxmax()]
+    readings = rows[column].astype(float)
+    row = rows.loc[readings.idxmin() if measure["pick"] == "lowest" else readings.idxmax()]
     where = f"{measure['pick']} of {len(rows)}: "
     where += f"{row['strategy']}, {row['model']}, {row['dtype']}, {row['scenario']}"
     return _of_row(row, column, column in _EXACT_COLUMNS, where, _paths(tables, row))
 
 
 def _paths(tables: _Tables, row: pd.Series) -> tuple[str, ...]:
-    return paper_values.record_paths(tables.replicates, row.to_dict())
+    return numbers.record_paths(tables.replicates, row.to_dict())
 
 
 def _formula(_tables: _Tables, _machine: str, measure: Mapping[str, Any]) -> Found:
@@ -774,12 +776,12 @@ def _table(tables: _Tables, machine: str, measure: Mapping[str, Any]) -> Found:
     spelled = ", ".join(f"{key} {wanted}" for key, wanted in measure["where"].items())
     if rows.empty:
         return Found(None, f"table {name} has no {column} for {spelled}")
-    numbers = rows[column].astype(float)
-    row = rows.loc[numbers.idxmin() if measure["pick"] == "lowest" else numbers.idxmax()]
+    readings = rows[column].astype(float)
+    row = rows.loc[readings.idxmin() if measure["pick"] == "lowest" else readings.idxmax()]
     shown = [str(row[key]) for key in ("model", "dtype", "scenario") if key in row]
     where = ", ".join([f"{measure['pick']} of {len(rows)} rows of {name}", spelled, *shown])
     cells: tuple[str, ...] = ()
-    if set(paper_values.IDENTITY) <= set(rows.columns):
+    if set(numbers.IDENTITY) <= set(rows.columns):
         cells = _paths(tables, row)
     return _of_row(row, column, measure.get("exact", False), where, cells)
 
@@ -944,7 +946,7 @@ def read(path: Path) -> list[dict[str, Any]]:
         except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError):
             rows = None
         else:
-            rows = paper_values.claim_rows(table)
+            rows = numbers.claim_rows(table)
     if not isinstance(rows, list) or any(set(COLUMNS) - set(row) for row in rows):
         raise InputError(f"{path}: not the claims of this version; delete the file and run again")
     for row in rows:

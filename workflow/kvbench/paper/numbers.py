@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from kvbench import documents, selection
+from kvbench import documents
+from kvbench.analysis import selection
+from kvbench.analysis.selection import HEADLINE_SCENARIO, HERE, SWEEP_SCENARIO, Group
 from kvbench.errors import InputError
-from kvbench.selection import HEADLINE_SCENARIO, HERE, SWEEP_SCENARIO, Group
-from kvbench.values import Value
+from kvbench.paper.values import Value
 
 if TYPE_CHECKING:
-    from kvbench.statistics import AATest
+    from kvbench.analysis.statistics import AATest
 
 #: Strategies of the source document; their headline values exist even where nothing was measured.
 PUBLISHED_STRATEGIES = ("none", "dynamic", "static")
@@ -211,7 +212,7 @@ def kv_values(
         _machine_values(out, summary, machine)
     _counts(out, "all_", summary)
     for name in ("reuse_strategies", "quality_strategies"):
-        # Filled by kvbench.publishing where such strategies were measured.
+        # Filled by kvbench.paper.sections where such strategies were measured.
         out.put(name, Value(""))
     for name, entry in _claim_counts(claims).items():
         out.put(name, entry)
@@ -476,7 +477,7 @@ def aa_values(tests: Mapping[int, tuple[AATest, AATest]], slowdown: float) -> di
     Parameters
     ----------
     tests:
-        Processes per cell to the results of :func:`kvbench.statistics.aa_test` on equal pairs and
+        Processes per cell to the results of :func:`kvbench.analysis.statistics.aa_test` on equal pairs and
         on pairs of which one arm was slowed.
     slowdown:
         The injected slowdown as a share of the time.

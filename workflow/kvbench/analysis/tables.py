@@ -10,9 +10,10 @@ from typing import Any
 
 import pandas as pd
 
-from kvbench import physics, statistics
+from kvbench import physics
+from kvbench.analysis import statistics
+from kvbench.analysis.selection import HERE
 from kvbench.errors import InputError
-from kvbench.selection import HERE
 
 MIB = 2**20
 

@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kvbench import configuration, documents, records
+from kvbench import documents, records
+from kvbench.analysis.selection import HERE
 from kvbench.errors import InputError
-from kvbench.selection import HERE
+from kvbench.inputs import configuration
 
 SUMS = "SHA256SUMS"
 README = "README.md"

@@ -19,7 +19,7 @@ import jinja2
 from jinja2 import pass_context
 
 from kvbench.errors import InputError
-from kvbench.values import Value
+from kvbench.paper.values import Value
 
 #: What stands where a number is missing, the decimal sign, what separates the ends of an interval,
 #: and how a list ends.

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvbench import documents, records
+from kvbench.analysis.selection import HERE
 from kvbench.errors import InputError
 from kvbench.physics import Ceilings
-from kvbench.selection import HERE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,11 +58,11 @@ def machines(folders: Iterable[str]) -> dict[str, Path]:
     InputError
         A file is missing, altered or was added.
     """
-    from kvbench import recording
+    from kvbench.records import machines
 
     found = {}
     for folder in map(Path, folders):
-        recording.verify(folder)
+        machines.verify(folder)
         found[folder.name] = folder
     return found
 

@@ -1,4 +1,4 @@
-"""How many conversations fit a machine, and how fast it may answer: ``python -m kvbench.capacity``.
+"""How many conversations fit a machine, and how fast: ``python -m kvbench.analysis.capacity``.
 
 A conversation is one sequence of a given length. Beside the weights the memory holds the caches of
 all open conversations and one layer's working copy of them; the roofline model gives the decode
@@ -101,7 +101,7 @@ def architecture(model: str, root: Path | None = None) -> Architecture:
     if path.suffix == ".json":
         return Architecture.from_config(_mapping(documents.read_json(path), path), str(path))
     if path.suffix not in {".yaml", ".yml"}:
-        folder = (root or Path(__file__).parents[2]) / "config" / "models"
+        folder = (root or Path(__file__).parents[3]) / "config" / "models"
         path = folder / f"{model}.yaml"
         if not path.is_file():
             known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml"))) or "none"
@@ -358,7 +358,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns 0, or 2 after one line on standard error."""
-    parser = argparse.ArgumentParser(prog="python -m kvbench.capacity", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m kvbench.analysis.capacity", description=__doc__
+    )
     parser.add_argument("--model", required=True, help="name in config/models, or a model folder")
     parser.add_argument("--memory", required=True, help="memory of one machine, such as 80GiB")
     parser.add_argument("--tokens", required=True, help="tokens of one conversation")
@@ -386,7 +388,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             model=Path(given.model).name,
         )
     except InputError as error:
-        print(f"kvbench.capacity: {error}", file=sys.stderr)
+        print(f"kvbench.analysis.capacity: {error}", file=sys.stderr)
         return 2
     print(table(rows))
     return 0

@@ -10,9 +10,11 @@ from typing import Any
 
 import pandas as pd
 
-from kvbench import documents, instrument, paper_values, selection, statistics, studies, tex
+from kvbench import documents, studies
+from kvbench.analysis import instrument, selection, statistics
 from kvbench.figures import names as figure_names
-from kvbench.values import Value
+from kvbench.paper import numbers, tex
+from kvbench.paper.values import Value
 
 #: The order in which a reader meets the studies: from one function to a whole service.
 STUDY_ORDER = (
@@ -55,13 +57,13 @@ def collect(
     study_cells:
         Study to the records behind it, for ``Value.cells``.
     """
-    values = paper_values.kv_values(summary, samples, claims, environments)
+    values = numbers.kv_values(summary, samples, claims, environments)
     for machine in selection.machines(aa_table) if len(aa_table) else []:
         tests = instrument.as_tests(aa_table, machine)
         if tests:
             rows = aa_table[(aa_table["machine"] == machine) & (aa_table["slowdown"] > 0)]
             # One machine's test is shown; this machine's own, where there is one.
-            values |= paper_values.aa_values(
+            values |= numbers.aa_values(
                 {
                     size: (arms[instrument.SAME], arms[instrument.SLOWED])
                     for size, arms in tests.items()
@@ -213,7 +215,7 @@ def render(
         for name in study_sequence(study_names)
         if (templates / "studies" / f"{name}.{language}.tex.j2").exists()
     ]
-    context = paper_values.section_context(
+    context = numbers.section_context(
         values,
         claims,
         lang=language,

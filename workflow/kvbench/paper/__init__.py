@@ -1,0 +1,1 @@
+"""From tables to named values, LaTeX and PDF."""
