@@ -54,6 +54,8 @@ _GIB = 2**30
 COLUMNS: Mapping[str, str] = {
     "id": "name of the claim in config/claims.yaml",
     "machine": "`here`, or a recorded machine; empty for arithmetic, which needs none",
+    "document": "S1 to S4, other or ours: whose sentence it is",
+    "kind": "stated, printed, target, code, derived or hypothesis",
     "source": "document and place",
     "statement_en": "what is claimed",
     "statement_pt": "the same in Portuguese",
@@ -123,6 +125,9 @@ class Claim:
     measure: Mapping[str, Any]
     bound: Bound
     expected: str | None = None
+    #: S1 to S4, other or ours; and stated, printed, target, code, derived or hypothesis.
+    document: str | None = None
+    kind: str | None = None
 
 
 @dataclass(frozen=True)
@@ -192,8 +197,6 @@ def _claim(
     where: str,
     folder: Path,
 ) -> Claim:
-    source = entry["source"]
-    _one_of(source["document"], sources, f"{where}: source.document", "document")
     figure = entry["figure"] or {}
     value = figure.get("value")
     text = figure.get("text")
@@ -203,7 +206,7 @@ def _claim(
     measure = _measure(entry["measure"], known, where, folder)
     return Claim(
         id=entry["id"],
-        source=f"{sources[source['document']]}, {source['place']}",
+        source=_source(entry, sources, where),
         statement=entry["statement"],
         figure=text,
         figure_value=value,
@@ -211,7 +214,31 @@ def _claim(
         measure=measure,
         bound=_bound(entry["holds_if"], value, where),
         expected=entry.get("expected"),
+        document=entry.get("document"),
+        kind=entry.get("kind"),
     )
+
+
+def _source(entry: Mapping[str, Any], sources: Mapping[str, str], where: str) -> str:
+    """How the claim's document is cited, with the place in it."""
+    if "document" not in entry:
+        if "source" not in entry:
+            raise InputError(f"{where}: document is missing; use one of S1, S2, S3, S4, other, ours")
+        name, place = entry["source"]["document"], entry["source"]["place"]
+        _one_of(name, sources, f"{where}: source.document", "document")
+        return f"{sources[name]}, {place}"
+    name = entry["document"]
+    place = entry.get("place") or entry.get("source", {}).get("place")
+    if name == "other":
+        if missing := [key for key in ("author", "title", "url", "date") if key not in entry]:
+            raise InputError(f"{where}: document other needs {', '.join(missing)}")
+        cited = f"{entry['author']}, {entry['title']}, {entry['date']}, {entry['url']}"
+    elif name == "ours":
+        cited = sources.get(name, "this artifact")
+    else:
+        _one_of(name, sources, f"{where}: document", "document")
+        cited = sources[name]
+    return f"{cited}, {place}" if place else cited
 
 
 def _one_of(name: Any, known: Iterable[str], where: str, kind: str) -> None:
@@ -375,6 +402,8 @@ def _row(claim: Claim, machine: str, found: Found) -> dict[str, Any]:
     return {
         "id": claim.id,
         "machine": machine,
+        "document": claim.document,
+        "kind": claim.kind,
         "source": claim.source,
         "statement_en": claim.statement["en"],
         "statement_pt": claim.statement["pt"],
