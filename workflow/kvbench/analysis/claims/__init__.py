@@ -223,7 +223,9 @@ def _source(entry: Mapping[str, Any], sources: Mapping[str, str], where: str) ->
     """How the claim's document is cited, with the place in it."""
     if "document" not in entry:
         if "source" not in entry:
-            raise InputError(f"{where}: document is missing; use one of S1, S2, S3, S4, other, ours")
+            raise InputError(
+                f"{where}: document is missing; use one of S1, S2, S3, S4, other, ours"
+            )
         name, place = entry["source"]["document"], entry["source"]["place"]
         _one_of(name, sources, f"{where}: source.document", "document")
         return f"{sources[name]}, {place}"
