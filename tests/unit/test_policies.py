@@ -94,6 +94,8 @@ def naive_two_q(capacity, stream):
             main.append(key)
         if hits[-1]:
             continue
+        home = main if key in ghosts else waiting
+        ghosts = [ghost for ghost in ghosts if ghost != key]
         if len(waiting) + len(main) == capacity:
             if len(waiting) > capacity / 4 or not main:
                 ghosts.append(waiting.pop(0))
@@ -101,11 +103,7 @@ def naive_two_q(capacity, stream):
                     ghosts.pop(0)
             else:
                 main.pop(0)
-        if key in ghosts:
-            ghosts.remove(key)
-            main.append(key)
-        else:
-            waiting.append(key)
+        home.append(key)
     return hits
 
 
@@ -298,6 +296,10 @@ REFERENCES = {
 @given(CAPACITIES, STREAMS)
 def test_policy_decides_as_its_naive_reference(name, capacity, stream):
     assert replay(name, capacity, stream) == REFERENCES[name](capacity, stream)
+
+
+def test_two_q_looks_for_the_ghost_of_a_key_before_making_room_for_it():
+    assert replay("two_q", 2, [1, 2, 3, 1, 4, 2, 1])[-1]
 
 
 @given(CAPACITIES, STREAMS)

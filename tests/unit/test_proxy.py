@@ -153,6 +153,24 @@ def test_tenants_never_see_each_others_answers(start, upstream):
     assert client.ask("my secret question", headers={"Authorization": "Bearer a"}).cache == "hit"
 
 
+@pytest.mark.parametrize(
+    "name", ["x-api-key", "Cookie", "x-gateway-key", "x-forwarded-user", "cf-access-token"]
+)
+def test_any_header_that_may_carry_an_identity_separates_tenants(start, upstream, name):
+    client = start(threshold=0.5)
+    client.ask("my secret question", headers={name: "a"})
+    assert client.ask("my secret question", headers={name: "b"}).cache == "miss"
+    assert client.ask("my secret question").cache == "miss"
+    assert client.ask("my secret question", headers={name: "a"}).cache == "hit"
+
+
+def test_headers_that_say_nothing_of_who_asks_keep_a_hit(start, upstream):
+    client = start()
+    client.ask("hello", headers={"User-Agent": "one", "x-stainless-retry-count": "0"})
+    reply = client.ask("hello", headers={"User-Agent": "two", "x-stainless-retry-count": "1"})
+    assert reply.cache == "hit"
+
+
 def test_api_keys_are_not_kept_in_memory(start):
     client = start(threshold=0.5)
     client.ask("hello", headers={"Authorization": "Bearer very-secret"})

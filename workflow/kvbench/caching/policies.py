@@ -292,6 +292,10 @@ class TwoQ(Policy):
             self._main.keys.move_to_end(key)
 
     def _miss(self, key: Hashable, size: int) -> None:
+        # Before room is made: the ghost of the newcomer would push this key's ghost out.
+        returned = key in self._ghosts
+        if returned:
+            self._ghosts.remove(key)
         while self.used + size > self.capacity:
             if self._waiting.used > self.capacity / 4 or not self._main:
                 victim, freed = self._waiting.pop_oldest()
@@ -300,8 +304,7 @@ class TwoQ(Policy):
             else:
                 victim, _ = self._main.pop_oldest()
             self._drop(victim)
-        if key in self._ghosts:
-            self._ghosts.remove(key)
+        if returned:
             self._main.push(key, size)
         else:
             self._waiting.push(key, size)

@@ -8,7 +8,8 @@ Run it in front of any server and point the client at it::
 What it promises
 ----------------
 * Only ``POST .../chat/completions`` is cached; everything else passes through.
-* An entry belongs to one API key (and organisation and project): tenants never meet.
+* An entry belongs to whoever the forwarded headers name (keys of any kind, cookies, organisation):
+  tenants never meet.
 * The exact key is a digest of the whole request. The semantic cache compares the last user message
   only, and only between requests that are equal in everything else: model, parameters, system
   prompt, history, tools.
@@ -69,8 +70,24 @@ _HOP_BY_HOP = frozenset(
     }
 )
 
-#: Request headers that say who is asking; they separate the entries.
-_TENANT_HEADERS = ("authorization", "api-key", "openai-organization", "openai-project")
+#: Forwarded request headers that say nothing about who asks and change no answer. Every other
+#: header is part of the tenant: keys, cookies and forwarded users have too many names to list.
+_NEUTRAL_HEADERS = frozenset(
+    {
+        "accept",
+        "cache-control",
+        "content-type",
+        "idempotency-key",
+        "pragma",
+        "priority",
+        "traceparent",
+        "tracestate",
+        "user-agent",
+        "x-request-id",
+    }
+)
+#: Beginnings of such names: what the openai client says of itself, and of its retries.
+_NEUTRAL_PREFIXES = ("x-stainless-", "sec-ch-", "sec-fetch-")
 
 _STATUS_BAD_GATEWAY = 502
 _STATUS_GATEWAY_TIMEOUT = 504
@@ -393,8 +410,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _tenant(self) -> str:
         """Return a digest of who is asking, so that no API key is held in memory."""
-        names = [self.headers.get_all(name, []) for name in _TENANT_HEADERS]
-        return hashlib.sha256(json.dumps(names).encode()).hexdigest()
+        identity = sorted(
+            (name.lower(), value)
+            for name, value in self._forwarded_headers()
+            if name.lower() not in _NEUTRAL_HEADERS
+            and not name.lower().startswith(_NEUTRAL_PREFIXES)
+        )
+        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
     def _send_stored(self, stored: Stored, kind: str, similarity: float) -> None:
         self.send_response(200)
