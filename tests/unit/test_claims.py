@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import subprocess
@@ -457,29 +458,66 @@ def test_a_further_table_is_judged_by_its_worst_row():
 # ---------------------------------------------------------------------------- the file
 
 
-def test_shipped_claims_cover_what_the_documents_say(shipped):
-    ids = {one.id for one in shipped}
-    assert {
-        "dynamic_faster_than_none",
-        "static_faster_than_dynamic",
-        "static_fastest",
-        "success_rate_100",
-        "same_tokens",
-        "cache_reduces_memory",
-        "uncached_grows_superlinearly",
-        "cached_grows_at_most_linearly",
-        "llama2_7b_512_tokens",
-        "quantised_saves_memory",
-        "quantised_costs_speed",
-        "memoization_plain_time",
-        "cache_slower_than_lru_cache",
-        "http_lru_cache_speedup",
-        "hits_under_10_ms",
-        "hit_ratio_30_pays",
-        "distance_below_one_minus_threshold",
-        "api_repeated_speedup",
-        "int4_quality_kl",
-    } <= ids
+def test_every_shipped_claim_names_its_document_and_kind(shipped):
+    assert {claim.document for claim in shipped} == {"S1", "S2", "S3", "S4", "other", "ours"}
+    assert all(claim.kind for claim in shipped)
+    ours = {claim.id for claim in shipped if claim.document == "ours"}
+    assert ours == {claim.id for claim in shipped if claim.kind == "hypothesis"}
+
+
+def test_nothing_that_no_document_printed_is_called_the_documents_own():
+    text = SHIPPED.read_text(encoding="utf-8")
+    for never_printed in ("31.7", "0.008", "4.45 MB"):
+        assert never_printed not in text
+    sources = yaml.safe_load(text)
+    success = [one for one in sources["claims"] if one["measure"].get("column") == "success_rate"]
+    assert {one["document"] for one in success} == {"ours"}
+
+
+def test_a_number_printed_for_the_1b_model_is_held_against_that_shape_only(shipped):
+    own = [one for one in shipped if one.document == "S1" and one.kind in ("printed", "derived")]
+    timed = [one for one in own if one.unit]
+    assert timed
+    for claim in timed:
+        assert all(name.startswith("llama-3.2-1b") for name in claim.measure["model"]), claim.id
+
+
+def test_derived_figures_are_the_quotients_of_what_was_printed(shipped):
+    printed = {
+        "dynamic_speedup_derived": 314.42 / 58.71,
+        "static_speedup_derived": 314.42 / 56.52,
+        "static_over_dynamic_derived": 58.71 / 56.52,
+        "memoization_speedup_derived": 9.122187 / 0.000022,
+        "http_dict_1_derived": 0.149507523 / 0.073524475,
+        "http_lru_cache_1_derived": 0.149507523 / 0.026438475,
+        "http_dict_10_derived": 0.218742847 / 0.019894361,
+        "http_lru_cache_10_derived": 0.218742847 / 0.011918306,
+        "http_dict_100_derived": 1.577921152 / 0.043052197,
+        "http_lru_cache_100_derived": 1.577921152 / 0.026732683,
+        "http_dict_500_derived": 7.365094662 / 0.011998177,
+        "http_lru_cache_500_derived": 7.365094662 / 0.011190891,
+    }
+    derived = {one.id: one.figure_value for one in shipped if one.kind == "derived"}
+    assert set(derived) == set(printed)
+    for name, value in printed.items():
+        assert derived[name] == pytest.approx(value, rel=0.003), name
+
+
+def test_no_number_stands_in_for_an_interval(shipped):
+    assert not [claim.id for claim in shipped if "allowance" in claim.measure]
+
+
+def test_what_cannot_be_tested_says_why_in_both_languages():
+    rows = yaml.safe_load(SHIPPED.read_text(encoding="utf-8"))["not_tested"]
+    assert {row["document"] for row in rows} == {"S1", "S2", "S3", "S4", "other"}
+    for row in rows:
+        assert row["reason"]["en"] != row["reason"]["pt"]
+
+
+def test_the_cache_client_has_neither_method_that_the_guide_calls():
+    redis = pytest.importorskip("redis")
+    assert not hasattr(redis.Redis, "delete_pattern")
+    assert list(inspect.signature(redis.Redis.setex).parameters) == ["self", "name", "time", "value"]
 
 
 @pytest.mark.parametrize(
@@ -596,8 +634,8 @@ def test_the_paper_finds_every_column_it_reads(one, shipped):
     rows = claims.evaluate(shipped, samples, summary, {})
     context = numbers.section_context({}, rows, lang="pt")
     first = context["claims"][0]
-    assert first["statement"] == "A geração com o cache dinâmico é mais rápida do que sem cache."
-    assert first["figure"] == "5.36x"
+    assert first["statement"].startswith("Sem cache, um turno de 152 + 150 tokens leva 314,42 s")
+    assert first["figure"] == "314.42 s"
     assert first["measured"].ci == (rows[0]["ci_low"], rows[0]["ci_high"])
     untested = next(entry for entry in context["claims"] if entry["verdict"] == "not tested")
     assert untested["reason"]

@@ -316,7 +316,8 @@ def labels(table: pd.DataFrame) -> pd.Series:
     """Return the name of each row's policy, with the flush size for write_back."""
     return table["policy"].where(
         table["flush_every"].isna(),
-        table["policy"] + "_" + table["flush_every"].fillna(0).astype(int).astype(str),
+        # An empty column is of no type in particular, to which a text cannot be added.
+        table["policy"].astype(str) + "_" + table["flush_every"].fillna(0).astype(int).astype(str),
     )
 
 
