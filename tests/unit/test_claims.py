@@ -517,7 +517,12 @@ def test_what_cannot_be_tested_says_why_in_both_languages():
 def test_the_cache_client_has_neither_method_that_the_guide_calls():
     redis = pytest.importorskip("redis")
     assert not hasattr(redis.Redis, "delete_pattern")
-    assert list(inspect.signature(redis.Redis.setex).parameters) == ["self", "name", "time", "value"]
+    assert list(inspect.signature(redis.Redis.setex).parameters) == [
+        "self",
+        "name",
+        "time",
+        "value",
+    ]
 
 
 @pytest.mark.parametrize(
