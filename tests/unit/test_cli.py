@@ -1,0 +1,75 @@
+"""The command line: what it lists, what it refuses, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def kvbench():
+    """Run the command in a process of its own; its standard output is a pipe."""
+
+    def run(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, "-m", "kvbench", *arguments],
+            cwd=cwd,
+            env={**os.environ, "PYTHONPATH": str(ROOT / "workflow"), "NO_COLOR": "1", **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run
+
+
+def test_help_names_every_command(kvbench):
+    done = kvbench("--help")
+    assert done.returncode == 0
+    for name in ("list", "capacity", "proxy"):
+        assert f" {name} " in done.stdout
+
+
+def test_a_list_has_one_line_for_each_entry(kvbench):
+    done = kvbench("list", "models")
+    names = sorted(path.stem for path in (ROOT / "config" / "models").glob("*.yaml"))
+    lines = [line.split()[0] for line in done.stdout.splitlines() if line.strip()]
+    assert lines == ["models", *names]
+
+
+def test_everything_can_be_listed(kvbench):
+    done = kvbench("list")
+    assert done.returncode == 0, done.stderr
+    for kind in ("scenarios", "models", "strategies", "studies", "figures", "claims", "machines"):
+        assert f"\n{kind}" in f"\n{done.stdout}"
+
+
+def test_an_unknown_kind_is_refused_with_the_known_ones(kvbench):
+    done = kvbench("list", "colours")
+    assert done.returncode == 2
+    assert "scenarios" in done.stderr
+
+
+def test_the_commands_start_without_torch():
+    program = "import sys, kvbench.cli; print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "workflow")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["False"]
+
+
+def test_arguments_of_the_planner_reach_it(kvbench):
+    done = kvbench("capacity", "--model", "nowhere", "--memory", "1GiB", "--tokens", "10")
+    assert done.returncode == 2
+    assert "nowhere" in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,5 @@
+"""``python -m kvbench``: the command line."""
+
+from kvbench.cli import main
+
+main()
