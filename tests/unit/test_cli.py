@@ -20,7 +20,12 @@ def kvbench():
         return subprocess.run(
             [sys.executable, "-m", "kvbench", *arguments],
             cwd=cwd,
-            env={**os.environ, "PYTHONPATH": str(ROOT / "workflow"), "NO_COLOR": "1", **environment},
+            env={
+                **os.environ,
+                "PYTHONPATH": str(ROOT / "workflow"),
+                "NO_COLOR": "1",
+                **environment,
+            },
             capture_output=True,
             text=True,
             check=False,

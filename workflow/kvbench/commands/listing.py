@@ -52,7 +52,9 @@ def _scenarios() -> Iterator[tuple[str, str]]:
     from kvbench import layout
     from kvbench.inputs import scenarios
 
-    for name, scenario in sorted(scenarios.load_all(layout.shipped("config") / "scenarios").items()):
+    for name, scenario in sorted(
+        scenarios.load_all(layout.shipped("config") / "scenarios").items()
+    ):
         unit = "turns" if scenario.turns else "steps"
         yield name, f"{scenario.title} ({scenario.length} {unit})"
 
@@ -105,7 +107,10 @@ def _machines() -> Iterator[tuple[str, str]]:
         facts = gathering.environments([], {machine.name: machine})[machine.name]
         gpu = facts.get("gpu") or {}
         count = sum(1 for _ in machine.glob("cells/**/*.json"))
-        yield machine.name, f"{gpu.get('name') or facts['cpu']}, {facts['cores']} cores, {count} records"
+        yield (
+            machine.name,
+            f"{gpu.get('name') or facts['cpu']}, {facts['cores']} cores, {count} records",
+        )
 
 
 _ENTRIES = {
