@@ -17,7 +17,7 @@ from kvbench import documents, records, studies
 from kvbench.analysis import tables
 from kvbench.inputs import configuration
 from kvbench.records import gathering
-from kvbench.studies import _cell
+from kvbench.studies.measuring import _cell
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "workflow" / "scripts"

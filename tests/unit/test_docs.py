@@ -334,7 +334,7 @@ def run_example() -> Iterator[Callable[[str], dict[str, Any]]]:
 
     yield run
     for name in made:
-        del sys.modules[name]
+        sys.modules.pop(name, None)
     # A strategy is found by being a subclass; the example must not outlive its test.
     gc.collect()
 
@@ -389,9 +389,12 @@ def test_the_example_of_a_strategy_gives_the_tokens_and_bytes_it_promises(tiny, 
     )
 
 
-def test_the_example_of_a_study_plans_and_measures(tmp_path, run_example):
+def test_the_example_of_a_study_plans_and_measures(tmp_path, run_example, monkeypatch):
     import pandas as pd
 
+    measuring = run_example("workflow/kvbench/studies/measuring/dict_lookup.py")
+    part = types.SimpleNamespace(**measuring)
+    monkeypatch.setitem(sys.modules, studies.measuring_part("dict_lookup"), part)
     study = run_example("workflow/kvbench/studies/dict_lookup.py")["STUDY"]
     options = documents.fill_defaults({}, study.options)
     context = studies.Context(tmp_path, seed=1)

@@ -273,7 +273,7 @@ def table(tmp_path_factory):
     rows = []
     for cell in study.plan(options).values():
         try:
-            rows += study.measure(cell.factors, Context(folder, seed=4)).rows
+            rows += study.STUDY.measure(cell.factors, Context(folder, seed=4)).rows
         except Unsupported as error:
             pytest.skip(str(error))
     file = folder / "table.csv"

@@ -112,7 +112,7 @@ def table(tmp_path_factory):
     jsonschema.validate(options, study.OPTIONS)
     rows = []
     for cell in study.plan(options).values():
-        rows += study.measure(cell.factors, Context(folder, seed=1)).rows
+        rows += study.STUDY.measure(cell.factors, Context(folder, seed=1)).rows
     file = folder / "table.csv"
     pd.DataFrame(rows, columns=list(study.COLUMNS)).to_csv(file, index=False)
     return pd.read_csv(file)

@@ -25,7 +25,7 @@ print(*sorted(sys.modules))
 
 def modules_of(package: str) -> list[str]:
     """The package's modules, helpers included."""
-    folder = LIBRARY / package
+    folder = LIBRARY / package.replace(".", "/")
     names = sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
     return [f"kvbench.{package}", *(f"kvbench.{package}.{name}" for name in names)]
 
@@ -68,7 +68,9 @@ def loaded_by(modules: list[str]) -> set[str]:
             id="paper",
         ),
         pytest.param(
-            [*modules_of("caching"), *modules_of("studies")], (*TORCH, *PLOTS), id="caches"
+            [*modules_of("caching"), *modules_of("studies"), *modules_of("studies.measuring")],
+            (*TORCH, *PLOTS),
+            id="caches",
         ),
         pytest.param(
             [*modules_of("strategies"), *modules_of("measurement")],
@@ -79,6 +81,25 @@ def loaded_by(modules: list[str]) -> set[str]:
 )
 def test_importing(modules, forbidden):
     assert loaded_by(modules) & set(forbidden) == set()
+
+
+LIGHT = [name for name in modules_of("studies") if name != "kvbench.studies"]
+CACHES = ("redis", "cachetools", "requests", "requests_cache", "faiss", "openai", "sqlite3")
+
+
+def test_the_light_parts_of_the_studies_load_no_cache_and_no_measuring_part():
+    loaded = loaded_by(LIGHT)
+    assert loaded & {*TORCH, *PLOTS, *CACHES} == set()
+    assert not any(name.startswith("kvbench.studies.measuring") for name in loaded)
+
+
+def test_measuring_parts_know_neither_their_light_part_nor_what_comes_after_the_measurement():
+    later = ("kvbench.analysis", "kvbench.figures", "kvbench.paper")
+    light = set(LIGHT) - {"kvbench.studies._estimates"}
+    for path in (LIBRARY / "studies" / "measuring").glob("*.py"):
+        found = imports(path)
+        assert not any(name.startswith(later) for name in found), path.name
+        assert not found & light, path.name
 
 
 def imports(path: Path) -> set[str]:

@@ -13,7 +13,8 @@ import pytest
 from kvbench.errors import Unsupported
 from kvbench.paper import tex
 from kvbench.studies import Context, llm_api
-from kvbench.studies import _children as children
+from kvbench.studies.measuring import _children as children
+from kvbench.studies.measuring import llm_api as measuring
 
 PAPER = Path(__file__).parents[2] / "paper" / "studies"
 
@@ -82,7 +83,7 @@ def external(monkeypatch):
     with fake_openai.serving() as upstream:
         monkeypatch.setenv("OPENAI_BASE_URL", upstream.url)
         monkeypatch.setattr(
-            llm_api,
+            measuring,
             "_proxy_command",
             lambda url, _factors: [
                 *(sys.executable, "-m", "kvbench.caching.proxy"),
@@ -129,9 +130,11 @@ def test_without_a_local_model_the_cell_is_unsupported(tmp_path, monkeypatch):
 
 def test_without_server_packages_the_cell_is_unsupported(tmp_path, monkeypatch):
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-    find = llm_api.importlib.util.find_spec
+    find = measuring.importlib.util.find_spec
     monkeypatch.setattr(
-        llm_api.importlib.util, "find_spec", lambda name: None if name == "uvicorn" else find(name)
+        measuring.importlib.util,
+        "find_spec",
+        lambda name: None if name == "uvicorn" else find(name),
     )
     with pytest.raises(Unsupported, match="transformers serve needs uvicorn"):
         run(tmp_path)
@@ -140,8 +143,8 @@ def test_without_server_packages_the_cell_is_unsupported(tmp_path, monkeypatch):
 def test_a_model_folder_without_a_model_is_unsupported(tmp_path, monkeypatch):
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     # A server that looks for its model and ends, as transformers serve does.
-    monkeypatch.setattr(llm_api, "_healthy", lambda _port: False)
-    monkeypatch.setattr(llm_api, "_proxy_command", lambda *_: [sys.executable, "-c", "1/0"])
+    monkeypatch.setattr(measuring, "_healthy", lambda _port: False)
+    monkeypatch.setattr(measuring, "_proxy_command", lambda *_: [sys.executable, "-c", "1/0"])
     monkeypatch.setattr(children, "_STOP_S", 0.2)
     options = defaults() | {"startup_timeout_s": 5}
     with pytest.raises(Unsupported, match="ZeroDivisionError"):
@@ -160,9 +163,9 @@ def sample(seconds, cache="miss", kind="", right=True):
 def table():
     return pd.DataFrame(
         [
-            llm_api._row("direct", [sample(1.0)] * 7, "external"),
-            llm_api._row("first", [sample(1.25)] * 7, "external"),
-            llm_api._row("repeated", [sample(0.005, "hit", "exact")] * 7, "external"),
+            measuring._row("direct", [sample(1.0)] * 7, "external"),
+            measuring._row("first", [sample(1.25)] * 7, "external"),
+            measuring._row("repeated", [sample(0.005, "hit", "exact")] * 7, "external"),
         ]
     )
 
@@ -185,9 +188,9 @@ def test_values_of_an_empty_table_are_missing():
 
 def test_a_hit_on_a_near_miss_counts_as_wrong():
     hit = sample(0.01, "hit", "semantic") | {"answer": "x"}
-    assert llm_api._judged("near_miss", dict(hit), "x")["right"] is False
-    assert llm_api._judged("paraphrased", dict(hit), "x")["right"] is True
-    assert llm_api._judged("paraphrased", dict(hit), "y")["right"] is False
+    assert measuring._judged("near_miss", dict(hit), "x")["right"] is False
+    assert measuring._judged("paraphrased", dict(hit), "x")["right"] is True
+    assert measuring._judged("paraphrased", dict(hit), "y")["right"] is False
 
 
 @pytest.mark.parametrize("change", [{"threshold": 1.1}, {"prompts": 0}, {"call_timeout_s": 0}])

@@ -14,7 +14,7 @@ from kvbench import studies
 from kvbench.caching import memo
 from kvbench.errors import InputError
 from kvbench.paper import tex
-from kvbench.studies import Context, _estimates, memoization
+from kvbench.studies import Context, _estimates, _values, memoization
 
 ROOMY = ("cache", "lru_cache", "lru_128", "lru_3", "dict")
 
@@ -99,7 +99,7 @@ def table(tmp_path, **changed):
     jsonschema.validate(options, memoization.OPTIONS)
     rows = []
     for cell in memoization.plan(options).values():
-        rows += memoization.measure(cell.factors, Context(tmp_path, seed=1)).rows
+        rows += memoization.STUDY.measure(cell.factors, Context(tmp_path, seed=1)).rows
     file = tmp_path / "table.csv"
     pd.DataFrame(rows, columns=list(memoization.COLUMNS)).to_csv(file, index=False)
     return pd.read_csv(file)
@@ -255,5 +255,5 @@ def test_ratio_interval_holds_the_ratio_of_two_equal_populations():
 
 
 def test_share_value_keeps_its_interval_between_0_and_100_percent():
-    assert _estimates.share_value([0.0, 0.01, 0.0]).ci[0] == 0.0
-    assert _estimates.share_value([1.0, 0.99, 1.0]).ci[1] == 100.0
+    assert _values.share_value([0.0, 0.01, 0.0]).ci[0] == 0.0
+    assert _values.share_value([1.0, 0.99, 1.0]).ci[1] == 100.0

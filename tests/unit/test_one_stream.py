@@ -14,6 +14,7 @@ from kvbench.caching import paraphrases
 from kvbench.errors import Unsupported
 from kvbench.paper import tex
 from kvbench.studies import Context, one_stream
+from kvbench.studies.measuring import one_stream as measuring
 
 PAPER = Path(__file__).parents[2] / "paper" / "studies"
 MIX = {"repeats": 0.3, "paraphrases": 0.3, "near_misses": 0.1}
@@ -63,7 +64,7 @@ def outcome(tmp_path_factory):
     rows, samples = [], {}
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("REDIS_URL", raising=False)
-        patch.setattr(one_stream, "LocalModel", Echo)
+        patch.setattr(measuring, "LocalModel", Echo)
         patch.setattr("kvbench.caching.encoder.SentenceEncoder", Words)
         for name, cell in one_stream.STUDY.plan(options).items():
             folder = tmp_path_factory.mktemp(name)
@@ -84,13 +85,13 @@ def strategies(outcome):
 
 
 def test_the_stream_depends_on_the_seed_only(texts):
-    first = one_stream.stream(texts, 100, MIX, seed=5)
-    assert first == one_stream.stream(texts, 100, MIX, seed=5)
-    assert first != one_stream.stream(texts, 100, MIX, seed=6)
+    first = measuring.stream(texts, 100, MIX, seed=5)
+    assert first == measuring.stream(texts, 100, MIX, seed=5)
+    assert first != measuring.stream(texts, 100, MIX, seed=6)
 
 
 def test_the_stream_keeps_the_shares_that_were_asked_for(texts):
-    kinds = [asked.kind for asked in one_stream.stream(texts, 250, MIX, seed=5)]
+    kinds = [asked.kind for asked in measuring.stream(texts, 250, MIX, seed=5)]
     for kind, share in (("repeat", 0.3), ("paraphrase", 0.3), ("near_miss", 0.1), ("new", 0.3)):
         # Three standard deviations; near misses and paraphrases need an intent asked before.
         assert kinds.count(kind) / 250 == pytest.approx(share, abs=0.09)
@@ -98,34 +99,34 @@ def test_the_stream_keeps_the_shares_that_were_asked_for(texts):
 
 def test_a_repeat_repeats_and_everything_else_is_asked_for_the_first_time(texts):
     seen = {}
-    for asked in one_stream.stream(texts, 250, MIX, seed=5):
+    for asked in measuring.stream(texts, 250, MIX, seed=5):
         assert (asked.text in seen) == (asked.kind == "repeat")
         assert seen.setdefault(asked.text, asked.answer) == asked.answer
 
 
 def test_a_paraphrase_belongs_to_a_question_asked_before(texts):
     answers = set()
-    for asked in one_stream.stream(texts, 250, MIX, seed=5):
+    for asked in measuring.stream(texts, 250, MIX, seed=5):
         assert (asked.answer in answers) == (asked.kind in ("paraphrase", "repeat"))
         answers.add(asked.answer)
 
 
 def test_only_the_report_half_is_asked(texts):
     halves = {text.text: text.half for text in texts.texts}
-    asked = one_stream.stream(texts, 250, MIX, seed=5)
+    asked = measuring.stream(texts, 250, MIX, seed=5)
     assert {halves[request.text] for request in asked} == {"report"}
 
 
 def test_a_stream_without_repetition_has_only_new_questions(texts):
     none = {"repeats": 0, "paraphrases": 0, "near_misses": 0}
-    asked = one_stream.stream(texts, 100, none, seed=5)
+    asked = measuring.stream(texts, 100, none, seed=5)
     assert {request.kind for request in asked} == {"new"}
     assert len({request.text for request in asked}) == 100
 
 
 def test_a_stream_longer_than_the_set_goes_on_with_repeats(texts):
     none = {"repeats": 0, "paraphrases": 0, "near_misses": 0}
-    asked = one_stream.stream(texts, 300, none, seed=5)
+    asked = measuring.stream(texts, 300, none, seed=5)
     assert asked[-1].kind == "repeat"
 
 
@@ -181,9 +182,9 @@ def test_a_near_miss_that_is_served_the_question_it_resembles_is_wrong():
             return one_stream_lookup
 
     one_stream_lookup = type("Found", (), {"hit": True, "value": ("text", "a")})()
-    cache = one_stream.ResponseCache(one_stream.MemoryBackend(5))
-    serve = one_stream._exact_semantic(cache, Alike(), lambda _asked: pytest.fail("generated"))
-    served = serve(one_stream.Asked("near", "a/number", "near_miss"))
+    cache = measuring.ResponseCache(measuring.MemoryBackend(5))
+    serve = measuring._exact_semantic(cache, Alike(), lambda _asked: pytest.fail("generated"))
+    served = serve(measuring.Asked("near", "a/number", "near_miss"))
     assert (served.kind, served.answer) == ("semantic", "a")
     # A wrong semantic answer does not become an exact one.
     assert cache.stats.stored == 0
@@ -197,7 +198,7 @@ def test_without_a_model_the_cell_is_unsupported(tmp_path):
 
 def test_a_folder_without_a_model_is_unsupported(tmp_path):
     with pytest.raises(Unsupported, match="cannot be loaded"):
-        one_stream.LocalModel(tmp_path, 4)
+        measuring.LocalModel(tmp_path, 4)
 
 
 # --- plan, columns, values ------------------------------------------------------------------------

@@ -485,7 +485,7 @@ def measured(folder, **changed):
     rows = []
     for cell in eviction.plan(options).values():
         try:
-            rows += eviction.measure(cell.factors, Context(folder, seed=3)).rows
+            rows += eviction.STUDY.measure(cell.factors, Context(folder, seed=3)).rows
         except Unsupported as error:
             pytest.skip(str(error))
     file = folder / "table.csv"

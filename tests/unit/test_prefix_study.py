@@ -8,8 +8,10 @@ import pytest
 from kvbench import studies
 from kvbench.errors import InputError, Unsupported
 from kvbench.figures import app_prefix
+from kvbench.studies.prefix import WAYS
 
 SERVING = {
+    "ways": list(WAYS),
     "system_tokens": 40,
     "question_tokens": 9,
     "new_tokens": 6,

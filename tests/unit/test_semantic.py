@@ -18,7 +18,8 @@ from kvbench.caching import semantic_cache as sc
 from kvbench.caching import similarity
 from kvbench.caching.response_cache import MISS
 from kvbench.paper import tex
-from kvbench.studies import Context, _decisions, semantic
+from kvbench.studies import Context, semantic
+from kvbench.studies.measuring import _decisions
 
 PAPER = Path(__file__).parents[2] / "paper" / "studies"
 

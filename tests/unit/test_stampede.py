@@ -12,7 +12,8 @@ import pytest
 from kvbench.caching.server import running
 from kvbench.caching.stampede import EXCLUSIVE, PROTECTIONS, SingleFlight, protect, xfetch
 from kvbench.studies import Context
-from kvbench.studies.stampede import STUDY, minimum_loads
+from kvbench.studies.measuring.stampede import minimum_loads
+from kvbench.studies.stampede import STUDY
 
 THREADS = 20
 

@@ -10,6 +10,7 @@ from kvbench import physics
 from kvbench.analysis import tables
 from kvbench.errors import InputError
 from kvbench.records import gathering
+from kvbench.studies import recorded_rows
 
 
 @pytest.fixture
@@ -351,14 +352,14 @@ def app_record(cell: str, rows: list[dict], status: str = "ok") -> dict:
 def test_a_studys_table_has_its_rows_with_machine_and_cell_in_front():
     columns = {"policy": "Policy.", "hits": "Hits."}
     made = [app_record("lru", [{"policy": "lru", "hits": 1}, {"policy": "lru", "hits": 2}])]
-    table = tables.app_table(columns, {"here": made})
+    table = tables.app_table(columns, {"here": made}, recorded_rows)
     assert list(table.columns) == ["machine", "cell", "status", "reason", "policy", "hits"]
     assert table["hits"].tolist() == [1, 2]
 
 
 def test_a_cell_without_rows_still_says_what_became_of_it():
     made = [app_record("lru", [], "unsupported")]
-    table = tables.app_table({"policy": "Policy.", "hits": "Hits."}, {"here": made})
+    table = tables.app_table({"policy": "Policy.", "hits": "Hits."}, {"here": made}, recorded_rows)
     (only,) = table.to_dict("records")
     assert (only["status"], only["reason"], only["policy"]) == ("unsupported", "no server", "lru")
     assert math.isnan(only["hits"])

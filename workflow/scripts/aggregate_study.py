@@ -10,10 +10,10 @@ from kvbench.records import gathering
 
 def main(snakemake):
     """Run the rule ``aggregate_study``."""
-    study = snakemake.wildcards.study
+    study = studies.get(snakemake.wildcards.study)
     machines = gathering.machines(snakemake.params.machines)
-    found = gathering.app_records(study, snakemake.input.records, machines)
-    table = tables.app_table(studies.get(study).columns, found)
+    found = gathering.app_records(study.name, snakemake.input.records, machines)
+    table = tables.app_table(study.columns, found, study.aggregate)
     gathering.write_csv(table, Path(snakemake.output[0]))
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from _job import job
 from kvbench import records
-from kvbench.studies import _cell
+from kvbench.studies.measuring import _cell
 
 
 def main(snakemake):

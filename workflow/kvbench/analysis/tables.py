@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -415,9 +415,13 @@ def columns_readme(tables: Mapping[str, Mapping[str, str]]) -> str:
 
 
 def app_table(
-    study_columns: Mapping[str, str], records: Mapping[str, Sequence[Mapping[str, Any]]]
+    study_columns: Mapping[str, str],
+    records: Mapping[str, Sequence[Mapping[str, Any]]],
+    aggregate: Callable[[Mapping[str, Any]], list[dict[str, Any]]],
 ) -> pd.DataFrame:
     """Table of one study: its rows with the machine, the cell and its status in front.
+
+    ``aggregate`` gives the rows of a record (:attr:`kvbench.studies.Study.aggregate`).
 
     A cell without rows (unsupported, failed) still has one line that says so.
     """
@@ -430,7 +434,7 @@ def app_table(
                 "status": record["status"],
                 "reason": record["reason"],
             }
-            rows += [{**shared, **row} for row in record["rows"]] or [
+            rows += [{**shared, **row} for row in aggregate(record)] or [
                 {**shared, **dict(record["cell"]["factors"])}
             ]
     columns = ["machine", "cell", "status", "reason"]

@@ -19,7 +19,7 @@ _FILES = {KV_SCHEMA: "kv-cell", APP_SCHEMA: "app-cell"}
 #: of ``kv`` and ``app`` can change a measurement, and their digest is part of every record.
 SOURCES = {
     "kv": ("strategies", "measurement", "inputs/models.py", "inputs/scenarios.py"),
-    "app": ("caching", "studies/__init__.py", "studies/_cell.py", "measurement/startup.py"),
+    "app": ("caching", "studies/__init__.py", "measurement/startup.py"),
     "models": ("inputs/models.py",),
     "tables": ("analysis", "physics", "records"),
     "figures": ("figures", "analysis", "physics"),

@@ -1,12 +1,11 @@
-"""The application-cache studies: one module per study, discovered by name.
+"""The application-cache studies: two modules per study, discovered by name.
 
-A study is one module in this package that defines ``STUDY``, an instance of :class:`Study`.
-Nothing else has to be edited: the configuration schema, the cells of the DAG, the tables and
-their column descriptions are all read from that object. Modules whose name starts with an
-underscore are helpers, not studies.
-
-A study module must be cheap to import (no torch, no server, no network at import time), because
-planning the DAG imports every study; heavy imports belong inside ``measure``.
+The light part, ``studies/<name>.py``, defines ``STUDY``, an instance of :class:`Study`: options,
+cells, columns and named values. Planning and everything after the measurement import it, so it
+imports neither a cache nor a client of a server. The measuring part,
+``studies/measuring/<name>.py``, defines ``measure``; it knows nothing of the light part, and only
+it decides whether a cell has to be measured again. Nothing else has to be edited. Modules whose
+name starts with an underscore are helpers, not studies.
 """
 
 from __future__ import annotations
@@ -66,10 +65,29 @@ class Context:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a cell found: tidy rows for the table, and the raw samples behind them."""
+    """What a cell found: tidy rows for the table, and the raw samples behind them.
+
+    Attributes
+    ----------
+    rows:
+        One mapping per row of the table.
+    samples:
+        The raw times. Those of arms that took turns in rounds carry their ``round`` (from 0) and
+        their ``slot`` (running position in the cell), see :mod:`kvbench.studies.measuring._rounds`.
+    """
 
     rows: list[dict[str, Any]]
     samples: Mapping[str, Any] = field(default_factory=dict)
+
+
+def recorded_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of a record as they were measured."""
+    return [dict(row) for row in record["rows"]]
+
+
+def measuring_part(name: str) -> str:
+    """Return the name of the module that measures a study; a digest of it is its cells' code."""
+    return f"{__name__}.measuring.{name}"
 
 
 @dataclass(frozen=True)
@@ -87,14 +105,14 @@ class Study:
         ``description`` and a ``default`` (the default is the quick configuration).
     plan:
         Options, filled with defaults, to the cells of the study by file-name-safe id.
-    measure:
-        Factors and context to an :class:`Outcome`. Raises :class:`kvbench.errors.Unsupported`
-        when this machine cannot run the cell.
     columns:
         Column name to meaning (with the unit), in the order of the table.
     values:
         The study's table (of one machine) to named values for the paper and the claims.
         Names start with ``<study>_``. The table may lack rows; absent values are ``Value(None)``.
+    aggregate:
+        A cell's record to its rows of the table: the recorded ones, with what follows from the
+        samples beside them, such as ratios that are paired within rounds.
     needs_model:
         Whether cells load the local model (it is then an input of the job).
     """
@@ -103,23 +121,35 @@ class Study:
     question: str
     options: Mapping[str, Any]
     plan: Callable[[Mapping[str, Any]], dict[str, Cell]]
-    measure: Callable[[Mapping[str, Any], Context], Outcome]
     columns: Mapping[str, str]
     values: Callable[[pd.DataFrame], dict[str, Value]]
+    aggregate: Callable[[Mapping[str, Any]], list[dict[str, Any]]] = recorded_rows
     needs_model: bool = False
+
+    def measure(self, factors: Mapping[str, Any], context: Context) -> Outcome:
+        """Run one cell with the measuring part.
+
+        Raises
+        ------
+        kvbench.errors.Unsupported
+            This machine cannot run the cell.
+        """
+        return importlib.import_module(measuring_part(self.name)).measure(factors, context)
 
 
 def names() -> list[str]:
     """Names of all studies, sorted."""
     return sorted(
-        module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")
+        module.name
+        for module in pkgutil.iter_modules(__path__)
+        if not module.ispkg and not module.name.startswith("_")
     )
 
 
 def sources(name: str) -> list[str]:
-    """Files below the library that a study is made of: its module and the shared helpers."""
-    helpers = [path.name for path in Path(__file__).parent.glob("_*.py")]
-    return sorted(f"studies/{file}" for file in [f"{name}.py", *helpers] if file != "__init__.py")
+    """Files below the library that can change a study's measurements."""
+    helpers = [f"measuring/{path.name}" for path in Path(__file__).parent.glob("measuring/_*.py")]
+    return sorted(f"studies/{file}" for file in [f"measuring/{name}.py", "_estimates.py", *helpers])
 
 
 @cache

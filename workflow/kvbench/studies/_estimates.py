@@ -1,13 +1,11 @@
-"""Intervals and named values that several studies derive from their tables."""
+"""Medians, quantiles and their intervals, computed from the raw samples of a cell."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-
-from kvbench.paper.values import Value
 
 
 def mean_interval(samples: Sequence[float]) -> tuple[float, tuple[float, float] | None]:
@@ -57,38 +55,47 @@ def ratio_interval(
     return ratio, (float(low), float(high))
 
 
-def mean_value(samples: Iterable[float], unit: str = "", digits: int = 2) -> Value:
-    """Return the mean of the finite ``samples`` as a value, or an empty one if there is none."""
-    data = [float(sample) for sample in samples if sample is not None and math.isfinite(sample)]
-    if not data:
-        return Value(None, unit=unit, digits=digits)
-    mean, interval = mean_interval(data)
-    return Value(mean, interval, unit, digits)
+def quantile(seconds: Sequence[float], share: float) -> tuple[float, float, float]:
+    """Return a quantile and the ends of its 95 % interval, all in the unit of ``seconds``.
+
+    The interval takes order statistics whose ranks bound the quantile's by the normal
+    approximation to the binomial (Conover, *Practical Nonparametric Statistics*, section 3.2);
+    near the extremes of a small sample it ends at the sample's own minimum or maximum.
+    NaN for an empty sample.
+    """
+    ordered = np.sort(np.asarray(seconds, dtype=float))
+    count = len(ordered)
+    if count == 0:
+        return math.nan, math.nan, math.nan
+    spread = 1.96 * math.sqrt(count * share * (1 - share))
+    low = max(0, math.floor(count * share - spread) - 1)
+    high = min(count - 1, math.ceil(count * share + spread))
+    return float(np.quantile(ordered, share)), float(ordered[low]), float(ordered[high])
 
 
-def share_value(samples: Iterable[float], digits: int = 1) -> Value:
-    """Return the mean of shares in ``[0, 1]`` in percent; its interval keeps to that range too."""
-    mean = mean_value((100 * sample for sample in samples), "%", digits)
-    if mean.ci is None:
-        return mean
-    return Value(mean.value, (max(0.0, mean.ci[0]), min(100.0, mean.ci[1])), "%", digits)
+def summary(seconds: Sequence[float], prefix: str) -> dict[str, float]:
+    """Return ``<prefix>_p50_s``, ``_p95_s`` and ``_p99_s``, with intervals for p50 and p99."""
+    median, median_low, median_high = quantile(seconds, 0.5)
+    tail, tail_low, tail_high = quantile(seconds, 0.99)
+    return {
+        f"{prefix}_p50_s": median,
+        f"{prefix}_p50_s_ci_low": median_low,
+        f"{prefix}_p50_s_ci_high": median_high,
+        f"{prefix}_p95_s": quantile(seconds, 0.95)[0],
+        f"{prefix}_p99_s": tail,
+        f"{prefix}_p99_s_ci_low": tail_low,
+        f"{prefix}_p99_s_ci_high": tail_high,
+    }
 
 
-def single_value(samples: Iterable[object], unit: str = "", digits: int = 2) -> Value:
-    """Return the first of ``samples`` that is there as a value, or an empty one."""
-    for sample in samples:
-        if sample is None or (isinstance(sample, float) and math.isnan(sample)):
-            continue
-        return Value(sample.item() if hasattr(sample, "item") else sample, None, unit, digits)
-    return Value(None, unit=unit, digits=digits)
-
-
-def interval_value(
-    centre: float | None, low: float | None, high: float | None, unit: str = "", digits: int = 2
-) -> Value:
-    """Return a value from three columns of a table, any of which may be missing."""
-    numbers = [None if n is None or math.isnan(n) else float(n) for n in (centre, low, high)]
-    if numbers[0] is None:
-        return Value(None, unit=unit, digits=digits)
-    ends = None if None in numbers[1:] else (numbers[1], numbers[2])
-    return Value(numbers[0], ends, unit, digits)
+def summary_columns(prefix: str, meaning: str) -> dict[str, str]:
+    """Return what the columns of :func:`summary` mean, for a study's ``columns``."""
+    return {
+        f"{prefix}_p50_s": f"median {meaning} (s)",
+        f"{prefix}_p50_s_ci_low": f"lower end of the 95 % interval of the median {meaning} (s)",
+        f"{prefix}_p50_s_ci_high": f"upper end of the 95 % interval of the median {meaning} (s)",
+        f"{prefix}_p95_s": f"95th percentile of the {meaning} (s)",
+        f"{prefix}_p99_s": f"99th percentile of the {meaning} (s)",
+        f"{prefix}_p99_s_ci_low": f"lower end of the 95 % interval of p99 of the {meaning} (s)",
+        f"{prefix}_p99_s_ci_high": f"upper end of the 95 % interval of p99 of the {meaning} (s)",
+    }

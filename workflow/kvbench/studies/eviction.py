@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kvbench.caching import policies, workload
-from kvbench.errors import Unsupported
+from kvbench.caching import policies
 from kvbench.paper.values import Value
-from kvbench.studies import Cell, Context, Outcome, Study, _estimates
+from kvbench.studies import Cell, Study
+from kvbench.studies import _option as option
+from kvbench.studies import _values as named
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,137 +19,86 @@ if TYPE_CHECKING:
 #: Workloads of the simulation; ``loop`` is a tenth longer than a cache of ``capacity``.
 WORKLOADS = ("zipf", "loop", "scan", "shift", "sessions")
 
-#: The server's policies and the exact policy that each of them approximates. With equal
-#: lifetimes ``volatile-ttl`` evicts in the order of arrival; ``noeviction`` keeps the first ones.
-SERVER_POLICIES = {
-    "allkeys-lru": "lru",
-    "allkeys-lfu": "lfu",
-    "allkeys-random": "random",
-    "volatile-ttl": "fifo",
-    "noeviction": "lifo",
-}
+#: maxmemory policies of the real server.
+SERVER_POLICIES = (
+    "allkeys-lru",
+    "allkeys-lfu",
+    "allkeys-random",
+    "volatile-ttl",
+    "noeviction",
+)
 
 #: Capacity, as a share of the distinct keys, that the paper's table shows.
 SHOWN_SHARE = 0.1
 
-OPTIONS: dict[str, Any] = {
-    "type": "object",
-    "additionalProperties": False,
-    "properties": {
-        "policies": {
-            "type": "array",
-            "items": {"enum": list(policies.POLICIES)},
-            "minItems": 1,
-            "uniqueItems": True,
-            "default": list(policies.POLICIES),
-            "description": "Eviction policies to simulate; opt (Belady) is always computed too.",
-        },
-        "workloads": {
-            "type": "array",
-            "items": {"enum": list(WORKLOADS)},
-            "minItems": 1,
-            "uniqueItems": True,
-            "default": list(WORKLOADS),
-            "description": "Request streams to simulate.",
-        },
-        "capacity_shares": {
-            "type": "array",
-            "items": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
-            "minItems": 1,
-            "uniqueItems": True,
-            "default": [0.01, 0.05, 0.1, 0.5],
-            "description": "Capacities as shares of the distinct keys of the stream.",
-        },
-        "exponents": {
-            "type": "array",
-            "items": {"type": "number", "minimum": 0, "maximum": 3},
-            "minItems": 1,
-            "uniqueItems": True,
-            "default": [0.9],
-            "description": "Zipf exponents of the zipf workload; the first also of scan and shift.",
-        },
-        "keys": {
-            "type": "integer",
-            "minimum": 10,
-            "maximum": 1_000_000,
-            "default": 400,
-            "description": "Distinct popular keys of a simulated stream.",
-        },
-        "requests": {
-            "type": "integer",
-            "minimum": 100,
-            "maximum": 10_000_000,
-            "default": 6_000,
-            "description": "Requests of a simulated stream.",
-        },
-        "repeats": {
-            "type": "integer",
-            "minimum": 1,
-            "maximum": 100,
-            "default": 5,
-            "description": "Streams per workload, each from its own seed.",
-        },
-        "speed_requests": {
-            "type": "integer",
-            "minimum": 1_000,
-            "maximum": 10_000_000,
-            "default": 20_000,
-            "description": "Requests of one timed replay of a policy.",
-        },
-        "server_policies": {
-            "type": "array",
-            "items": {"enum": list(SERVER_POLICIES)},
-            "uniqueItems": True,
-            "default": list(SERVER_POLICIES),
-            "description": "maxmemory policies of the real server; an empty list skips the server.",
-        },
-        "server_samples": {
-            "type": "array",
-            "items": {"type": "integer", "minimum": 1, "maximum": 64},
-            "minItems": 1,
-            "uniqueItems": True,
-            "default": [5],
-            "description": "Values of maxmemory-samples (keys compared at an eviction).",
-        },
-        "server_pace_s": {
-            "type": "array",
-            "items": {"type": "number", "minimum": 0, "maximum": 600},
-            "minItems": 1,
-            "uniqueItems": True,
-            "default": [0],
-            "description": "Seconds over which a replay is spread by pauses; 0 is as fast as it "
-            "goes. The server's recency clock ticks once a second, so only allkeys-lru is paced.",
-        },
-        "server_requests": {
-            "type": "integer",
-            "minimum": 300,
-            "maximum": 10_000_000,
-            "default": 12_000,
-            "description": "Requests replayed against the server; the first third only warms it.",
-        },
-        "server_keys": {
-            "type": "integer",
-            "minimum": 100,
-            "maximum": 1_000_000,
-            "default": 5_000,
-            "description": "Distinct keys of the server's stream (Zipf, exponent 0.8).",
-        },
-        "server_memory_kib": {
-            "type": "integer",
-            "minimum": 256,
-            "maximum": 1_048_576,
-            "default": 768,
-            "description": "Memory for entries: maxmemory less what the empty server uses, KiB.",
-        },
-        "server_value_bytes": {
-            "type": "integer",
-            "minimum": 1,
-            "maximum": 1_048_576,
-            "default": 1_000,
-            "description": "Size of a stored value, bytes.",
-        },
-    },
-}
+OPTIONS = option.schema(
+    policies=option.choices(
+        "Eviction policies to simulate; opt (Belady) is always computed too.", policies.POLICIES
+    ),
+    workloads=option.choices("Request streams to simulate.", WORKLOADS),
+    capacity_shares=option.numbers(
+        "Capacities as shares of the distinct keys of the stream.",
+        [0.01, 0.05, 0.1, 0.5],
+        maximum=1,
+        above=0,
+    ),
+    exponents=option.numbers(
+        "Zipf exponents of the zipf workload; the first also of scan and shift.",
+        [0.9],
+        minimum=0,
+        maximum=3,
+    ),
+    keys=option.integer(
+        "Distinct popular keys of a simulated stream.", 400, minimum=10, maximum=1_000_000
+    ),
+    requests=option.integer(
+        "Requests of a simulated stream.", 6000, minimum=100, maximum=10_000_000
+    ),
+    repeats=option.integer(
+        "Streams per workload, each from its own seed.", 5, minimum=1, maximum=100
+    ),
+    speed_requests=option.integer(
+        "Requests of one timed replay of a policy.", 20_000, minimum=1000, maximum=10_000_000
+    ),
+    server_policies=option.choices(
+        "maxmemory policies of the real server; an empty list skips the server.",
+        SERVER_POLICIES,
+        empty=True,
+    ),
+    server_samples=option.integers(
+        "Values of maxmemory-samples (keys compared at an eviction).", [5], minimum=1, maximum=64
+    ),
+    server_pace_s=option.numbers(
+        "Seconds over which a replay is spread by pauses; 0 is as fast as it goes. "
+        "The server's recency clock ticks once a second, so only allkeys-lru is "
+        "paced.",
+        [0],
+        minimum=0,
+        maximum=600,
+    ),
+    server_requests=option.integer(
+        "Requests replayed against the server; the first third only warms it.",
+        12_000,
+        minimum=300,
+        maximum=10_000_000,
+    ),
+    server_keys=option.integer(
+        "Distinct keys of the server's stream (Zipf, exponent 0.8).",
+        5000,
+        minimum=100,
+        maximum=1_000_000,
+    ),
+    server_memory_kib=option.integer(
+        "Memory for entries: maxmemory less what the empty server uses, KiB.",
+        768,
+        minimum=256,
+        maximum=1_048_576,
+    ),
+    server_value_bytes=option.integer(
+        "Size of a stored value, bytes.", 1000, minimum=1, maximum=1_048_576
+    ),
+)
+
 
 COLUMNS = {
     "kind": "simulated, anomaly (Belady's string under FIFO), speed, or server",
@@ -200,6 +149,7 @@ def plan(options: Mapping[str, Any]) -> dict[str, Cell]:
     cells["speed"] = Cell(
         {
             "kind": "speed",
+            "capacity_share": SHOWN_SHARE,
             "policies": options["policies"],
             "keys": options["keys"],
             "requests": options["speed_requests"],
@@ -224,204 +174,6 @@ def plan(options: Mapping[str, Any]) -> dict[str, Cell]:
     return cells
 
 
-def measure(factors: Mapping[str, Any], context: Context) -> Outcome:
-    """Run one cell; see :func:`plan` for the kinds."""
-    kinds = {
-        "anomaly": _anomaly,
-        "simulated": _simulated,
-        "speed": _speed,
-        "server": _server,
-    }
-    return kinds[factors["kind"]](factors, context)
-
-
-def _anomaly(factors: Mapping[str, Any], context: Context) -> Outcome:
-    stream = policies.BELADY_ANOMALY
-    rows = []
-    for name in ("fifo", "lru", "opt"):
-        for frames in (3, 4):
-            tally = policies.simulate(policies.build(name, frames, future=stream), stream)
-            rows.append(
-                {
-                    "kind": "anomaly",
-                    "workload": "belady",
-                    "policy": name,
-                    "capacity": frames,
-                    "requests": tally.requests,
-                    "misses": tally.requests - tally.hits,
-                    "hit_ratio": tally.hit_ratio,
-                }
-            )
-    return Outcome(rows)
-
-
-def _stream(factors: Mapping[str, Any], seed: int) -> list[int]:
-    kind, requests, keys = factors["workload"], factors["requests"], factors["keys"]
-    if kind == "loop":
-        return workload.loop(requests, keys, seed).tolist()
-    stream = workload.STREAMS[kind](requests, keys, seed, exponent=factors["exponent"])
-    return stream.tolist()
-
-
-def _simulated(factors: Mapping[str, Any], context: Context) -> Outcome:
-    rows = []
-    names = list(dict.fromkeys(["fifo", "opt", *factors["policies"]]))
-    for repeat in range(factors["repeats"]):
-        seed = context.seed + repeat
-        stream = _stream(factors, seed)
-        half = len(stream) // 2
-        distinct = len(set(stream))
-        # Sizes of answers: log-normal, median 4 KiB, drawn apart from the popularity.
-        draw = np.random.default_rng([seed, 1])
-        sizes = np.ceil(draw.lognormal(np.log(4096), 1.0, max(stream) + 1)).astype(int).tolist()
-        volume = sum(sizes[key] for key in set(stream))
-        for share in factors["capacity_shares"]:
-            capacity = max(1, round(share * distinct))
-            tallies, warm = {}, {}
-            for name in names:
-                policy = policies.build(name, capacity, future=stream, seed=seed)
-                first = policies.simulate(policy, stream[:half])
-                second = policies.simulate(policy, stream[half:])
-                tallies[name] = (first.hits + second.hits) / len(stream)
-                warm[name] = second.hit_ratio
-            gap = tallies["opt"] - tallies["fifo"]
-            for name in factors["policies"]:
-                room = max(1, round(share * volume))
-                sized = policies.build(name, room, future=stream, seed=seed, items=capacity)
-                rows.append(
-                    {
-                        "kind": "simulated",
-                        "workload": factors["workload"],
-                        "exponent": factors["exponent"],
-                        "policy": name,
-                        "capacity_share": share,
-                        "capacity": capacity,
-                        "repeat": repeat,
-                        "requests": len(stream),
-                        "misses": round((1 - tallies[name]) * len(stream)),
-                        "hit_ratio": tallies[name],
-                        "warm_hit_ratio": warm[name],
-                        "byte_hit_ratio": policies.simulate(sized, stream, sizes).byte_hit_ratio,
-                        "opt_hit_ratio": tallies["opt"],
-                        "gap_closed": (tallies[name] - tallies["fifo"]) / gap if gap > 0 else None,
-                        "predicted_hit_ratio": _predicted(factors, name, capacity),
-                    }
-                )
-    return Outcome(rows)
-
-
-def _predicted(factors: Mapping[str, Any], policy: str, capacity: int) -> float | None:
-    theory = {
-        "lru": policies.che_lru_hit_ratio,
-        "fifo": policies.che_fifo_hit_ratio,
-        "random": policies.che_fifo_hit_ratio,
-    }.get(policy)
-    if factors["workload"] != "zipf" or theory is None:
-        return None
-    return theory(workload.popularity(factors["keys"], factors["exponent"]), capacity)
-
-
-def _speed(factors: Mapping[str, Any], context: Context) -> Outcome:
-    stream = workload.zipf(factors["requests"], factors["keys"], context.seed).tolist()
-    capacity = max(1, round(SHOWN_SHARE * factors["keys"]))
-    seconds: dict[str, list[float]] = {name: [] for name in factors["policies"]}
-    # Policies take turns, so that a slow spell of the machine does not fall on one of them.
-    for _ in range(5):
-        for name, taken in seconds.items():
-            policy = policies.build(name, capacity, future=stream)
-            taken.append(policies.simulate(policy, stream).seconds)
-    rows = [
-        {
-            "kind": "speed",
-            "workload": "zipf",
-            "exponent": 0.9,
-            "policy": name,
-            "capacity_share": SHOWN_SHARE,
-            "capacity": capacity,
-            "repeat": repeat,
-            "requests": len(stream),
-            "requests_per_s": len(stream) / taken,
-        }
-        for name, times in seconds.items()
-        for repeat, taken in enumerate(times)
-    ]
-    return Outcome(rows, {"seconds": seconds})
-
-
-def _server(factors: Mapping[str, Any], context: Context) -> Outcome:
-    import redis
-
-    from kvbench.caching.server import running
-
-    stream = workload.zipf(factors["requests"], factors["keys"], context.seed, 0.8).tolist()
-    warm = len(stream) // 3
-    value = b"x" * factors["value_bytes"]
-    life_s = 3600 if factors["policy"] == "volatile-ttl" else None
-    hits = refused = 0
-    counts: list[int] = []
-    with running(context.server_url, context.scratch) as server:
-        if not server.private:
-            raise Unsupported(
-                "eviction sets maxmemory and fills the server, so it needs a private one: "
-                "remove app.server_url and REDIS_URL"
-            )
-        client = server.client()
-        client.ping()
-        empty = client.info("memory")["used_memory"]
-        client.config_set("maxmemory-policy", factors["policy"])
-        client.config_set("maxmemory-samples", factors["samples"])
-        client.config_set("maxmemory", empty + factors["memory_kib"] * 1024)
-        started = time.perf_counter()
-        for position, key in enumerate(stream):
-            if position == warm:
-                refused = 0
-            name = b"%d" % key
-            if client.get(name) is not None:
-                hits += position >= warm
-            else:
-                try:
-                    client.set(name, value, ex=life_s)
-                except redis.exceptions.OutOfMemoryError:
-                    refused += 1
-            if position % 200 == 0:
-                if position >= warm:
-                    counts.append(client.dbsize())
-                due = factors["pace_s"] * position / len(stream)
-                time.sleep(max(0.0, due - (time.perf_counter() - started)))
-        replay_s = time.perf_counter() - started
-        used = client.info("memory")["used_memory"] - empty
-        items = client.dbsize()
-        version = f"{server.kind}, {server.version}"
-    measured = max(1, round(float(np.mean(counts))))
-    exact = policies.build(SERVER_POLICIES[factors["policy"]], measured, seed=context.seed)
-    policies.simulate(exact, stream[:warm])
-    rest = stream[warm:]
-    return Outcome(
-        [
-            {
-                "kind": "server",
-                "workload": "zipf",
-                "exponent": 0.8,
-                "policy": factors["policy"],
-                "capacity": measured,
-                "capacity_share": measured / factors["keys"],
-                "requests": len(rest),
-                "misses": len(rest) - hits,
-                "hit_ratio": hits / len(rest),
-                "samples": factors["samples"],
-                "pace_s": factors["pace_s"],
-                "replay_s": replay_s,
-                "items": float(np.mean(counts)),
-                "bytes_per_item": used / max(1, items),
-                "refused_writes": refused,
-                "exact_hit_ratio": policies.simulate(exact, rest).hit_ratio,
-                "server": version,
-            }
-        ],
-        {"items": counts},
-    )
-
-
 def values(table: pd.DataFrame) -> dict[str, Value]:
     """Return hit ratios at a tenth of the keys, the tests against theory, and the server's rows."""
     found: dict[str, Value] = {}
@@ -437,9 +189,9 @@ def values(table: pd.DataFrame) -> dict[str, Value]:
         for policy in policies.POLICIES:
             own = rows[rows["policy"] == policy]
             prefix = f"eviction_{name}_{policy}"
-            found[f"{prefix}_hit"] = _estimates.share_value(own["hit_ratio"])
-            found[f"{prefix}_byte_hit"] = _estimates.share_value(own["byte_hit_ratio"])
-            found[f"{prefix}_gap_closed"] = _estimates.mean_value(100 * own["gap_closed"], "%", 0)
+            found[f"{prefix}_hit"] = named.share_value(own["hit_ratio"])
+            found[f"{prefix}_byte_hit"] = named.share_value(own["byte_hit_ratio"])
+            found[f"{prefix}_gap_closed"] = named.mean_value(100 * own["gap_closed"], "%", 0)
     beaten = (simulated["hit_ratio"] > simulated["opt_hit_ratio"] + 1e-12).sum()
     found["eviction_opt_beaten"] = Value(int(beaten) if len(simulated) else None, digits=0)
     found["eviction_simulations"] = Value(len(simulated) or None, digits=0)
@@ -454,13 +206,13 @@ def values(table: pd.DataFrame) -> dict[str, Value]:
     anomaly = table[table["kind"] == "anomaly"]
     for frames in (3, 4):
         own = anomaly[(anomaly["policy"] == "fifo") & (anomaly["capacity"] == frames)]
-        found[f"eviction_anomaly_misses_{frames}"] = _estimates.single_value(
+        found[f"eviction_anomaly_misses_{frames}"] = named.single_value(
             own["misses"].astype(int), digits=0
         )
     speed = table[table["kind"] == "speed"]
     for policy in policies.POLICIES:
         own = speed.loc[speed["policy"] == policy, "requests_per_s"]
-        found[f"eviction_{policy}_requests_per_s"] = _estimates.mean_value(own, "1/s", 0)
+        found[f"eviction_{policy}_requests_per_s"] = named.mean_value(own, "1/s", 0)
     found.update(_server_values(table[table["kind"] == "server"]))
     return found
 
@@ -471,7 +223,7 @@ def _shown_exponent(exponents: pd.Series) -> float:
 
 
 def _server_values(rows: pd.DataFrame) -> dict[str, Value]:
-    found = {"eviction_server": _estimates.single_value(rows["server"])}
+    found = {"eviction_server": named.single_value(rows["server"])}
     paced = rows[rows["pace_s"] > 0]
     fast = rows[rows["pace_s"] == 0]
     for policy in SERVER_POLICIES:
@@ -479,12 +231,12 @@ def _server_values(rows: pd.DataFrame) -> dict[str, Value]:
         own = fast[fast["policy"] == policy]
         # Five is the server's own default; other sample counts stay in the table.
         own = own[own["samples"] == 5] if (own["samples"] == 5).any() else own
-        found[f"{prefix}_hit"] = _estimates.single_value(100 * own["hit_ratio"], "%", 1)
-        found[f"{prefix}_exact_hit"] = _estimates.single_value(100 * own["exact_hit_ratio"], "%", 1)
-        found[f"{prefix}_items"] = _estimates.single_value(own["items"], "", 0)
-        found[f"{prefix}_bytes_per_item"] = _estimates.single_value(own["bytes_per_item"], "B", 0)
-        found[f"{prefix}_refused"] = _estimates.single_value(own["refused_writes"], "", 0)
-        found[f"{prefix}_replay_s"] = _estimates.single_value(own["replay_s"], "s", 1)
+        found[f"{prefix}_hit"] = named.single_value(100 * own["hit_ratio"], "%", 1)
+        found[f"{prefix}_exact_hit"] = named.single_value(100 * own["exact_hit_ratio"], "%", 1)
+        found[f"{prefix}_items"] = named.single_value(own["items"], "", 0)
+        found[f"{prefix}_bytes_per_item"] = named.single_value(own["bytes_per_item"], "B", 0)
+        found[f"{prefix}_refused"] = named.single_value(own["refused_writes"], "", 0)
+        found[f"{prefix}_replay_s"] = named.single_value(own["replay_s"], "s", 1)
     slow = paced[paced["policy"] == "allkeys-lru"].sort_values("pace_s", ascending=False)
     slow = slow[slow["samples"] == 5] if (slow["samples"] == 5).any() else slow
     for name, column, scale, unit, digits in (
@@ -492,7 +244,7 @@ def _server_values(rows: pd.DataFrame) -> dict[str, Value]:
         ("exact_hit", "exact_hit_ratio", 100, "%", 1),
         ("replay_s", "replay_s", 1, "s", 0),
     ):
-        found[f"eviction_server_paced_lru_{name}"] = _estimates.single_value(
+        found[f"eviction_server_paced_lru_{name}"] = named.single_value(
             scale * slow[column], unit, digits
         )
     return found
@@ -503,7 +255,6 @@ STUDY = Study(
     question="Which entry should a full cache give up, and how far is each policy from the best?",
     options=OPTIONS,
     plan=plan,
-    measure=measure,
     columns=COLUMNS,
     values=values,
 )

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from kvbench.caching import http
-from kvbench.errors import Unsupported
 from kvbench.paper.values import Value
-from kvbench.studies import Cell, Context, Outcome, Study, _estimates
+from kvbench.studies import Cell, Study
+from kvbench.studies import _option as option
+from kvbench.studies import _values as named
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,66 +17,29 @@ if TYPE_CHECKING:
 #: Request counts of the guides' table; the claims are decided at the largest.
 COUNTS = (1, 10, 100, 500)
 
-_COUNTS_SCHEMA = {
-    "type": "array",
-    "items": {"type": "integer", "minimum": 1, "maximum": 100_000},
-    "minItems": 1,
-    "uniqueItems": True,
-}
+OPTIONS = option.schema(
+    clients=option.choices("HTTP clients to compare.", http.CLIENTS),
+    behaviours=option.choices("Caching rules of the origin.", http.BEHAVIOURS),
+    requests=option.integers(
+        "Requests of one run against the origin that allows reuse (max_age).",
+        COUNTS,
+        minimum=1,
+        maximum=100_000,
+    ),
+    requests_others=option.integers(
+        "Requests of one run against the other origins.", [50], minimum=1, maximum=100_000
+    ),
+    service_ms=option.number(
+        "Fixed service time of the origin (a sleep), milliseconds.", 1, minimum=0, maximum=10_000
+    ),
+    body_bytes=option.integer(
+        "Size of a full answer, bytes.", 4096, minimum=64, maximum=10_000_000
+    ),
+    repeats=option.integer(
+        "Runs of each combination, each with an empty cache.", 1, minimum=1, maximum=1000
+    ),
+)
 
-OPTIONS: dict[str, Any] = {
-    "type": "object",
-    "additionalProperties": False,
-    "properties": {
-        "clients": {
-            "type": "array",
-            "items": {"enum": list(http.CLIENTS)},
-            "minItems": 1,
-            "uniqueItems": True,
-            "default": list(http.CLIENTS),
-            "description": "HTTP clients to compare.",
-        },
-        "behaviours": {
-            "type": "array",
-            "items": {"enum": list(http.BEHAVIOURS)},
-            "minItems": 1,
-            "uniqueItems": True,
-            "default": list(http.BEHAVIOURS),
-            "description": "Caching rules of the origin.",
-        },
-        "requests": {
-            **_COUNTS_SCHEMA,
-            "default": list(COUNTS),
-            "description": "Requests of one run against the origin that allows reuse (max_age).",
-        },
-        "requests_others": {
-            **_COUNTS_SCHEMA,
-            "default": [50],
-            "description": "Requests of one run against the other origins.",
-        },
-        "service_ms": {
-            "type": "number",
-            "minimum": 0,
-            "maximum": 10_000,
-            "default": 1,
-            "description": "Fixed service time of the origin (a sleep), milliseconds.",
-        },
-        "body_bytes": {
-            "type": "integer",
-            "minimum": 64,
-            "maximum": 10_000_000,
-            "default": 4096,
-            "description": "Size of a full answer, bytes.",
-        },
-        "repeats": {
-            "type": "integer",
-            "minimum": 1,
-            "maximum": 1_000,
-            "default": 1,
-            "description": "Runs of each combination, each with an empty cache.",
-        },
-    },
-}
 
 COLUMNS = {
     "behaviour": "caching rule of the origin",
@@ -113,107 +74,27 @@ def plan(options: Mapping[str, Any]) -> dict[str, Cell]:
     }
 
 
-def required_requests(behaviour: str, requests: int) -> int:
-    """Return the fewest requests to the origin that RFC 9111 allows for a run of ``requests``.
-
-    Within a run the content is fresh throughout, and ``vary`` alternates between two languages.
-    """
-    return {"max_age": 1, "vary": min(2, requests)}.get(behaviour, requests)
-
-
-def measure(factors: Mapping[str, Any], context: Context) -> Outcome:
-    """Try every client for correctness, then time it with nothing running beside it."""
-    behaviour, clients = factors["behaviour"], list(factors["clients"])
-    for name in clients:
-        _available(name)
-    with ThreadPoolExecutor(len(clients)) as pool:
-        correct = dict(
-            zip(clients, pool.map(lambda c: http.is_correct(c, behaviour), clients), strict=True)
-        )
-    rows, samples = [], {}
-    for repeat in range(factors["repeats"]):
-        for requests in factors["requests"]:
-            for name in clients:
-                taken, counts = _run(name, behaviour, requests, factors)
-                required = required_requests(behaviour, requests)
-                reuses = max(0, required - counts.requests)
-                samples[f"{name}-{requests}-{repeat}"] = taken
-                rows.append(
-                    {
-                        "behaviour": behaviour,
-                        "client": name,
-                        "requests": requests,
-                        "repeat": repeat,
-                        "service_ms": factors["service_ms"],
-                        "wall_s": sum(taken),
-                        "first_s": taken[0],
-                        "later_median_s": statistics.median(taken[1:]) if taken[1:] else None,
-                        "origin_requests": counts.requests,
-                        "not_modified": counts.not_modified,
-                        "body_bytes": counts.body_bytes,
-                        "required_requests": required,
-                        "forbidden_reuses": reuses,
-                        "rfc_correct": correct[name] and reuses == 0,
-                    }
-                )
-    return Outcome(rows, samples)
-
-
-def _available(name: str) -> None:
-    """Raise before anything is timed if a client's library is missing."""
-    try:
-        import requests  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise Unsupported("requests is not installed") from error
-    with http.client(name):
-        pass
-
-
-def _run(
-    name: str, behaviour: str, requests: int, factors: Mapping[str, Any]
-) -> tuple[list[float], http.Counts]:
-    taken = []
-    with (
-        http.origin(factors["service_ms"] / 1000, factors["body_bytes"]) as source,
-        http.client(name) as fetch,
-    ):
-        url = f"{source.url}/{behaviour}"
-        for number in range(requests):
-            odd = behaviour == "vary" and number % 2
-            headers = {"Accept-Language": "pt" if odd else "en"}
-            started = time.perf_counter()
-            fetch(url, headers)
-            taken.append(time.perf_counter() - started)
-        return taken, source.counts
-
-
 def values(table: pd.DataFrame) -> dict[str, Value]:
     """Return wall times where reuse is allowed, what reached the origin, and who obeys it."""
-    found: dict[str, Value] = {
-        "http_service_ms": _estimates.single_value(table["service_ms"], "ms", 0)
-    }
+    found: dict[str, Value] = {"http_service_ms": named.single_value(table["service_ms"], "ms", 0)}
     reusable = table[table["behaviour"] == "max_age"]
     for name in http.CLIENTS:
         own = reusable[reusable["client"] == name]
         for count in COUNTS:
             rows = own[own["requests"] == count]
-            found[f"http_{name}_{count}_s"] = _estimates.mean_value(rows["wall_s"], "s", 4)
+            found[f"http_{name}_{count}_s"] = named.mean_value(rows["wall_s"], "s", 4)
         longest = own[own["requests"] == COUNTS[-1]]
-        found[f"http_{name}_origin_requests"] = _estimates.mean_value(
-            longest["origin_requests"], "", 0
-        )
-        found[f"http_{name}_later_us"] = _estimates.mean_value(
-            1e6 * longest["later_median_s"], "us", 1
-        )
+        found[f"http_{name}_origin_requests"] = named.mean_value(longest["origin_requests"], "", 0)
+        found[f"http_{name}_later_us"] = named.mean_value(1e6 * longest["later_median_s"], "us", 1)
         for behaviour in http.BEHAVIOURS:
             rows = table[(table["client"] == name) & (table["behaviour"] == behaviour)]
             found[f"http_{name}_{behaviour}_correct"] = Value(
                 bool(rows["rfc_correct"].astype(bool).all()) if len(rows) else None
             )
-            found[f"http_{name}_{behaviour}_reuses"] = _estimates.single_value(
+            found[f"http_{name}_{behaviour}_reuses"] = named.single_value(
                 rows.sort_values("requests", ascending=False)["forbidden_reuses"], "", 0
             )
-            found[f"http_{name}_{behaviour}_body_kib"] = _estimates.single_value(
+            found[f"http_{name}_{behaviour}_body_kib"] = named.single_value(
                 rows.sort_values("requests", ascending=False)["body_bytes"] / 1024, "KiB", 0
             )
         verdicts = [
@@ -233,7 +114,6 @@ STUDY = Study(
     question="What does a client-side HTTP cache save, and does it obey the origin?",
     options=OPTIONS,
     plan=plan,
-    measure=measure,
     columns=COLUMNS,
     values=values,
 )

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kvbench.caching import workload
 from kvbench.paper.values import Value
-from kvbench.studies import Cell, Context, Outcome, Study, _estimates
+from kvbench.studies import Cell, Study
+from kvbench.studies import _option as option
+from kvbench.studies import _values as named
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from kvbench.caching.server import Server
-    from kvbench.caching.write_policies import WritePolicy
 
 POLICIES = (
     "aside_stale",
@@ -32,73 +26,33 @@ POLICIES = (
     "write_back",
 )
 
-OPTIONS: dict[str, Any] = {
-    "type": "object",
-    "additionalProperties": False,
-    "properties": {
-        "policies": {
-            "type": "array",
-            "items": {"enum": list(POLICIES)},
-            "minItems": 1,
-            "uniqueItems": True,
-            "default": list(POLICIES),
-            "description": "Write policies to compare.",
-        },
-        "flush_every": {
-            "type": "array",
-            "items": {"type": "integer", "minimum": 1, "maximum": 100_000},
-            "minItems": 1,
-            "uniqueItems": True,
-            "default": [50, 500],
-            "description": "Writes after which write_back writes to the store.",
-        },
-        "write_shares": {
-            "type": "array",
-            "items": {"type": "number", "minimum": 0, "maximum": 1},
-            "minItems": 1,
-            "uniqueItems": True,
-            "default": [0.1, 0.5],
-            "description": "Shares of the operations that write.",
-        },
-        "external_shares": {
-            "type": "array",
-            "items": {"type": "number", "minimum": 0, "maximum": 1},
-            "minItems": 1,
-            "uniqueItems": True,
-            "default": [0, 0.02],
-            "description": "Writes by another program straight to the store, per operation.",
-        },
-        "operations": {
-            "type": "integer",
-            "minimum": 10,
-            "maximum": 10_000_000,
-            "default": 1_500,
-            "description": "Operations of a run.",
-        },
-        "keys": {
-            "type": "integer",
-            "minimum": 1,
-            "maximum": 1_000_000,
-            "default": 1_000,
-            "description": "Records in the store (Zipf popularity, exponent 0.9).",
-        },
-        "capacity": {
-            "type": "integer",
-            "minimum": 1,
-            "maximum": 1_000_000,
-            "default": 200,
-            "description": "Records the cache may hold (LRU).",
-        },
-        "crashes": {
-            "type": "integer",
-            "minimum": 0,
-            "maximum": 1_000,
-            "default": 2,
-            "description": "Runs per policy that are killed at a random operation, and their "
-            "cache with them.",
-        },
-    },
-}
+OPTIONS = option.schema(
+    policies=option.choices("Write policies to compare.", POLICIES),
+    flush_every=option.integers(
+        "Writes after which write_back writes to the store.", [50, 500], minimum=1, maximum=100_000
+    ),
+    write_shares=option.numbers(
+        "Shares of the operations that write.", [0.1, 0.5], minimum=0, maximum=1
+    ),
+    external_shares=option.numbers(
+        "Writes by another program straight to the store, per operation.",
+        [0, 0.02],
+        minimum=0,
+        maximum=1,
+    ),
+    operations=option.integer("Operations of a run.", 1500, minimum=10, maximum=10_000_000),
+    keys=option.integer(
+        "Records in the store (Zipf popularity, exponent 0.9).", 1000, minimum=1, maximum=1_000_000
+    ),
+    capacity=option.integer("Records the cache may hold (LRU).", 200, minimum=1, maximum=1_000_000),
+    crashes=option.integer(
+        "Runs per policy that are killed at a random operation, and their cache with them.",
+        2,
+        minimum=0,
+        maximum=1000,
+    ),
+)
+
 
 COLUMNS = {
     "kind": "steady (a whole run) or crash (killed at a random operation, cache lost)",
@@ -136,182 +90,6 @@ def plan(options: Mapping[str, Any]) -> dict[str, Cell]:
     }
 
 
-def measure(factors: Mapping[str, Any], context: Context) -> Outcome:
-    """Run every policy over SQLite and the cache server, then crash it."""
-    from kvbench.caching.server import running
-
-    rows, samples = [], {}
-    settings = [
-        (policy, flush)
-        for policy in factors["policies"]
-        for flush in (factors["flush_every"] if policy == "write_back" else [None])
-    ]
-    with running(context.server_url, context.scratch) as server:
-        for number, (policy, flush) in enumerate(settings):
-            shared = {
-                "policy": policy,
-                "flush_every": flush,
-                "write_share": factors["write_share"],
-            }
-            for external in factors["external_shares"]:
-                run = _Run(factors, context, server, f"{number}-{external:g}", policy, flush)
-                measured, times = run.steady(external)
-                rows.append({"kind": "steady", **shared, "external_share": external, **measured})
-                samples[f"{policy}-{flush}-{external:g}"] = times
-            for repeat in range(factors["crashes"]):
-                run = _Run(factors, context, server, f"{number}-crash{repeat}", policy, flush)
-                crashed = run.crash(repeat)
-                rows.append({"kind": "crash", **shared, "repeat": repeat, **crashed})
-    return Outcome(rows, samples)
-
-
-class _Run:
-    """One stream of operations against one fresh store and one fresh part of the cache server."""
-
-    def __init__(
-        self,
-        factors: Mapping[str, Any],
-        context: Context,
-        server: Server,
-        name: str,
-        policy: str,
-        flush: int | None,
-    ) -> None:
-        self.factors = factors
-        self.seed = context.seed
-        self.server = server
-        self.path = Path(context.scratch) / f"store-{name}.db"
-        self.prefix = f"{server.namespace}{name}:"
-        self.policy = policy
-        self.flush = flush
-
-    def _open(self) -> WritePolicy:
-        from kvbench.caching import write_policies
-
-        store = write_policies.Store(self.path)
-        cache = write_policies.ServerCache(self.server.client(), self.prefix)
-        bounded = write_policies.BoundedCache(cache, self.factors["capacity"])
-        return write_policies.build(self.policy, store, bounded, self.flush or 1)
-
-    def _fill(self) -> dict[str, int]:
-        """Give every record version 0 and return the truth by key."""
-        from kvbench.caching.server import delete_prefix
-        from kvbench.caching.write_policies import Store
-
-        delete_prefix(self.server.client(), self.prefix)
-        store = Store(self.path)
-        truth = {str(key): 0 for key in range(self.factors["keys"])}
-        store.put_many(truth)
-        store.close()
-        return truth
-
-    def _operations(self, seed: int) -> tuple[list[str], list[bool]]:
-        count = self.factors["operations"]
-        keys = workload.zipf(count, self.factors["keys"], seed, 0.9)
-        draws = np.random.default_rng([seed, 1]).random(count) < self.factors["write_share"]
-        return [str(key) for key in keys], draws.tolist()
-
-    def steady(self, external_share: float) -> tuple[dict[str, Any], dict[str, list[float]]]:
-        """Do all operations, with another program writing beside them."""
-        from kvbench.caching.server import delete_prefix
-        from kvbench.caching.write_policies import Store
-
-        truth = self._fill()
-        policy = self._open()
-        outsider = Store(self.path)
-        keys, writes = self._operations(self.seed)
-        rng = np.random.default_rng([self.seed, 2])
-        intrusions = (rng.random(len(keys)) < external_share).tolist()
-        targets = workload.zipf(len(keys), self.factors["keys"], self.seed + 1, 0.9)
-        times: dict[str, list[float]] = {"read": [], "write": []}
-        stale = version = 0
-        for key, write, intrusion, target in zip(keys, writes, intrusions, targets, strict=True):
-            version += 1
-            started = time.perf_counter()
-            if write:
-                policy.write(key, version)
-                times["write"].append(time.perf_counter() - started)
-                truth[key] = version
-            else:
-                value = policy.read(key)
-                times["read"].append(time.perf_counter() - started)
-                stale += value is None or value < truth[key]
-            if intrusion:
-                version += 1
-                outsider.put(str(target), version)
-                truth[str(target)] = version
-        policy.flush()
-        stored = outsider.everything()
-        measured = {
-            "operations": len(keys),
-            "read_hit_ratio": policy.hits / max(1, policy.reads),
-            "stale_reads": stale,
-            "stale_share": stale / max(1, policy.reads),
-            "store_reads": policy.store.reads,
-            "store_writes": policy.store.writes,
-            "transactions": policy.store.transactions,
-            "overwritten_keys": sum(stored[key] != value for key, value in truth.items()),
-        }
-        for kind, taken in times.items():
-            for percent in (50, 99):
-                measured[f"{kind}_p{percent}_us"] = (
-                    1e6 * float(np.percentile(taken, percent)) if taken else None
-                )
-        policy.store.close()
-        outsider.close()
-        delete_prefix(self.server.client(), self.prefix)
-        return measured, times
-
-    def crash(self, repeat: int) -> dict[str, Any]:
-        """Kill a process at a random operation, lose its cache, and see what the store kept.
-
-        The process is a real one and ends by SIGKILL. Just before, it notes for the judge, outside
-        store and cache, what it had acknowledged and which keys its policy held to be dirty.
-        """
-        from kvbench.caching.server import delete_prefix
-        from kvbench.caching.write_policies import Store
-
-        truth = self._fill()
-        seed = self.seed + 101 * (repeat + 1)
-        moment = int(np.random.default_rng([seed, 3]).integers(1, self.factors["operations"] + 1))
-        note = self.path.with_suffix(".json")
-        child = os.fork()
-        if child == 0:
-            try:
-                policy = self._open()
-                acknowledged = {}
-                keys, writes = self._operations(seed)
-                for version in range(1, moment + 1):
-                    key = keys[version - 1]
-                    if writes[version - 1]:
-                        policy.write(key, version)
-                        acknowledged[key] = version
-                    else:
-                        policy.read(key)
-                note.write_text(json.dumps({"new": acknowledged, "dirty": sorted(policy.dirty)}))
-                os.kill(os.getpid(), signal.SIGKILL)
-            finally:
-                # Reached only if something above failed: never run the parent's clean-up twice.
-                os._exit(1)
-        _, status = os.waitpid(child, 0)
-        if not (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL):
-            raise RuntimeError(f"the process to be killed ended by itself, status {status}")
-        delete_prefix(self.server.client(), self.prefix)
-        told = json.loads(note.read_text())
-        truth |= told["new"]
-        store = Store(self.path)
-        stored = store.everything()
-        store.close()
-        lost = {key for key, value in truth.items() if stored.get(key) != value}
-        return {
-            "operations": moment,
-            "written_keys": len(told["new"]),
-            "dirty_keys": len(told["dirty"]),
-            "lost_keys": len(lost),
-            "lost_is_dirty": lost == set(told["dirty"]),
-        }
-
-
 def labels(table: pd.DataFrame) -> pd.Series:
     """Return the name of each row's policy, with the flush size for write_back."""
     return table["policy"].where(
@@ -328,11 +106,11 @@ SHOWN = (*POLICIES[:-1], "write_back_50", "write_back_500")
 def values(table: pd.DataFrame) -> dict[str, Value]:
     """Return staleness, store writes, latency and losses at a tenth of writes."""
     found: dict[str, Value] = {}
-    named = table.assign(label=labels(table))
-    steady = named[
-        (named["kind"] == "steady") & np.isclose(named["write_share"].astype(float), 0.1)
+    labelled = table.assign(label=labels(table))
+    steady = labelled[
+        (labelled["kind"] == "steady") & np.isclose(labelled["write_share"].astype(float), 0.1)
     ]
-    crash = named[named["kind"] == "crash"]
+    crash = labelled[labelled["kind"] == "crash"]
     for name in SHOWN:
         own = steady[steady["label"] == name]
         alone, disturbed = own[own["external_share"] == 0], own[own["external_share"] > 0]
@@ -347,14 +125,12 @@ def values(table: pd.DataFrame) -> dict[str, Value]:
             ("write_p50_us", 1, "us", 0),
             ("write_p99_us", 1, "us", 0),
         ):
-            found[f"{prefix}_{column}"] = _estimates.single_value(
-                scale * alone[column], unit, digits
-            )
+            found[f"{prefix}_{column}"] = named.single_value(scale * alone[column], unit, digits)
         for column, scale, unit, digits in (
             ("stale_share", 100, "%", 1),
             ("overwritten_keys", 1, "", 0),
         ):
-            found[f"{prefix}_external_{column}"] = _estimates.single_value(
+            found[f"{prefix}_external_{column}"] = named.single_value(
                 scale * disturbed[column], unit, digits
             )
         own = crash[crash["label"] == name]
@@ -377,7 +153,6 @@ STUDY = Study(
     question="Where should a write go, and what is stale or lost for it?",
     options=OPTIONS,
     plan=plan,
-    measure=measure,
     columns=COLUMNS,
     values=values,
 )

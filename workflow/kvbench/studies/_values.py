@@ -1,0 +1,74 @@
+"""Named values for the paper and the claims, made of rows of a study's table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from kvbench.paper.values import Value
+from kvbench.studies._estimates import mean_interval
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def mean_value(samples: Iterable[float], unit: str = "", digits: int = 2) -> Value:
+    """Return the mean of the finite ``samples`` as a value, or an empty one if there is none."""
+    data = [float(sample) for sample in samples if sample is not None and math.isfinite(sample)]
+    if not data:
+        return Value(None, unit=unit, digits=digits)
+    mean, interval = mean_interval(data)
+    return Value(mean, interval, unit, digits)
+
+
+def share_value(samples: Iterable[float], digits: int = 1) -> Value:
+    """Return the mean of shares in ``[0, 1]`` in percent; its interval keeps to that range too."""
+    mean = mean_value((100 * sample for sample in samples), "%", digits)
+    if mean.ci is None:
+        return mean
+    return Value(mean.value, (max(0.0, mean.ci[0]), min(100.0, mean.ci[1])), "%", digits)
+
+
+def single_value(samples: Iterable[object], unit: str = "", digits: int = 2) -> Value:
+    """Return the first of ``samples`` that is there as a value, or an empty one."""
+    for sample in samples:
+        if sample is None or (isinstance(sample, float) and math.isnan(sample)):
+            continue
+        return Value(sample.item() if hasattr(sample, "item") else sample, None, unit, digits)
+    return Value(None, unit=unit, digits=digits)
+
+
+def interval_value(
+    centre: float | None, low: float | None, high: float | None, unit: str = "", digits: int = 2
+) -> Value:
+    """Return a value from three columns of a table, any of which may be missing."""
+    numbers = [None if n is None or math.isnan(n) else float(n) for n in (centre, low, high)]
+    if numbers[0] is None:
+        return Value(None, unit=unit, digits=digits)
+    ends = None if None in numbers[1:] else (numbers[1], numbers[2])
+    return Value(numbers[0], ends, unit, digits)
+
+
+def first(rows: pd.DataFrame) -> Mapping[str, Any] | None:
+    """Return the first of the selected rows of a table, or None if there is none."""
+    return None if rows.empty else rows.iloc[0].to_dict()
+
+
+def number(
+    row: Mapping[str, Any] | None, column: str, unit: str, digits: int, scale: float = 1.0
+) -> Value:
+    """Return a column of a row, times ``scale``, as a value; None if missing or not finite."""
+    held = None if row is None else row[column]
+    if held is None or not math.isfinite(held):
+        return Value(None, unit=unit, digits=digits)
+    return Value(float(held) * scale, unit=unit, digits=digits)
+
+
+def milliseconds(row: Mapping[str, Any] | None, column: str, digits: int = 3) -> Value:
+    """Return a column in seconds as milliseconds, with the interval of its ``_ci_`` columns."""
+    value = number(row, column, "ms", digits, 1000)
+    if value.value is None:
+        return value
+    ends = (float(row[f"{column}_ci_low"]) * 1000, float(row[f"{column}_ci_high"]) * 1000)
+    return Value(value.value, ci=ends, unit="ms", digits=digits)
