@@ -78,3 +78,32 @@ def test_arguments_of_the_planner_reach_it(kvbench):
     assert done.returncode == 2
     assert "nowhere" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_doctor_finds_this_machine_fit(kvbench):
+    done = kvbench("doctor", COLUMNS="200")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "pinned packages" in done.stdout
+
+
+def test_doctor_says_how_to_get_latex_where_there_is_none(kvbench, tmp_path):
+    done = kvbench("doctor", COLUMNS="400", PATH=str(tmp_path))
+    line = next(line for line in done.stdout.splitlines() if " LaTeX " in line)
+    assert line.startswith("missing")
+    assert "apt install latexmk" in line
+    assert done.returncode == 0
+
+
+def test_doctor_is_strict_when_asked(kvbench, tmp_path):
+    assert kvbench("doctor", "--strict", PATH=str(tmp_path)).returncode == 1
+
+
+def test_a_lock_file_is_read_as_far_as_its_markers_fit(tmp_path):
+    from kvbench.commands import doctor
+
+    lock = tmp_path / "requirements.lock"
+    lock.write_text(
+        "# words\na==1.0\nb==2.0 ; sys_platform == 'nowhere'\nc==3 ; python_version > '3'\n"
+    )
+    assert doctor.pinned(lock) == {"a": "1.0", "c": "3"}
+    assert doctor.pinned(tmp_path / "absent") == {}

@@ -6,10 +6,15 @@ from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
 
+#: Debian's packages that build the PDF.
+LATEX_PACKAGES = (
+    "latexmk texlive-latex-extra texlive-science texlive-fonts-recommended "
+    "texlive-lang-portuguese lmodern"
+)
 #: What to do when the PDF cannot be built.
 NO_LATEX = (
-    "neither latexmk nor tectonic is installed; on Debian or Ubuntu: sudo apt install latexmk "
-    "texlive-latex-extra texlive-science texlive-fonts-recommended texlive-lang-portuguese lmodern"
+    "neither latexmk nor tectonic is installed; "
+    f"on Debian or Ubuntu: sudo apt install {LATEX_PACKAGES}"
 )
 
 
