@@ -196,7 +196,7 @@ def test_from_a_model_file_to_the_record_of_a_cell(
             environment="cpu.json",
         ),
         output=Files(f"results/cells/kv/{key}.json"),
-        params=SimpleNamespace(cell=cell.as_dict(), code="0" * 16),
+        params=SimpleNamespace(cell=cell.as_dict(), quiet_wait_s=0, code="0" * 16),
     )
     record = records.read(Path(f"results/cells/kv/{key}.json"))
     assert record["status"] == "ok"
@@ -227,7 +227,7 @@ def test_ceilings_are_measured_at_the_dtype_of_the_files_name(run, monkeypatch):
             "measure_ceilings",
             output=Files(str(output)),
             wildcards=SimpleNamespace(device="cpu", variant=variant),
-            config={"kv": {"quiet_wait_s": 3}},
+            params=SimpleNamespace(quiet_wait_s=3),
         )
         assert documents.read_json(output) == {"at": ["cpu", dtype]}
     assert asked == [3, 3]

@@ -158,48 +158,5 @@ def test_equal_tokens_have_equal_digests_and_borders_matter():
     assert re.fullmatch("[0-9a-f]{64}", records.token_digest([]))
 
 
-@pytest.fixture
-def library(tmp_path, monkeypatch):
-    """A copy of the library's layout that a test may edit."""
-    root = tmp_path / "kvbench"
-    for name in (
-        "strategies/none.py",
-        "measurement/clock.py",
-        "inputs/models.py",
-        "inputs/scenarios.py",
-    ):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text("x = 1\n")
-    (root / "figures").mkdir()
-    (root / "figures" / "plot.py").write_text("x = 1\n")
-    monkeypatch.setattr(records, "__file__", str(root / "records" / "__init__.py"))
-    return root
-
-
-def test_editing_what_measures_changes_the_digest(library):
-    before = records.code_digest("kv")
-    (library / "strategies" / "none.py").write_text("x = 2\n")
-    assert records.code_digest("kv") != before
-
-
-def test_editing_a_figure_does_not_change_the_measuring_digest(library):
-    before = records.code_digest("kv")
-    (library / "figures" / "plot.py").write_text("x = 2\n")
-    assert records.code_digest("kv") == before
-
-
-def test_a_new_strategy_changes_the_measuring_digest(library):
-    before = records.code_digest("kv")
-    (library / "strategies" / "mine.py").write_text("x = 1\n")
-    assert records.code_digest("kv") != before
-
-
-@pytest.mark.parametrize("kind", sorted(records.SOURCES))
-def test_every_source_of_a_digest_exists(kind):
-    root = Path(records.__file__).parents[1]
-    assert all((root / name).exists() for name in records.SOURCES[kind])
-    assert re.fullmatch("[0-9a-f]{16}", records.code_digest(kind))
-
-
 def test_the_present_moment_is_utc_in_the_records_form(make_record, tmp_path):
     records.write(tmp_path / "r1.json", make_record() | {"started_at": records.now()})

@@ -19,6 +19,8 @@ from kvbench import layout
 from kvbench.errors import InputError
 
 SCHEMAS = layout.shipped("schemas")
+#: Larger files, such as weights of some gigabytes, are told apart by size and time alone.
+_READ_UP_TO = 32 * 2**20
 
 
 @cache
@@ -175,6 +177,21 @@ def sha256_of_file(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def fingerprint(path: Path) -> str:
+    """Digest of a file, or of all files of a folder: of their bytes, or of size and time if large."""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    state = hashlib.sha256()
+    for file in files:
+        if file.is_file():
+            status = file.stat()
+            small = status.st_size <= _READ_UP_TO
+            state.update(
+                f"{file.relative_to(path)} {status.st_size} "
+                f"{sha256_of_file(file) if small else status.st_mtime_ns}\n".encode()
+            )
+    return state.hexdigest()[:16]
 
 
 def digest(document: Any) -> str:

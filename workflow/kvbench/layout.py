@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
+#: The folder that the library lies in: ``workflow`` of a checkout.
+WORKFLOW = _PACKAGE.parent
 
 #: Debian's packages that build the PDF.
 LATEX_PACKAGES = (

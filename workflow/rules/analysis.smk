@@ -37,7 +37,7 @@ rule aggregate_kv:
         "../../envs/analysis.yaml"
     params:
         machines=[str(machine) for machine in RECORDED],
-        code=records.code_digest("tables"),
+        code=code_of("aggregate_kv"),
     message:
         "Aggregating the records of this run and of the recorded machines"
     script:
@@ -61,8 +61,7 @@ rule aggregate_study:
         "../../envs/analysis.yaml"
     params:
         machines=[str(machine) for machine in RECORDED],
-        code=records.code_digest("tables"),
-        columns=app_code,
+        code=lambda wildcards: digests.of_script("aggregate_study", wildcards.study),
     message:
         "Aggregating the study {wildcards.study}"
     script:
@@ -88,7 +87,7 @@ rule aggregate_aa_test:
         machines=[str(machine) for machine in RECORDED],
         settings=CONFIG["aa_test"],
         seed=CONFIG["kv"]["seed"],
-        code=records.code_digest("tables"),
+        code=code_of("aggregate_aa_test"),
     message:
         "Evaluating the test of the instrument"
     script:
@@ -111,7 +110,7 @@ rule plan_capacity:
     conda:
         "../../envs/analysis.yaml"
     params:
-        code=records.code_digest("tables"),
+        code=code_of("plan_capacity"),
     message:
         "Planning capacity from a laptop to a fleet"
     script:
@@ -127,7 +126,7 @@ rule describe_tables:
         "../../envs/analysis.yaml"
     params:
         studies=STUDIES,
-        code=records.code_digest("tables"),
+        code=code_of("describe_tables"),
     message:
         "Writing what each column of each table means"
     script:
@@ -157,7 +156,7 @@ rule evaluate_claims:
     params:
         studies=STUDIES,
         must_hold=CONFIG["claims_must_hold"],
-        code=records.code_digest("tables"),
+        code=code_of("evaluate_claims"),
     message:
         "Giving every claim its verdict"
     script:
@@ -172,6 +171,7 @@ rule claims:
     conda:
         "../../envs/analysis.yaml"
     params:
+        code=code_of("show_claims"),
         must_hold=CONFIG["claims_must_hold"],
     message:
         "Claims, the sources' figures, and what was measured"
@@ -190,6 +190,7 @@ rule record:
     conda:
         "../../envs/analysis.yaml"
     params:
+        code=code_of("record"),
         machine=CONFIG["machine"],
         aa=lambda wildcards: aa_records_present(),
     message:

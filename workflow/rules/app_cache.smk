@@ -3,7 +3,7 @@
 
 rule measure_app_cell:
     input:
-        environment="results/inputs/environment/cpu.json",
+        environment=ancient("results/inputs/environment/cpu.json"),
         model=app_inputs,
     output:
         "results/cells/app/{study}/{cell}.json",
@@ -18,7 +18,10 @@ rule measure_app_cell:
         settings=lambda wildcards: {
             key: CONFIG["app"][key] for key in ("seed", "server_url", "encoder")
         },
-        quiet_wait_s=CONFIG["kv"]["quiet_wait_s"],
+        reads=app_reads,
+        quiet_wait_s=quiet_wait_s,
+        threads=lambda wildcards: app_threads(wildcards),
+        software=SOFTWARE,
         code=app_code,
     message:
         "Measuring {wildcards.cell} of the study {wildcards.study} (log: {log})"

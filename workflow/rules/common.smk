@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 ROOT = Path(str(workflow.current_basedir)).parent.parent
@@ -10,10 +11,11 @@ sys.path.insert(0, str(ROOT / "workflow"))
 # The report shows parameters: they name no folder of this machine.
 HERE = Path(os.path.relpath(ROOT))
 
-from kvbench import figures as figure_modules, layout, records, studies
-from kvbench.inputs import configuration
-from kvbench.records import gathering
+from kvbench import documents, figures as figure_modules, layout, studies
 from kvbench.errors import InputError
+from kvbench.inputs import configuration
+from kvbench.measurement import environment
+from kvbench.records import digests, gathering
 
 
 def stop(error):
@@ -48,7 +50,8 @@ except InputError as error:
 
 AA_ORDER = configuration.measuring_order(AA_CELLS, CONFIG["kv"]["seed"])
 KV_ORDER = configuration.measuring_order(KV_CELLS, CONFIG["kv"]["seed"])
-KV_CODE = records.code_digest("kv")
+# Other packages may give other times: what is measured depends on them.
+SOFTWARE = environment.software(ROOT / "envs" / "requirements.lock")
 
 # ------------------------------------------------------------------------------ files by stage
 
@@ -100,6 +103,34 @@ def kv_cell(wildcards):
     return KV_CELLS[key]
 
 
+def code_of(script):
+    """The parameter by which a rule runs again when the code behind its script changed."""
+    return lambda wildcards: digests.of_script(script)
+
+
+def kv_code(wildcards):
+    """Digest of the code that can change what is measured of a cell's strategy."""
+    return digests.of_strategy(kv_cell(wildcards).strategy)
+
+
+def kv_identity(cell):
+    """What is measured, as plain values; how long one waits for a quiet machine is no part of it."""
+    return {key: value for key, value in cell.as_dict().items() if key != "quiet_wait_s"}
+
+
+def kv_threads(cell):
+    """Threads are part of what is measured, but for a GPU, which is only driven by them."""
+    return workflow.cores if cell.device == "cpu" else None
+
+
+def quiet_wait_s(wildcards, threads):
+    """The longest wait for a quiet machine.
+
+    Snakemake compares no parameter that is a function of the threads: waiting longer measures nothing anew.
+    """
+    return CONFIG["kv"]["quiet_wait_s"]
+
+
 def kv_priority(wildcards):
     """Cells run in their drawn order: the scheduler takes the highest priority first."""
     return len(KV_ORDER) - KV_ORDER[kv_cell(wildcards).key]
@@ -108,6 +139,11 @@ def kv_priority(wildcards):
 def aa_cell(wildcards):
     """The planned process of the instrument's test behind a record's path."""
     return AA_CELLS[f"{wildcards.arm}/p{wildcards.number}"]
+
+
+def aa_code(wildcards):
+    """Digest of the code that can change what a process of the instrument's test measures."""
+    return digests.of_strategy(aa_cell(wildcards).strategy)
 
 
 def aa_priority(wildcards):
@@ -123,6 +159,11 @@ def kv_inputs(cells):
         found.add(f"results/inputs/environment/{cell.device}.json")
         found.add(f"results/inputs/ceilings/{cell.place}.json")
     return sorted(found)
+
+
+def environment_file(cell):
+    """Facts about the machine that a cell is measured on."""
+    return f"results/inputs/environment/{cell.device}.json"
 
 
 def requests_of(wildcards):
@@ -154,7 +195,41 @@ def app_inputs(wildcards):
 
 def app_code(wildcards):
     """Digest of the code that can change this study's measurements."""
-    return records.code_digest("app", *studies.sources(wildcards.study))
+    return digests.of_study(wildcards.study)
+
+
+def app_reads(wildcards):
+    """Digests of what a cell's factors name: scenarios, and files or folders of the user."""
+    return {
+        key: contents(value)
+        for key, value in app_cell(wildcards).factors.items()
+        if isinstance(value, str) and contents(value)
+    }
+
+
+def contents(name):
+    """Digest of what a setting names: a scenario, or a file or folder that is there."""
+    if name in SCENARIOS:
+        return scenario_contents(name)
+    path = ROOT / Path(name).expanduser()
+    return documents.fingerprint(path) if name and path.exists() else None
+
+
+def scenario_contents(name):
+    """Digest of a scenario without its comments and its title."""
+    return documents.digest({**asdict(SCENARIOS[name]), "title": ""})
+
+
+def model_contents(wildcards):
+    """Digest of a model without its comments and its title: its file, and the weights that it names."""
+    document = MODELS[wildcards.model]
+    names = [document["path"]] if "path" in document else []
+    # A built model takes the tokenizer that comes with the embedded one.
+    names += ["resources/embedded-llama"] if "tokenizer" in document else []
+    return [
+        documents.digest({**document, "title": ""}),
+        *(contents(name) for name in names),
+    ]
 
 
 def study_cells(study):

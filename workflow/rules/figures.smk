@@ -18,7 +18,7 @@ rule draw_figure:
     conda:
         "../../envs/analysis.yaml"
     params:
-        code=records.code_digest("figures"),
+        code=lambda wildcards: digests.of_figure(wildcards.name),
     message:
         "Drawing {wildcards.name}"
     script:

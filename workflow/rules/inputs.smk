@@ -8,6 +8,9 @@ rule record_environment:
         "logs/inputs/environment-{device}.log",
     conda:
         BENCH_ENV
+    params:
+        software=SOFTWARE,
+        code=code_of("record_environment"),
     message:
         "Recording the facts of this machine ({wildcards.device})"
     script:
@@ -16,7 +19,7 @@ rule record_environment:
 
 rule measure_ceilings:
     input:
-        "results/inputs/environment/{device}.json",
+        ancient("results/inputs/environment/{device}.json"),
     output:
         "results/inputs/ceilings/{device}{variant}.json",
     log:
@@ -28,6 +31,11 @@ rule measure_ceilings:
     conda:
         BENCH_ENV
     threads: workflow.cores
+    params:
+        quiet_wait_s=quiet_wait_s,
+        threads=lambda wildcards: workflow.cores if wildcards.device == "cpu" else None,
+        software=SOFTWARE,
+        code=code_of("measure_ceilings"),
     message:
         "Measuring what this machine can do at best ({wildcards.device}{wildcards.variant})"
     script:
@@ -36,7 +44,7 @@ rule measure_ceilings:
 
 rule prepare_model:
     input:
-        "config/models/{model}.yaml",
+        ancient("config/models/{model}.yaml"),
     output:
         directory("results/inputs/models/{model}"),
     log:
@@ -45,7 +53,8 @@ rule prepare_model:
         "../../envs/bench-cpu.yaml"
     params:
         root=str(HERE),
-        code=records.code_digest("models"),
+        contents=model_contents,
+        code=code_of("prepare_model"),
     message:
         "Preparing the model {wildcards.model}"
     script:
@@ -54,7 +63,7 @@ rule prepare_model:
 
 rule prepare_prompts:
     input:
-        scenario="config/scenarios/{scenario}.yaml",
+        scenario=ancient("config/scenarios/{scenario}.yaml"),
         model="results/inputs/models/{model}",
     output:
         "results/inputs/prompts/{model}/{scenario}.json",
@@ -63,7 +72,9 @@ rule prepare_prompts:
     conda:
         "../../envs/bench-cpu.yaml"
     params:
+        code=code_of("prepare_prompts"),
         requests=requests_of,
+        contents=lambda wildcards: scenario_contents(wildcards.scenario),
     message:
         "Turning {wildcards.scenario} into tokens of {wildcards.model}"
     script:

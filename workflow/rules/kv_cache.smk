@@ -5,7 +5,7 @@ rule measure_kv_cell:
     input:
         model="results/inputs/models/{model}",
         prompts="results/inputs/prompts/{model}/{scenario}.json",
-        environment=lambda wildcards: f"results/inputs/environment/{kv_cell(wildcards).device}.json",
+        environment=lambda wildcards: ancient(environment_file(kv_cell(wildcards))),
         ceilings=ancient("results/inputs/ceilings/{place}.json"),
     output:
         "results/cells/kv/{place}/{model}/{scenario}/{strategy}/r{replicate}.json",
@@ -20,8 +20,11 @@ rule measure_kv_cell:
     resources:
         gpu=lambda wildcards: int(kv_cell(wildcards).device == "cuda"),
     params:
-        cell=lambda wildcards: kv_cell(wildcards).as_dict(),
-        code=KV_CODE,
+        cell=lambda wildcards: kv_identity(kv_cell(wildcards)),
+        quiet_wait_s=quiet_wait_s,
+        threads=lambda wildcards: kv_threads(kv_cell(wildcards)),
+        software=SOFTWARE,
+        code=kv_code,
     message:
         "Measuring {wildcards.strategy} in {wildcards.scenario} with {wildcards.model}, "
         "replicate {wildcards.replicate} (log: {log})"
@@ -33,7 +36,7 @@ rule measure_aa_process:
     input:
         model=f"results/inputs/models/{CONFIG['aa_test']['model']}",
         prompts=f"results/inputs/prompts/{CONFIG['aa_test']['model']}/insurance_claim_auto.json",
-        environment=lambda wildcards: f"results/inputs/environment/{aa_cell(wildcards).device}.json",
+        environment=lambda wildcards: ancient(environment_file(aa_cell(wildcards))),
     output:
         "results/cells/aa/{arm}/p{number}.json",
     log:
@@ -47,8 +50,11 @@ rule measure_aa_process:
     resources:
         gpu=lambda wildcards: int(aa_cell(wildcards).device == "cuda"),
     params:
-        cell=lambda wildcards: aa_cell(wildcards).as_dict(),
-        code=KV_CODE,
+        cell=lambda wildcards: kv_identity(aa_cell(wildcards)),
+        quiet_wait_s=quiet_wait_s,
+        threads=lambda wildcards: kv_threads(aa_cell(wildcards)),
+        software=SOFTWARE,
+        code=aa_code,
     message:
         "Testing the instrument: process {wildcards.number} of the arm {wildcards.arm}"
     script:

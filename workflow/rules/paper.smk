@@ -22,7 +22,7 @@ rule collect_values:
         studies=STUDIES,
         records={study: study_cells(study) for study in STUDIES},
         machines=[str(machine) for machine in RECORDED],
-        code=records.code_digest("paper"),
+        code=code_of("collect_values"),
     message:
         "Collecting every number the paper prints"
     script:
@@ -46,7 +46,7 @@ rule render_paper:
         "../../envs/analysis.yaml"
     params:
         studies=STUDIES,
-        code=records.code_digest("paper"),
+        code=code_of("render_paper"),
     message:
         "Rendering the paper ({wildcards.language})"
     script:
@@ -72,6 +72,8 @@ rule compile_paper:
         "logs/paper/compile-{language}.log",
     conda:
         "../../envs/paper.yaml"
+    params:
+        code=code_of("compile_paper"),
     message:
         "Building the PDF ({wildcards.language})"
     script:
@@ -88,6 +90,7 @@ rule write_manifest:
     conda:
         "../../envs/analysis.yaml"
     params:
+        code=code_of("write_manifest"),
         rules=lambda wildcards: published_by(),
     message:
         "Writing the checksums of everything that is published"

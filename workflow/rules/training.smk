@@ -29,6 +29,7 @@ rule train_embedded_model:
         "../../envs/bench-cpu.yaml"
     threads: 1
     params:
+        code=code_of("train_embedded_model"),
         seed=2025,
         steps=750,
     message:

@@ -17,7 +17,7 @@ def main(snakemake):
     if device == "cpu":
         torch.set_num_threads(snakemake.threads)
     with lock.machine():
-        noise.wait_for_quiet(snakemake.config.get("kv", {}).get("quiet_wait_s", 10))
+        noise.wait_for_quiet(snakemake.params.quiet_wait_s)
         documents.write_json(Path(snakemake.output[0]), ceilings.measure(device, dtype))
 
 

@@ -11,7 +11,7 @@ from kvbench.measurement import conversation
 def main(snakemake):
     """Run the rule ``measure_kv_cell``."""
     record = conversation.run_cell(
-        snakemake.params.cell,
+        {**snakemake.params.cell, "quiet_wait_s": snakemake.params.quiet_wait_s},
         Path(snakemake.input.model),
         Path(snakemake.input.prompts),
         Path(snakemake.input.environment),

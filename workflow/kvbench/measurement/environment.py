@@ -79,6 +79,24 @@ def versions() -> dict[str, str]:
     return found
 
 
+def software(lock: Path) -> str:
+    """Digest of the interpreter and the packages that matter, as installed and as pinned.
+
+    Parameters
+    ----------
+    lock:
+        ``envs/requirements.lock``; another pin there is another software before it is installed.
+    """
+    pins = re.findall(r"^([A-Za-z0-9._-]+)==(\S+)", _read(lock), re.MULTILINE)
+    return documents.digest(
+        {
+            "python": platform.python_version(),
+            "installed": versions(),
+            "pinned": sorted(f"{name}=={pin}" for name, pin in pins if name in PACKAGES),
+        }
+    )
+
+
 def commit(root: Path) -> str:
     """Commit of the checkout, with ``-dirty`` when files differ; ``unknown`` outside git."""
     try:

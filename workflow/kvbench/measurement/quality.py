@@ -11,8 +11,7 @@ from kvbench import strategies
 from kvbench.errors import InputError
 from kvbench.inputs import models
 from kvbench.measurement.memory import cache_bytes
-from kvbench.strategies.base import Strategy
-from kvbench.strategies.reuse import common_prefix
+from kvbench.strategies.base import Strategy, common_prefix
 from kvbench.studies._estimates import median_interval
 
 if TYPE_CHECKING:

@@ -13,49 +13,11 @@ from kvbench.errors import InputError
 
 KV_SCHEMA = "kvbench/kv-cell/1"
 APP_SCHEMA = "kvbench/app-cell/1"
-_FILES = {KV_SCHEMA: "kv-cell", APP_SCHEMA: "app-cell"}
-
-#: Parts of the library behind each kind of job; a digest of them is a parameter of its rule. Those
-#: of ``kv`` and ``app`` can change a measurement, and their digest is part of every record.
-SOURCES = {
-    "kv": ("strategies", "measurement", "inputs/models.py", "inputs/scenarios.py"),
-    "app": ("caching", "studies/__init__.py", "measurement/startup.py"),
-    "models": ("inputs/models.py",),
-    "tables": ("analysis", "physics", "records"),
-    "figures": ("figures", "analysis", "physics"),
-    "paper": ("paper", "analysis", "studies"),
-}
 
 
 def now() -> str:
     """Present moment as ISO 8601 in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def code_digest(kind: str, *more: str) -> str:
-    """Digest of the library's files that can change what a kind of job gives.
-
-    Snakemake sees edits to a rule's script but not to the modules it imports; as a parameter of
-    the rules this digest makes it work again then, and only then: editing a figure never measures
-    anything again.
-
-    Parameters
-    ----------
-    kind:
-        A key of :data:`SOURCES`.
-    more:
-        Further files below the library that this job depends on, such as a study's module.
-    """
-    root = Path(__file__).resolve().parents[1]
-    files: list[Path] = []
-    for name in (*SOURCES[kind], *more):
-        path = root / name
-        files += path.rglob("*.py") if path.is_dir() else [path]
-    state = hashlib.sha256()
-    for path in sorted(files):
-        state.update(path.relative_to(root).as_posix().encode())
-        state.update(path.read_bytes())
-    return state.hexdigest()[:16]
 
 
 def token_digest(tokens: Iterable[int]) -> str:
@@ -76,13 +38,16 @@ def write(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def _check(record: Any, path: Path) -> None:
-    name = record.get("schema") if isinstance(record, Mapping) else None
-    if name not in _FILES:
-        raise InputError(
-            f"{path}: schema is {name!r}; known: {', '.join(_FILES)}; "
-            "the file is not a record of this version"
-        )
-    documents.check(record, _FILES[name], str(path))
+    match record.get("schema") if isinstance(record, Mapping) else None:
+        case "kvbench/kv-cell/1":
+            documents.check(record, "kv-cell", str(path))
+        case "kvbench/app-cell/1":
+            documents.check(record, "app-cell", str(path))
+        case other:
+            raise InputError(
+                f"{path}: schema is {other!r}; known: {KV_SCHEMA}, {APP_SCHEMA}; "
+                "the file is not a record of this version"
+            )
 
 
 def read(path: Path) -> dict[str, Any]:

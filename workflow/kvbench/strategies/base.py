@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+
 if TYPE_CHECKING:
     import torch
     from transformers import Cache, GenerationConfig, PreTrainedModel
 
-    from kvbench.inputs.models import LoadedModel
+from kvbench.inputs.models import LoadedModel
 
 
 @dataclass(frozen=True)
@@ -197,6 +199,13 @@ class PersistentCacheSession(GenerateSession):
     def _emptied(self) -> Cache:
         self._cache.reset()
         return self._cache
+
+
+def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
+    """Number of leading tokens that two sequences share."""
+    length = min(len(left), len(right))
+    differing = np.nonzero(np.asarray(left[:length]) != np.asarray(right[:length]))[0]
+    return int(differing[0]) if len(differing) else length
 
 
 def text_config(model: LoadedModel) -> Any:

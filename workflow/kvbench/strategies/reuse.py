@@ -6,14 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-
 from kvbench.inputs.models import LoadedModel
 from kvbench.strategies.base import (
     GenerateSession,
     Generation,
     Session,
     allocated_static_cache,
+    common_prefix,
     text_config,
 )
 from kvbench.strategies.dynamic import Dynamic
@@ -22,13 +21,6 @@ from kvbench.strategies.static import Static
 
 if TYPE_CHECKING:
     from transformers import Cache
-
-
-def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
-    """Number of leading tokens that two sequences share."""
-    length = min(len(left), len(right))
-    differing = np.nonzero(np.asarray(left[:length]) != np.asarray(right[:length]))[0]
-    return int(differing[0]) if len(differing) else length
 
 
 class ReusingSession(GenerateSession):

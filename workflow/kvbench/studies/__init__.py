@@ -85,11 +85,6 @@ def recorded_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [dict(row) for row in record["rows"]]
 
 
-def measuring_part(name: str) -> str:
-    """Return the name of the module that measures a study; a digest of it is its cells' code."""
-    return f"{__name__}.measuring.{name}"
-
-
 @dataclass(frozen=True)
 class Study:
     """A question about an application-level cache, and how it is answered.
@@ -134,7 +129,7 @@ class Study:
         kvbench.errors.Unsupported
             This machine cannot run the cell.
         """
-        return importlib.import_module(measuring_part(self.name)).measure(factors, context)
+        return importlib.import_module(f"{__name__}.measuring.{self.name}").measure(factors, context)
 
 
 def names() -> list[str]:
@@ -144,12 +139,6 @@ def names() -> list[str]:
         for module in pkgutil.iter_modules(__path__)
         if not module.ispkg and not module.name.startswith("_")
     )
-
-
-def sources(name: str) -> list[str]:
-    """Files below the library that can change a study's measurements."""
-    helpers = [f"measuring/{path.name}" for path in Path(__file__).parent.glob("measuring/_*.py")]
-    return sorted(f"studies/{file}" for file in [f"measuring/{name}.py", "_estimates.py", *helpers])
 
 
 @cache

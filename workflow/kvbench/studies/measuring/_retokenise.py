@@ -47,7 +47,7 @@ def _hold(
     seed: int,
 ) -> list[dict[str, Any]]:
     """A client that keeps text: how much of the cache its next prompt still agrees with."""
-    from kvbench.strategies.reuse import common_prefix
+    from kvbench.strategies.base import common_prefix
 
     messages = [{"role": "system", "content": scenario.system}]
     held: list[int] = []
