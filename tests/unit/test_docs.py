@@ -394,7 +394,7 @@ def test_the_example_of_a_study_plans_and_measures(tmp_path, run_example, monkey
 
     measuring = run_example("workflow/kvbench/studies/measuring/dict_lookup.py")
     part = types.SimpleNamespace(**measuring)
-    monkeypatch.setitem(sys.modules, studies.measuring_part("dict_lookup"), part)
+    monkeypatch.setitem(sys.modules, "kvbench.studies.measuring.dict_lookup", part)
     study = run_example("workflow/kvbench/studies/dict_lookup.py")["STUDY"]
     options = documents.fill_defaults({}, study.options)
     context = studies.Context(tmp_path, seed=1)

@@ -129,7 +129,9 @@ class Study:
         kvbench.errors.Unsupported
             This machine cannot run the cell.
         """
-        return importlib.import_module(f"{__name__}.measuring.{self.name}").measure(factors, context)
+        return importlib.import_module(f"{__name__}.measuring.{self.name}").measure(
+            factors, context
+        )
 
 
 def names() -> list[str]:
