@@ -16,7 +16,6 @@ from functools import cache
 from typing import Any, TypeVar
 
 import numpy as np
-from scipy import stats
 
 from kvbench.errors import InputError
 
@@ -177,7 +176,10 @@ def _widened(estimate: float, arms: Sequence[_Arm], signs: Sequence[float]) -> t
 
 @cache
 def _student(freedom: float) -> float:
-    return _NORMAL if math.isinf(freedom) else float(stats.t.ppf(_TAILS[1], freedom))
+    # scipy.special alone, and only here: planning and measuring import this module.
+    from scipy.special import stdtrit
+
+    return _NORMAL if math.isinf(freedom) else float(stdtrit(freedom, _TAILS[1]))
 
 
 def median_interval(samples: Samples, seed: int = 0) -> Interval:
@@ -340,6 +342,7 @@ def aa_test(pairs: Iterable[Interval]) -> AATest:
     if not verdicts:
         raise InputError("aa_test: there are no pairs to evaluate")
     n, k = len(verdicts), sum(verdicts)
-    low = float(stats.beta.ppf(_TAILS[0], k, n - k + 1)) if k else 0.0
-    high = float(stats.beta.ppf(_TAILS[1], k + 1, n - k)) if k < n else 1.0
-    return AATest(n, k, Interval(k / n, low, high))
+    from scipy import stats
+
+    exact = stats.binomtest(k, n).proportion_ci(method="exact")
+    return AATest(n, k, Interval(k / n, float(exact.low), float(exact.high)))
