@@ -90,9 +90,7 @@ class Paired:
             raise InputError(f"a difference of {difference} cannot be looked for; give one above 0")
         if not self.freedom:
             return math.nan
-        needed = self.rounds * (
-            math.log1p(self.smallest_difference) / math.log1p(difference)
-        ) ** 2
+        needed = self.rounds * (math.log1p(self.smallest_difference) / math.log1p(difference)) ** 2
         return max(float(FEWEST_ROUNDS), math.ceil(needed))
 
 
