@@ -1,0 +1,106 @@
+"""Ratios of arms that took turns in one cell, paired within rounds, as columns of a study's table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from kvbench.analysis import paired
+from kvbench.paper.values import Value
+
+
+def log_ratios(
+    above: Mapping[str, Sequence], below: Mapping[str, Sequence], measured: str = "seconds"
+) -> list[float]:
+    """Return the logarithm of ``above / below`` for every round in which both arms had a turn.
+
+    Parameters
+    ----------
+    above, below:
+        Turns of an arm as :class:`kvbench.studies.measuring._rounds.Log` keeps them.
+    measured:
+        Which of their lists is compared; it must be positive.
+    """
+    one, other = (
+        dict(zip(arm.get("round", ()), arm.get(measured, ()), strict=True))
+        for arm in (above, below)
+    )
+    return [math.log(one[n] / other[n]) for n in sorted(one.keys() & other.keys())]
+
+
+def columns_of(name: str, logs: Iterable[float]) -> dict[str, float]:
+    """Return the ratio as ``<name>`` with ``_ci_low``, ``_ci_high`` and ``_rounds``.
+
+    Below :data:`kvbench.analysis.paired.FEWEST_ROUNDS` the ends stay empty: so few rounds do not
+    show what their own spread is, and nothing may be concluded from them.
+    """
+    logs = list(logs)
+    if not logs:
+        return {}
+    found = paired.ratio([logs])
+    row = {name: found.value, f"{name}_rounds": found.rounds}
+    if found.rounds >= paired.FEWEST_ROUNDS:
+        row |= {f"{name}_ci_low": found.interval.low, f"{name}_ci_high": found.interval.high}
+    return row
+
+
+def ratio_of_sums(
+    name: str, above: Sequence[float], below: Sequence[float], groups: Sequence[object]
+) -> dict[str, float]:
+    """Return the same columns for the ratio of two sums over requests that were asked in turn.
+
+    For a stream in which some requests are answered at once and others are generated, the mean of
+    ratios says nothing; the ratio of the sums does. Its interval is that of a ratio estimator
+    (Cochran, *Sampling Techniques*, section 6.4), with the residuals' variance taken within
+    ``groups`` (hits and misses): the stream is fixed, the times are what is uncertain.
+    """
+    x, y = np.asarray(above, dtype=float), np.asarray(below, dtype=float)
+    if not x.size:
+        return {}
+    ratio = float(x.sum() / y.sum())
+    row = {name: ratio, f"{name}_rounds": int(x.size)}
+    residuals = x - ratio * y
+    labels = np.asarray([str(group) for group in groups])
+    parts = [residuals[labels == label] for label in np.unique(labels)]
+    freedom = sum(part.size - 1 for part in parts if part.size > 1)
+    if x.size < paired.FEWEST_ROUNDS or freedom < 1:
+        return row
+    from scipy.special import stdtrit
+
+    variance = sum(part.size * float(part.var(ddof=1)) for part in parts if part.size > 1)
+    reach = float(stdtrit(freedom, 0.975)) * math.sqrt(variance) / float(x.sum())
+    ends = (ratio * math.exp(-reach), ratio * math.exp(reach))
+    return row | {f"{name}_ci_low": ends[0], f"{name}_ci_high": ends[1]}
+
+
+def meanings(name: str, meaning: str) -> dict[str, str]:
+    """Return what the columns of a ratio mean, for a study's ``columns``."""
+    return {
+        name: f"{meaning}, paired within rounds",
+        f"{name}_ci_low": f"lower end of the 95 % interval of {name}; empty below ten rounds",
+        f"{name}_ci_high": f"upper end of the 95 % interval of {name}; empty below ten rounds",
+        f"{name}_rounds": f"rounds that {name} was computed from",
+    }
+
+
+def value(row: Mapping[str, Any] | None, name: str, unit: str = "x", digits: int = 2) -> Value:
+    """Return a ratio as a named value; without an interval where there are too few rounds."""
+    held = None if row is None else row.get(name)
+    if held is None or not math.isfinite(held):
+        return Value(None, unit=unit, digits=digits)
+    ends = tuple(row.get(f"{name}_ci_{end}", math.nan) for end in ("low", "high"))
+    known = all(end is not None and math.isfinite(end) for end in ends)
+    return Value(float(held), (float(ends[0]), float(ends[1])) if known else None, unit, digits)
+
+
+def beyond_limit(rows: Iterable[Mapping[str, Any]], name: str, limit: str) -> int:
+    """Return in how many rows the whole interval of a ratio lies above its theoretical limit."""
+    count = 0
+    for row in rows:
+        low, most = row.get(f"{name}_ci_low"), row.get(limit)
+        if low is not None and most is not None and low > most:
+            count += 1
+    return count
