@@ -10,11 +10,12 @@ import jsonschema
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
+import study_runs
 from kvbench import studies
 from kvbench.caching import memo
 from kvbench.errors import InputError
 from kvbench.paper import tex
-from kvbench.studies import Context, _estimates, _values, memoization
+from kvbench.studies import _estimates, _values, memoization
 
 ROOMY = ("cache", "lru_cache", "lru_128", "lru_3", "dict")
 
@@ -93,16 +94,7 @@ def test_unknown_variant_is_refused_and_the_known_ones_are_named():
 
 
 def table(tmp_path, **changed):
-    options = {
-        name: schema["default"] for name, schema in memoization.OPTIONS["properties"].items()
-    } | changed
-    jsonschema.validate(options, memoization.OPTIONS)
-    rows = []
-    for cell in memoization.plan(options).values():
-        rows += memoization.STUDY.measure(cell.factors, Context(tmp_path, seed=1)).rows
-    file = tmp_path / "table.csv"
-    pd.DataFrame(rows, columns=list(memoization.COLUMNS)).to_csv(file, index=False)
-    return pd.read_csv(file)
+    return study_runs.table("memoization", tmp_path, **changed)
 
 
 def test_study_measures_what_theory_says_about_counts(tmp_path):
@@ -115,12 +107,40 @@ def test_study_measures_what_theory_says_about_counts(tmp_path):
 
 def test_study_gives_the_guides_numbers_at_n_35(tmp_path):
     cached = [name for name in memo.VARIANTS if name != "plain"]
-    values = memoization.values(table(tmp_path, n=[35], repeats=6, variants=cached))
+    values = memoization.values(table(tmp_path, n=[35], repeats=12, variants=cached))
     assert 0 < values["memoization_cache_s"].value < 0.01
     assert values["memoization_lru_2_misses"].value == 208_627
     low, high = values["memoization_cache_over_lru_cache"].ci
     assert low < values["memoization_cache_over_lru_cache"].value < high
     assert values["memoization_plain_s"].value is None
+    # The way the document used: a bare lru_cache, with its 128 places.
+    assert values["memoization_cache_over_lru_128"].ci is not None
+
+
+def test_study_draws_no_conclusion_from_fewer_than_ten_rounds(tmp_path):
+    rows = table(tmp_path, n=[35], repeats=9, variants=["cache", "lru_cache"])
+    ratio = memoization.values(rows)["memoization_cache_over_lru_cache"]
+    assert ratio.value > 0 and ratio.ci is None
+
+
+def test_study_compares_within_rounds_and_not_across_a_change_of_the_machine():
+    """Both are three times as slow from the fifth round on, in which alone they differ in number."""
+    weather = [1.0] * 5 + [3.0] * 15
+    arms = {
+        "lru_cache": {"round": list(range(20)), "cold_s": weather},
+        "cache": {"round": list(range(8)), "cold_s": [2 * one for one in weather[:8]]},
+    }
+    row = {"n": 20, "variant": "cache", "state": "cold"}
+    (found,) = memoization.aggregate({"rows": [row], "samples": {"arms": arms}})
+    assert found["ratio_to_lru_cache"] == pytest.approx(2)
+    assert found["ratio_to_lru_cache_rounds"] == 8
+
+
+def test_a_record_from_before_there_were_rounds_keeps_its_ratio_without_an_interval():
+    old = {"variant": "cache", "state": "cold", "ratio_to_lru_cache": 1.1, "ratio_ci_low": 1.0}
+    assert memoization.aggregate({"rows": [old], "samples": {"times_s": {}}}) == [
+        {"variant": "cache", "state": "cold", "ratio_to_lru_cache": 1.1}
+    ]
 
 
 def test_study_stops_repeating_a_slow_variant(tmp_path):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvbench.caching import memo
 from kvbench.paper.values import Value
-from kvbench.studies import Cell, Study
+from kvbench.studies import Cell, Study, _paired
 from kvbench.studies import _option as option
 from kvbench.studies import _values as named
 
@@ -25,7 +25,12 @@ OPTIONS = option.schema(
         maximum=40,
     ),
     variants=option.choices("Ways to compute the number.", memo.VARIANTS),
-    repeats=option.integer("Fresh functions timed per variant.", 200, minimum=1, maximum=10_000),
+    repeats=option.integer(
+        "Rounds; in each, every variant is timed once, as a fresh function.",
+        200,
+        minimum=1,
+        maximum=10_000,
+    ),
     variant_limit_s=option.number(
         "A variant that has taken this long is not repeated further, seconds.",
         0.3,
@@ -42,6 +47,13 @@ OPTIONS = option.schema(
 )
 
 
+#: Ratio, the variant it is taken with, and what it says; ``speedup`` is turned upside down.
+_RATIOS = (
+    ("speedup", "plain", "time without a cache over the time of this way, same n"),
+    ("ratio_to_lru_cache", "lru_cache", "time over that of lru_cache(maxsize=None), same state"),
+    ("ratio_to_lru_128", "lru_128", "time over that of a bare lru_cache (128 places), same state"),
+)
+
 COLUMNS = {
     "n": "which Fibonacci number",
     "variant": "how it was computed",
@@ -57,9 +69,11 @@ COLUMNS = {
     "hits": "calls answered from the cache, up to and including this call",
     "expected_misses": "misses by theory, where it says something",
     "expected_hits": "hits by theory, where it says something",
-    "ratio_to_lru_cache": "median time over that of lru_cache(maxsize=None), same state",
-    "ratio_ci_low": "lower end of its 95 % bootstrap interval",
-    "ratio_ci_high": "upper end of its 95 % bootstrap interval",
+    **{
+        column: meaning
+        for name, reference, words in _RATIOS
+        for column, meaning in _paired.meanings(name, words).items()
+    },
 }
 
 
@@ -67,6 +81,32 @@ def plan(options: Mapping[str, Any]) -> dict[str, Cell]:
     """Return one cell per n."""
     rest = {key: value for key, value in options.items() if key != "n"}
     return {f"n{n}": Cell({"n": n, **rest}) for n in options["n"]}
+
+
+def aggregate(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows with their ratios to other ways of the same round.
+
+    Records made before there were rounds keep the ratio of medians, without an interval.
+    """
+    arms = record["samples"].get("arms", {})
+    rows = []
+    for recorded in record["rows"]:
+        row = {key: held for key, held in recorded.items() if not key.startswith("ratio_ci")}
+        for name, reference, _ in _RATIOS:
+            if row["variant"] == reference:
+                continue
+            # Without a cache there is only one kind of call; it is compared with both kinds.
+            ends = (row["variant"], f"{row['state']}_s"), (reference, f"{row['state']}_s")
+            if name == "speedup":
+                ends = (reference, "cold_s"), ends[0]
+            above, below = (_seconds(arms.get(arm, {}), measured) for arm, measured in ends)
+            row |= _paired.columns_of(name, _paired.log_ratios(above, below))
+        rows.append(row)
+    return rows
+
+
+def _seconds(arm: Mapping[str, Any], measured: str) -> dict[str, Any]:
+    return {"round": arm["round"], "seconds": arm[measured]} if measured in arm else {}
 
 
 def values(table: pd.DataFrame) -> dict[str, Value]:
@@ -98,16 +138,16 @@ def values(table: pd.DataFrame) -> dict[str, Value]:
         found[f"{prefix}_samples"] = number(cold, "samples")
         found[f"{prefix}_misses"] = number(cold, "misses")
         found[f"{prefix}_hits"] = number(cold, "hits")
-    ratio = row("cache")
-    found["memoization_cache_over_lru_cache"] = (
-        Value(None, digits=3)
-        if ratio is None
-        else named.interval_value(
-            ratio["ratio_to_lru_cache"], ratio["ratio_ci_low"], ratio["ratio_ci_high"], "", 3
+    for reference in ("lru_cache", "lru_128"):
+        found[f"memoization_cache_over_{reference}"] = _paired.value(
+            row("cache"), f"ratio_to_{reference}", "", 3
         )
-    )
-    plain, cached = found["memoization_plain_s"].value, found["memoization_cache_s"].value
-    found["memoization_speedup"] = Value(plain / cached if plain and cached else None, None, "x", 0)
+    for name, variant, state in (
+        ("speedup", "cache", "cold"),
+        ("lru_128_speedup", "lru_128", "cold"),
+        ("repeated_speedup", "cache", "warm"),
+    ):
+        found[f"memoization_{name}"] = _paired.value(row(variant, state), "speedup", "x", 0)
     found["memoization_plain_calls_expected"] = Value(
         memo.plain_calls(CLAIMED_N) if len(table) else None, digits=0
     )
@@ -127,4 +167,5 @@ STUDY = Study(
     plan=plan,
     columns=COLUMNS,
     values=values,
+    aggregate=aggregate,
 )
