@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import jsonschema
 import pandas as pd
 import pytest
+import study_runs
 from kvbench.caching import http as clients
 from kvbench.errors import InputError
-from kvbench.studies import Context
 from kvbench.studies import http as study
 
 RFC_CLIENTS = ("none", "session", "requests_cache_revalidating")
@@ -104,18 +103,9 @@ def test_unknown_client_is_refused_and_the_known_ones_are_named():
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
     folder = tmp_path_factory.mktemp("http")
-    options = {name: schema["default"] for name, schema in study.OPTIONS["properties"].items()} | {
-        "requests": [1, 10],
-        "requests_others": [6],
-        "service_ms": 0,
-    }
-    jsonschema.validate(options, study.OPTIONS)
-    rows = []
-    for cell in study.plan(options).values():
-        rows += study.STUDY.measure(cell.factors, Context(folder, seed=1)).rows
-    file = folder / "table.csv"
-    pd.DataFrame(rows, columns=list(study.COLUMNS)).to_csv(file, index=False)
-    return pd.read_csv(file)
+    return study_runs.table(
+        "http", folder, requests=[1, 10], requests_others=[6], service_ms=0, repeats=10
+    )
 
 
 def test_study_finds_who_is_right(table):
@@ -149,3 +139,34 @@ def test_study_reports_wall_times_only_for_the_counts_it_ran(table):
     values = study.values(table)
     assert values["http_none_10_s"].value > 0
     assert values["http_none_500_s"].value is None
+
+
+def test_a_page_in_two_languages_is_asked_once_per_language_by_who_keeps_both(table):
+    """English, Portuguese, English, Portuguese ... on one address."""
+    values = study.values(table)
+    asked = {name: values[f"http_{name}_vary_requests"].value for name in clients.CLIENTS}
+    assert asked["requests_cache_revalidating"] == 2
+    assert asked["none"] == asked["session"] == 6
+    assert asked["dict"] == asked["lru_cache"] == 1
+
+
+def test_ten_rounds_give_the_gain_of_a_cache_its_interval(table):
+    values = study.values(table)
+    gain = values["http_dict_10_speedup"]
+    assert gain.ci[0] < gain.value < gain.ci[1]
+    assert gain.value > 1
+    assert values["http_none_10_speedup"].ci is None
+
+
+def test_the_limit_of_a_gain_is_requests_per_request_that_reached_the_origin(table):
+    own = table[(table["behaviour"] == "max_age") & (table["requests"] == 10)]
+    limits = own.set_index("client")["speedup_limit"]
+    assert limits["dict"] == 10
+    assert pd.isna(limits["session"])
+
+
+def test_a_record_with_one_row_per_run_is_still_read():
+    old = {"behaviour": "max_age", "client": "dict", "requests": 10, "repeat": 0, "wall_s": 0.1}
+    old |= {"origin_requests": 1}
+    (row,) = study.aggregate({"rows": [old], "samples": {}})
+    assert row["runs"] == 1 and row["wall_s"] == 0.1 and "speedup" not in row

@@ -256,13 +256,19 @@ def is_correct(name: str, behaviour: str) -> bool:
 
     The client asks, the origin's content changes, and the client asks again: once more at a time
     when no reuse is allowed. Whatever may be reused may also be fetched, so a client without a
-    cache is always correct. ``max_age`` is asked again after its one second has passed.
+    cache is always correct. ``max_age`` is asked again after its one second has passed, and ``vary``
+    in two languages by turns.
     """
     with origin(service_s=0.0, body_bytes=64, max_age_s=1) as source, client(name) as fetch:
         url = f"{source.url}/{behaviour}"
         fetch(url, {"Accept-Language": "en"})
         if behaviour == "vary":
-            return " language=pt " in fetch(url, {"Accept-Language": "pt"})[1]
+            # The other language, and then both again: whoever keeps one variant only must ask.
+            again = ("pt", "en", "pt")
+            told = [fetch(url, {"Accept-Language": language})[1] for language in again]
+            return all(
+                f" language={language} " in text for language, text in zip(again, told, strict=True)
+            )
         source.change()
         if behaviour == "max_age":
             time.sleep(1.1)

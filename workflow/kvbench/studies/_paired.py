@@ -86,14 +86,35 @@ def meanings(name: str, meaning: str) -> dict[str, str]:
     }
 
 
-def value(row: Mapping[str, Any] | None, name: str, unit: str = "x", digits: int = 2) -> Value:
-    """Return a ratio as a named value; without an interval where there are too few rounds."""
+def value(
+    row: Mapping[str, Any] | None,
+    name: str,
+    unit: str = "x",
+    digits: int = 2,
+    otherwise: float | None = None,
+) -> Value:
+    """Return a ratio as a named value; without an interval where there are too few rounds.
+
+    ``otherwise`` is the ratio of two medians, which stands in where nothing took turns: a value
+    without an interval, from which nothing is concluded.
+    """
     held = None if row is None else row.get(name)
     if held is None or not math.isfinite(held):
-        return Value(None, unit=unit, digits=digits)
+        known = otherwise is not None and math.isfinite(otherwise)
+        return Value(float(otherwise) if known else None, unit=unit, digits=digits)
     ends = tuple(row.get(f"{name}_ci_{end}", math.nan) for end in ("low", "high"))
     known = all(end is not None and math.isfinite(end) for end in ends)
     return Value(float(held), (float(ends[0]), float(ends[1])) if known else None, unit, digits)
+
+
+def quotient(
+    above: Mapping[str, Any] | None, below: Mapping[str, Any] | None, column: str
+) -> float | None:
+    """Return the ratio of one column of two rows, or None if either is missing."""
+    ends = [None if row is None else row.get(column) for row in (above, below)]
+    if any(end is None or not math.isfinite(end) for end in ends) or not ends[1]:
+        return None
+    return float(ends[0] / ends[1])
 
 
 def beyond_limit(rows: Iterable[Mapping[str, Any]], name: str, limit: str) -> int:

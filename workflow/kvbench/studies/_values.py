@@ -65,10 +65,19 @@ def number(
     return Value(float(held) * scale, unit=unit, digits=digits)
 
 
-def milliseconds(row: Mapping[str, Any] | None, column: str, digits: int = 3) -> Value:
-    """Return a column in seconds as milliseconds, with the interval of its ``_ci_`` columns."""
-    value = number(row, column, "ms", digits, 1000)
+def with_interval(
+    row: Mapping[str, Any] | None, column: str, unit: str, digits: int, scale: float = 1.0
+) -> Value:
+    """Return a column with the interval of its ``_ci_`` columns, where it has one."""
+    value = number(row, column, unit, digits, scale)
     if value.value is None:
         return value
-    ends = (float(row[f"{column}_ci_low"]) * 1000, float(row[f"{column}_ci_high"]) * 1000)
-    return Value(value.value, ci=ends, unit="ms", digits=digits)
+    ends = [row.get(f"{column}_ci_{end}") for end in ("low", "high")]
+    if any(end is None or not math.isfinite(end) for end in ends):
+        return value
+    return Value(value.value, (float(ends[0]) * scale, float(ends[1]) * scale), unit, digits)
+
+
+def milliseconds(row: Mapping[str, Any] | None, column: str, digits: int = 3) -> Value:
+    """Return a column in seconds as milliseconds, with its interval."""
+    return with_interval(row, column, "ms", digits, 1000)

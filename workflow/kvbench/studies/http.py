@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from kvbench.caching import http
 from kvbench.paper.values import Value
-from kvbench.studies import Cell, Study
+from kvbench.studies import Cell, Study, _paired
 from kvbench.studies import _option as option
 from kvbench.studies import _values as named
+from kvbench.studies._values import first, number
 
 if TYPE_CHECKING:
     import pandas as pd
 
 #: Request counts of the guides' table; the claims are decided at the largest.
 COUNTS = (1, 10, 100, 500)
+
+#: The only caching rule under which a page may be reused without asking.
+REUSABLE = "max_age"
 
 OPTIONS = option.schema(
     clients=option.choices("HTTP clients to compare.", http.CLIENTS),
@@ -27,7 +32,7 @@ OPTIONS = option.schema(
         maximum=100_000,
     ),
     requests_others=option.integers(
-        "Requests of one run against the other origins.", [50], minimum=1, maximum=100_000
+        "Requests of one run against the other origins.", [10], minimum=1, maximum=100_000
     ),
     service_ms=option.number(
         "Fixed service time of the origin (a sleep), milliseconds.", 1, minimum=0, maximum=10_000
@@ -36,18 +41,32 @@ OPTIONS = option.schema(
         "Size of a full answer, bytes.", 4096, minimum=64, maximum=10_000_000
     ),
     repeats=option.integer(
-        "Runs of each combination, each with an empty cache.", 1, minimum=1, maximum=1000
+        "Rounds of the origin that allows reuse; in each every client has a run, with an empty "
+        "cache. The other origins are asked in one round, for what the clients do.",
+        10,
+        minimum=1,
+        maximum=1_000,
+    ),
+    count_limit_s=option.number(
+        "A number of requests that has taken this long gets no further round, seconds.",
+        3,
+        above=0,
+        maximum=3_600,
     ),
 )
-
 
 COLUMNS = {
     "behaviour": "caching rule of the origin",
     "client": "HTTP client",
     "requests": "requests of the run",
-    "repeat": "number of the run",
+    "runs": "runs, each with an empty cache; the times below are medians over them",
     "service_ms": "fixed service time of the origin, milliseconds",
     "wall_s": "time of the whole run, seconds",
+    "wall_s_ci_low": "lower end of its 95 % interval; empty below six runs, seconds",
+    "wall_s_ci_high": "upper end of its 95 % interval; empty below six runs, seconds",
+    **_paired.meanings("speedup", "time without a cache over the time of this client"),
+    "speedup_limit": "requests over requests that reached the origin, where some did not: the most "
+    "that reuse can gain",
     "first_s": "time of the first request, seconds",
     "later_median_s": "median time of the other requests, seconds",
     "origin_requests": "requests that reached the origin",
@@ -60,53 +79,92 @@ COLUMNS = {
 
 
 def plan(options: Mapping[str, Any]) -> dict[str, Cell]:
-    """Return one cell per behaviour of the origin."""
-    shared = {key: options[key] for key in ("clients", "service_ms", "body_bytes", "repeats")}
-    return {
-        behaviour: Cell(
+    """Return one cell for the origin that allows reuse, and one for all that do not."""
+    shared = {key: options[key] for key in ("clients", "service_ms", "body_bytes", "count_limit_s")}
+    others = [name for name in options["behaviours"] if name != REUSABLE]
+    cells = {}
+    if REUSABLE in options["behaviours"]:
+        cells[REUSABLE] = Cell(
             {
-                "behaviour": behaviour,
-                "requests": options["requests" if behaviour == "max_age" else "requests_others"],
+                "behaviours": [REUSABLE],
+                "requests": options["requests"],
+                "repeats": options["repeats"],
                 **shared,
             }
         )
-        for behaviour in options["behaviours"]
-    }
+    if others:
+        cells["rules"] = Cell(
+            {"behaviours": others, "requests": options["requests_others"], "repeats": 1, **shared}
+        )
+    return cells
+
+
+def aggregate(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows with their speed-up over the client without a cache, round by round."""
+    arms = record["samples"].get("arms", {})
+    rows = []
+    for recorded in record["rows"]:
+        row = {"runs": 1, **recorded}
+        # Records made before there were rounds have one row per run.
+        row.pop("repeat", None)
+        taken = arms.get(f"{row['behaviour']}-{row['requests']}", {})
+        logs = _paired.log_ratios(taken.get("none", {}), taken.get(row["client"], {}))
+        if row["client"] != "none":
+            row |= _paired.columns_of("speedup", logs)
+            if row["origin_requests"] < row["requests"]:
+                row["speedup_limit"] = row["requests"] / max(1, row["origin_requests"])
+        rows.append(row)
+    return rows
 
 
 def values(table: pd.DataFrame) -> dict[str, Value]:
     """Return wall times where reuse is allowed, what reached the origin, and who obeys it."""
-    found: dict[str, Value] = {"http_service_ms": named.single_value(table["service_ms"], "ms", 0)}
-    reusable = table[table["behaviour"] == "max_age"]
+    found: dict[str, Value] = {
+        "http_service_ms": named.single_value(table["service_ms"], "ms", 0),
+        "http_behaviours": Value(table["behaviour"].nunique() or None, digits=0),
+    }
+    reusable = table[table["behaviour"] == REUSABLE]
+    bare = reusable[reusable["client"] == "none"]
     for name in http.CLIENTS:
         own = reusable[reusable["client"] == name]
         for count in COUNTS:
-            rows = own[own["requests"] == count]
-            found[f"http_{name}_{count}_s"] = named.mean_value(rows["wall_s"], "s", 4)
-        longest = own[own["requests"] == COUNTS[-1]]
-        found[f"http_{name}_origin_requests"] = named.mean_value(longest["origin_requests"], "", 0)
-        found[f"http_{name}_later_us"] = named.mean_value(1e6 * longest["later_median_s"], "us", 1)
-        for behaviour in http.BEHAVIOURS:
-            rows = table[(table["client"] == name) & (table["behaviour"] == behaviour)]
-            found[f"http_{name}_{behaviour}_correct"] = Value(
-                bool(rows["rfc_correct"].astype(bool).all()) if len(rows) else None
+            row = first(own[own["requests"] == count])
+            base = first(bare[bare["requests"] == count])
+            found[f"http_{name}_{count}_s"] = named.with_interval(row, "wall_s", "s", 4)
+            found[f"http_{name}_{count}_speedup"] = _paired.value(
+                row, "speedup", "x", 1, _paired.quotient(base, row, "wall_s")
             )
-            found[f"http_{name}_{behaviour}_reuses"] = named.single_value(
-                rows.sort_values("requests", ascending=False)["forbidden_reuses"], "", 0
-            )
-            found[f"http_{name}_{behaviour}_body_kib"] = named.single_value(
-                rows.sort_values("requests", ascending=False)["body_bytes"] / 1024, "KiB", 0
-            )
-        verdicts = [
-            found[f"http_{name}_{behaviour}_correct"].value for behaviour in http.BEHAVIOURS
-        ]
-        found[f"http_{name}_correct"] = Value(
-            None if all(verdict is None for verdict in verdicts) else verdicts.count(True), digits=0
+        longest = first(own[own["requests"] == COUNTS[-1]])
+        found[f"http_{name}_speedup"] = replace(
+            found[f"http_{name}_{COUNTS[-1]}_speedup"], digits=0
         )
-        slow, fast = found["http_none_500_s"].value, found[f"http_{name}_500_s"].value
-        found[f"http_{name}_speedup"] = Value(slow / fast if slow and fast else None, None, "x", 0)
-    found["http_behaviours"] = Value(table["behaviour"].nunique() or None, digits=0)
+        found[f"http_{name}_origin_requests"] = number(longest, "origin_requests", "", 0)
+        found[f"http_{name}_later_us"] = number(longest, "later_median_s", "us", 1, 1e6)
+        found |= _obedience(name, table[table["client"] == name])
+    found["http_speedups_beyond_limit"] = Value(
+        _paired.beyond_limit(reusable.to_dict("records"), "speedup", "speedup_limit")
+        if len(reusable)
+        else None,
+        digits=0,
+    )
     return found
+
+
+def _obedience(name: str, rows: pd.DataFrame) -> dict[str, Value]:
+    """Return what a client does with each caching rule."""
+    found, verdicts = {}, []
+    for behaviour in http.BEHAVIOURS:
+        own = rows[rows["behaviour"] == behaviour].sort_values("requests", ascending=False)
+        row, prefix = first(own), f"http_{name}_{behaviour}"
+        verdict = bool(own["rfc_correct"].astype(bool).all()) if len(own) else None
+        verdicts.append(verdict)
+        found[f"{prefix}_correct"] = Value(verdict)
+        found[f"{prefix}_reuses"] = number(row, "forbidden_reuses", "", 0)
+        found[f"{prefix}_body_kib"] = number(row, "body_bytes", "KiB", 0, 1 / 1024)
+        # Of a page in two languages: 2 where both variants are kept and told apart.
+        found[f"{prefix}_requests"] = number(row, "origin_requests", "", 0)
+    right = None if None in verdicts else verdicts.count(True)
+    return found | {f"http_{name}_correct": Value(right, digits=0)}
 
 
 STUDY = Study(
@@ -116,4 +174,5 @@ STUDY = Study(
     plan=plan,
     columns=COLUMNS,
     values=values,
+    aggregate=aggregate,
 )

@@ -139,15 +139,18 @@ def values(table: pd.DataFrame) -> dict[str, Value]:
         found[f"{prefix}_misses"] = number(cold, "misses")
         found[f"{prefix}_hits"] = number(cold, "hits")
     for reference in ("lru_cache", "lru_128"):
+        plain_ratio = _paired.quotient(row("cache"), row(reference), "median_s")
         found[f"memoization_cache_over_{reference}"] = _paired.value(
-            row("cache"), f"ratio_to_{reference}", "", 3
+            row("cache"), f"ratio_to_{reference}", "", 3, plain_ratio
         )
     for name, variant, state in (
         ("speedup", "cache", "cold"),
         ("lru_128_speedup", "lru_128", "cold"),
         ("repeated_speedup", "cache", "warm"),
     ):
-        found[f"memoization_{name}"] = _paired.value(row(variant, state), "speedup", "x", 0)
+        own = row(variant, state)
+        plain_ratio = _paired.quotient(row("plain"), own, "median_s")
+        found[f"memoization_{name}"] = _paired.value(own, "speedup", "x", 0, plain_ratio)
     found["memoization_plain_calls_expected"] = Value(
         memo.plain_calls(CLAIMED_N) if len(table) else None, digits=0
     )

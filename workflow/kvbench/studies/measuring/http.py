@@ -1,4 +1,4 @@
-"""What does a client-side HTTP cache save, and does it obey the origin?"""
+"""HTTP clients against a loopback origin: who obeys it, and how long a page takes that comes again."""
 
 from __future__ import annotations
 
@@ -10,14 +10,8 @@ from typing import Any
 
 from kvbench.caching import http
 from kvbench.errors import Unsupported
-from kvbench.studies import Context, Outcome
-
-_COUNTS_SCHEMA = {
-    "type": "array",
-    "items": {"type": "integer", "minimum": 1, "maximum": 100_000},
-    "minItems": 1,
-    "uniqueItems": True,
-}
+from kvbench.studies import Context, Outcome, _estimates
+from kvbench.studies.measuring._rounds import Log, turns
 
 
 def required_requests(behaviour: str, requests: int) -> int:
@@ -29,41 +23,77 @@ def required_requests(behaviour: str, requests: int) -> int:
 
 
 def measure(factors: Mapping[str, Any], context: Context) -> Outcome:
-    """Try every client for correctness, then time it with nothing running beside it."""
-    behaviour, clients = factors["behaviour"], list(factors["clients"])
+    """Try every client for correctness, then time them in rounds with nothing running beside."""
+    clients = list(factors["clients"])
     for name in clients:
         _available(name)
-    with ThreadPoolExecutor(len(clients)) as pool:
-        correct = dict(
-            zip(clients, pool.map(lambda c: http.is_correct(c, behaviour), clients), strict=True)
-        )
     rows, samples = [], {}
-    for repeat in range(factors["repeats"]):
+    for behaviour in factors["behaviours"]:
+        correct = _who_is_right(behaviour, clients)
         for requests in factors["requests"]:
-            for name in clients:
-                taken, counts = _run(name, behaviour, requests, factors)
-                required = required_requests(behaviour, requests)
-                reuses = max(0, required - counts.requests)
-                samples[f"{name}-{requests}-{repeat}"] = taken
-                rows.append(
-                    {
-                        "behaviour": behaviour,
-                        "client": name,
-                        "requests": requests,
-                        "repeat": repeat,
-                        "service_ms": factors["service_ms"],
-                        "wall_s": sum(taken),
-                        "first_s": taken[0],
-                        "later_median_s": statistics.median(taken[1:]) if taken[1:] else None,
-                        "origin_requests": counts.requests,
-                        "not_modified": counts.not_modified,
-                        "body_bytes": counts.body_bytes,
-                        "required_requests": required,
-                        "forbidden_reuses": reuses,
-                        "rfc_correct": correct[name] and reuses == 0,
-                    }
-                )
-    return Outcome(rows, samples)
+            log, reached = _rounds(behaviour, requests, factors, context.seed)
+            samples[f"{behaviour}-{requests}"] = log.arms()
+            rows += [
+                _row(name, behaviour, requests, factors, log, reached[name], correct[name])
+                for name in clients
+            ]
+    return Outcome(rows, {"arms": samples})
+
+
+def _who_is_right(behaviour: str, clients: list[str]) -> dict[str, bool]:
+    with ThreadPoolExecutor(len(clients)) as pool:
+        found = pool.map(lambda name: http.is_correct(name, behaviour), clients)
+        return dict(zip(clients, found, strict=True))
+
+
+def _rounds(
+    behaviour: str, requests: int, factors: Mapping[str, Any], seed: int
+) -> tuple[Log, dict[str, http.Counts]]:
+    """Ask the page as often as wanted with every client in turn; each run has an empty cache."""
+    log, reached = Log(), {}
+    spent_s, current = 0.0, 0
+    for number, name in turns(factors["clients"], factors["repeats"], seed):
+        if number != current and spent_s > factors["count_limit_s"]:
+            break
+        current = number
+        taken, reached[name] = _run(name, behaviour, requests, factors)
+        later = statistics.median(taken[1:]) if taken[1:] else None
+        log.add(name, number, seconds=sum(taken), first_s=taken[0], later_s=later)
+        spent_s += sum(taken)
+    return log, reached
+
+
+def _row(
+    name: str,
+    behaviour: str,
+    requests: int,
+    factors: Mapping[str, Any],
+    log: Log,
+    counts: http.Counts,
+    correct: bool,
+) -> dict[str, Any]:
+    walls = log.of(name, "seconds")
+    wall, ends = _estimates.median_interval(walls)
+    required = required_requests(behaviour, requests)
+    reuses = max(0, required - counts.requests)
+    return {
+        "behaviour": behaviour,
+        "client": name,
+        "requests": requests,
+        "runs": len(walls),
+        "service_ms": factors["service_ms"],
+        "wall_s": wall,
+        "wall_s_ci_low": None if ends is None else ends[0],
+        "wall_s_ci_high": None if ends is None else ends[1],
+        "first_s": statistics.median(log.of(name, "first_s")),
+        "later_median_s": statistics.median(log.of(name, "later_s")) if requests > 1 else None,
+        "origin_requests": counts.requests,
+        "not_modified": counts.not_modified,
+        "body_bytes": counts.body_bytes,
+        "required_requests": required,
+        "forbidden_reuses": reuses,
+        "rfc_correct": correct and reuses == 0,
+    }
 
 
 def _available(name: str) -> None:
