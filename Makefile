@@ -3,6 +3,7 @@
 PYTHON ?= python3
 CORES  ?= all
 CONFIG ?=
+VLLM   ?=
 UV     ?= uv
 
 VENV   := .venv
@@ -19,7 +20,7 @@ HARDWARE := /^(cuda-|nvidia-(cu|nccl|nvjitlink|nvshmem|nvtx)|triton==)/d
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install reproduce report test lint format bench lock rebuild-extensions clean
+.PHONY: help install reproduce report test lint format bench lock rebuild-extensions install-vllm clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +66,13 @@ lock: ## write envs/requirements.lock anew from envs/requirements.in (needs uv)
 
 rebuild-extensions: $(STAMP) ## compile the quantisation kernels again (after installing a compiler)
 	@$(RUN) python envs/build_extensions.py
+
+install-vllm: ## put the engine vLLM into .venv-vllm (3.5 GB; VLLM=vllm==0.33.0 on a machine with CUDA)
+	@echo "Installing vLLM into .venv-vllm (some minutes)"
+	@"$(PYTHON)" -m venv .venv-vllm
+	@.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check \
+	  $(if $(VLLM),"$(VLLM)",--no-deps --requirement envs/vllm.lock)
+	@.venv-vllm/bin/python -c 'import vllm; print("vLLM", vllm.__version__, "is ready")'
 
 clean: ## delete what is derived from records; measured cells and results/recorded stay
 	rm -rf results/tables results/claims results/figures results/paper results/report.html results/manifest.json

@@ -22,7 +22,8 @@ from rattler.explicit_environment import ExplicitEnvironmentSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVS = ROOT / "envs"
-SPECS = sorted(ENVS.glob("*.yaml"))
+#: The engine vLLM brings its own versions; its spec is checked against a lock of its own.
+SPECS = sorted(path for path in ENVS.glob("*.yaml") if path.stem != "vllm")
 REQUIRED_SPECS = {"bench-cpu", "bench-gpu", "app", "analysis", "paper", "snakemake"}
 PYTHONS = ("3.11", "3.12")
 CONDA_PYTHON = "3.12"
@@ -246,8 +247,9 @@ def imported_modules(folder: Path) -> dict[str, str]:
     return found
 
 
-#: Imported only where somebody installed it: kvpress 0.5.5 does not fit the pinned transformers.
-OPTIONAL = {"kvpress"}
+#: Imported only where somebody installed it: kvpress 0.5.5 does not fit the pinned transformers, and
+#: vLLM lives in an environment of its own.
+OPTIONAL = {"kvpress", "vllm"}
 
 
 def test_every_imported_package_is_a_direct_requirement():
@@ -262,3 +264,17 @@ def test_every_imported_package_is_a_direct_requirement():
         and not direct & {canonicalize_name(d) for d in providers.get(module, [])}
     }
     assert undeclared == {}
+
+
+def test_vllm_has_a_lock_of_its_own_with_exact_pins():
+    locked = pins(read_requirements(ENVS / "vllm.lock"), CONDA_PYTHON)
+    assert {"torch", "transformers"} <= set(locked)
+    assert any(name.startswith("vllm") for name in locked)
+    # Their wheels do not fit this torch, and importing vLLM with them fails.
+    assert not {"torchvision", "torchaudio", "torchcodec"} & set(locked)
+
+
+def test_the_conda_spec_of_vllm_installs_its_lock():
+    spec = yaml.safe_load((ENVS / "vllm.yaml").read_text())
+    pip_part = next(entry["pip"] for entry in spec["dependencies"] if isinstance(entry, dict))
+    assert "--requirement vllm.lock" in pip_part

@@ -14,6 +14,7 @@ from kvbench.errors import Unsupported
 from kvbench.paper import tex
 from kvbench.studies import Context, llm_api
 from kvbench.studies.measuring import _children as children
+from kvbench.studies.measuring import _serving as serving
 from kvbench.studies.measuring import llm_api as measuring
 
 PAPER = Path(__file__).parents[2] / "paper" / "studies"
@@ -143,7 +144,7 @@ def test_without_server_packages_the_cell_is_unsupported(tmp_path, monkeypatch):
 def test_a_model_folder_without_a_model_is_unsupported(tmp_path, monkeypatch):
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     # A server that looks for its model and ends, as transformers serve does.
-    monkeypatch.setattr(measuring, "_healthy", lambda _port: False)
+    monkeypatch.setattr(serving, "_healthy", lambda _port: False)
     monkeypatch.setattr(measuring, "_proxy_command", lambda *_: [sys.executable, "-c", "1/0"])
     monkeypatch.setattr(children, "_STOP_S", 0.2)
     options = defaults() | {"startup_timeout_s": 5}

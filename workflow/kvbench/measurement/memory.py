@@ -22,6 +22,9 @@ def cache_bytes(cache: Any) -> int:
     """
     if cache is None:
         return 0
+    if hasattr(cache, "held_bytes"):
+        # An engine of another process has counted its own storage.
+        return cache.held_bytes
     sizes: dict[tuple[str, int], int] = {}
     for tensor in _stored_tensors(cache):
         storage = tensor.untyped_storage()

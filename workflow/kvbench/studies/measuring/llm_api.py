@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import http.client
 import importlib.util
-import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +15,7 @@ from kvbench.errors import Unsupported
 from kvbench.studies import Context, Outcome
 from kvbench.studies._estimates import summary
 from kvbench.studies.measuring import _children as children
-
-#: What `transformers serve` imports beyond transformers itself.
-_SERVER_PACKAGES = ("fastapi", "uvicorn", "openai")
+from kvbench.studies.measuring import _serving as serving
 
 
 def measure(factors: Mapping[str, Any], context: Context) -> Outcome:
@@ -34,7 +28,7 @@ def measure(factors: Mapping[str, Any], context: Context) -> Outcome:
         raise Unsupported("the openai client is not installed")
     log = context.scratch / "proxy.log"
     with (
-        _server(factors, context) as server,
+        serving.upstream(factors, context) as server,
         # Both children load at the same time.
         children.child(
             _proxy_command(server.base_url, factors),
@@ -55,15 +49,6 @@ def measure(factors: Mapping[str, Any], context: Context) -> Outcome:
     return Outcome(rows, samples)
 
 
-@dataclass(frozen=True)
-class _Upstream:
-    kind: str
-    base_url: str
-    model: str
-    key: str
-    wait: Callable[[], None]
-
-
 def _proxy_command(upstream: str, factors: Mapping[str, Any]) -> list[str]:
     command = [sys.executable, "-m", "kvbench.caching.proxy", "--upstream", upstream]
     command += ["--listen", "127.0.0.1:0", "--threshold", str(factors["threshold"])]
@@ -79,56 +64,8 @@ def _listening(log: Path) -> bool:
     return log.exists() and "listening on " in log.read_text(errors="replace")
 
 
-@contextmanager
-def _server(factors: Mapping[str, Any], context: Context) -> Iterator[_Upstream]:
-    """Give a server that is there, or one that is being started and stops with the block."""
-    external = os.environ.get("OPENAI_BASE_URL")
-    if external:
-        if not factors["model"]:
-            raise Unsupported("OPENAI_BASE_URL is set, but app.studies.llm_api.model is not")
-        key = os.environ.get("OPENAI_API_KEY", "none")
-        yield _Upstream("external", external, factors["model"], key, lambda: None)
-        return
-    missing = [name for name in _SERVER_PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise Unsupported(f"transformers serve needs {', '.join(missing)}; install them")
-    if context.model_dir is None:
-        raise Unsupported("no local model for transformers serve")
-    port = children.free_port()
-    model = str(context.model_dir.resolve())
-    log = context.scratch / "server.log"
-    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", model]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
-    command += ["--dtype", "float32"]
-    with children.child(command, log, children.environment()) as process:
-
-        def wait() -> None:
-            limit_s = factors["startup_timeout_s"]
-            try:
-                children.await_ready(
-                    process, log, lambda: _healthy(port), limit_s, "transformers serve"
-                )
-            except Unsupported as error:
-                # The reason goes into a record, where a path of this machine means nothing.
-                name = context.model_dir.name
-                raise Unsupported(str(error).replace(model, name)) from error
-
-        yield _Upstream("transformers serve", f"http://127.0.0.1:{port}/v1", model, "local", wait)
-
-
-def _healthy(port: int) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
-    try:
-        connection.request("GET", "/health")
-        return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
-
-
 def _ask(
-    server: _Upstream, proxied: str, factors: Mapping[str, Any]
+    server: serving.Upstream, proxied: str, factors: Mapping[str, Any]
 ) -> dict[str, list[dict[str, Any]]]:
     """Return one sample per call: seconds, what the cache said, and whether the answer is right."""
     import openai

@@ -1,0 +1,168 @@
+"""vLLM as an engine: the worker's protocol, its faults, and (where installed) its tokens."""
+
+from __future__ import annotations
+
+import os
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from kvbench import strategies
+from kvbench.engines import vllm
+from kvbench.errors import Unsupported
+from kvbench.measurement import conversation
+from kvbench.measurement.memory import cache_bytes
+
+#: Answers as the worker does, without vLLM: counts upwards, and reuses whole blocks of 32 tokens.
+FAKE = """
+import json, sys, time
+seen = []
+for line in sys.stdin:
+    order = json.loads(line)
+    if order["do"] == "start":
+        answer = {"version": "0", "blocks": 8, "block_size": 32, "block_bytes": 1000, "order": order}
+    elif order["do"] == "forget":
+        seen, answer = [], {}
+    elif order["do"] == "generate":
+        same = 0
+        while same < min(len(seen), len(order["ids"])) and seen[same] == order["ids"][same]:
+            same += 1
+        tokens = list(range(order["new"]))
+        seen = order["ids"] + tokens
+        now = time.perf_counter()
+        answer = {"tokens": tokens, "stamps": [now] * len(tokens), "reused": same // 32 * 32}
+    else:
+        break
+    print(json.dumps({"ok": True, **answer}), flush=True)
+"""
+
+
+@pytest.fixture
+def engine(tmp_path, monkeypatch):
+    """Put a program of the given text where vLLM's interpreter is looked for."""
+
+    def put(program: str) -> None:
+        worker = tmp_path / "worker.py"
+        worker.write_text(textwrap.dedent(program))
+        python = tmp_path / "python"
+        python.write_text(f"#!/bin/sh\nexec {sys.executable} {worker}\n")
+        python.chmod(0o755)
+        monkeypatch.setenv(vllm.VARIABLE, str(python))
+
+    return put
+
+
+def turns(*requests: tuple[int, bool, int]) -> conversation.Script:
+    made = [conversation.Request(range(size), goes_on, new) for size, goes_on, new in requests]
+    return conversation.Script(made, "conversation")
+
+
+def test_without_vllm_the_command_that_installs_it_is_named(monkeypatch, tmp_path):
+    monkeypatch.delenv(vllm.VARIABLE, raising=False)
+    monkeypatch.chdir(tmp_path)
+    why = strategies.get("vllm").available(None, "cpu")
+    assert "make install-vllm" in why
+    with pytest.raises(Unsupported, match="make install-vllm"):
+        vllm.Worker(model="m")
+
+
+def test_a_named_interpreter_that_is_not_there_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv(vllm.VARIABLE, str(tmp_path / "nowhere"))
+    assert "nowhere" in vllm.unavailable()
+
+
+def test_a_conversation_reuses_blocks_within_itself_and_forgets_between_two(engine, tiny):
+    engine(FAKE)
+    seen = []
+    session = strategies.get("vllm_prefix_caching").session(tiny, 200)
+    try:
+        for _ in range(2):
+            conversation.converse(
+                session,
+                turns((40, False, 10), (5, True, 10)),
+                "cpu",
+                lambda index, prompt, generation, timing: seen.append(generation),
+            )
+    finally:
+        session.close()
+    assert [generation.reused_tokens for generation in seen] == [0, 32, 0, 32]
+    assert [len(generation.stamps) for generation in seen] == [10, 10, 10, 10]
+
+
+def test_held_bytes_are_whole_blocks_and_the_pool_is_told_apart(engine, tiny):
+    engine(FAKE)
+    session = strategies.get("vllm").session(tiny, 200)
+    try:
+        cache = session.generate(list(range(40)), 10, lambda: None).cache
+    finally:
+        session.close()
+    # 49 tokens are kept: the last one is returned, and nothing follows it.
+    assert (cache_bytes(cache), cache.reserved_bytes) == (2 * 1000, 8 * 1000)
+
+
+def test_prefix_caching_is_asked_for_by_its_strategy_only(engine, tiny):
+    engine(FAKE)
+    asked = {}
+    for name in ("vllm", "vllm_prefix_caching"):
+        session = strategies.get(name).session(tiny, 64)
+        asked[name] = session.facts["order"]["prefix_caching"]
+        session.close()
+    assert asked == {"vllm": False, "vllm_prefix_caching": True}
+
+
+def test_a_model_that_vllm_refuses_is_unsupported_with_its_words(engine):
+    engine(
+        'print(\'{"ok": false, "error": "ValueError: no such architecture"}\', flush=True); input()'
+    )
+    with pytest.raises(Unsupported, match="no such architecture"):
+        vllm.Worker(model="m")
+
+
+def test_an_engine_that_dies_says_its_last_words(engine):
+    engine("import sys; print('out of memory', file=sys.stderr); sys.exit(1)")
+    with pytest.raises(Unsupported, match="out of memory"):
+        vllm.Worker(model="m")
+
+
+def test_an_engine_that_is_silent_is_given_up(engine, monkeypatch):
+    engine("input(); input()")
+    monkeypatch.setattr(vllm, "START_LIMIT_S", 0.2)
+    with pytest.raises(Unsupported, match="did not answer"):
+        vllm.Worker(model="m")
+
+
+def test_no_process_and_no_folder_stay_behind(engine, tiny, tmp_path, monkeypatch):
+    engine(FAKE)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
+    (tmp_path / "scratch").mkdir()
+    session = strategies.get("vllm").session(tiny, 64)
+    process = session._worker._process
+    session.close()
+    assert process.poll() is not None
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+@pytest.mark.skipif(
+    not Path(os.environ.get(vllm.VARIABLE) or ".venv-vllm/bin/python").is_file(),
+    reason="vLLM is not installed here: make install-vllm",
+)
+def test_vllm_gives_the_tokens_of_the_dynamic_cache(tiny):
+    replies = {}
+    for name in ("dynamic", "vllm", "vllm_prefix_caching"):
+        session = strategies.get(name).session(tiny, 300)
+        replies[name] = []
+        try:
+            conversation.converse(
+                session,
+                turns((70, False, 20), (6, True, 20)),
+                "cpu",
+                lambda index, prompt, generation, timing, name=name: replies[name].append(
+                    (generation.tokens, generation.reused_tokens)
+                ),
+            )
+        finally:
+            session.close()
+    tokens = {name: [reply for reply, _ in turn] for name, turn in replies.items()}
+    assert tokens["vllm"] == tokens["vllm_prefix_caching"] == tokens["dynamic"]
+    assert [reused for _, reused in replies["vllm_prefix_caching"]] == [0, 64]

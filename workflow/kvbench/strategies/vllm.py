@@ -1,0 +1,125 @@
+"""vLLM's own cache: blocks of a pool, with and without keeping the prefixes it has seen."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from kvbench.engines import vllm
+from kvbench.inputs.models import LoadedModel
+from kvbench.strategies.base import Generation, Session, Strategy
+
+
+@dataclass(frozen=True)
+class HeldBlocks:
+    """What the engine holds for a turn.
+
+    Attributes
+    ----------
+    held_bytes:
+        Bytes of the blocks that the turn fills.
+    reserved_bytes:
+        Bytes of the pool, which the engine takes at its start.
+    """
+
+    held_bytes: int
+    reserved_bytes: int
+
+
+@dataclass(frozen=True)
+class Vllm(Strategy):
+    """vLLM's blocks (PagedAttention: Kwon et al. 2023), every prompt computed anew.
+
+    Parameters
+    ----------
+    block_size:
+        Tokens per block; attention on a CPU takes multiples of 32.
+    """
+
+    block_size: int = 32
+
+    name: ClassVar[str] = "vllm"
+    engine: ClassVar[str] = "vllm"
+    prefix_caching: ClassVar[bool] = False
+
+    def available(self, model: LoadedModel | None, device: str) -> str | None:
+        """VLLM has an environment of its own."""
+        return vllm.unavailable() or super().available(model, device)
+
+    def traffic(self, max_length: int) -> dict[str, Any]:
+        """Whole blocks are held for the tokens that a turn has."""
+        return {"kind": "paged", "page_size": self.block_size, "max_length": max_length}
+
+    def session(self, model: LoadedModel, max_length: int) -> Session:
+        """Open a conversation; see :meth:`Strategy.session`."""
+        return _VllmSession(self, model, max_length)
+
+
+@dataclass(frozen=True)
+class VllmPrefixCaching(Vllm):
+    """vLLM with automatic prefix caching: blocks of an earlier prompt's beginning are used again."""
+
+    name: ClassVar[str] = "vllm_prefix_caching"
+    prefix_caching: ClassVar[bool] = True
+    reuses_turns: ClassVar[bool] = True
+
+
+class _VllmSession(Session):
+    """Keeps the engine's process from turn to turn and from conversation to conversation."""
+
+    def __init__(self, strategy: Vllm, model: LoadedModel, max_length: int) -> None:
+        import torch
+
+        self._block_size = strategy.block_size
+        self._scratch = Path(tempfile.mkdtemp(prefix="kvbench-vllm-"))
+        try:
+            self._worker = vllm.Worker(
+                model=str(_checkpoint(model, self._scratch)),
+                dtype=str(model.model.dtype).removeprefix("torch."),
+                device=str(model.model.device.type),
+                # The engine wants room for one token more than it is asked for.
+                max_length=max_length + 1,
+                prefix_caching=strategy.prefix_caching,
+                block_size=strategy.block_size,
+                threads=torch.get_num_threads(),
+                seed=0,
+            )
+        except BaseException:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            raise
+        self.facts = self._worker.facts
+
+    def generate(
+        self, token_ids: Sequence[int], max_new_tokens: int, on_token: Callable[[], None]
+    ) -> Generation:
+        """Generate one turn; the engine stamps the tokens itself."""
+        answer = self._worker.generate(list(token_ids), max_new_tokens)
+        # The last token is returned and not kept: nothing follows it.
+        kept = len(token_ids) + max_new_tokens - 1
+        block = self.facts["block_bytes"]
+        held = -(-kept // self._block_size) * block
+        return Generation(
+            answer["tokens"],
+            HeldBlocks(held, self.facts["blocks"] * block),
+            reused_tokens=answer["reused"],
+            stamps=answer["stamps"],
+        )
+
+    def restart(self) -> None:
+        """Forget the conversation, its blocks included."""
+        self._worker.forget()
+
+    def close(self) -> None:
+        """End the engine's process and remove what was written for it."""
+        self._worker.close()
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+
+def _checkpoint(model: LoadedModel, scratch: Path) -> Path:
+    """A folder with the model's weights in a file: written here, so that it holds what is measured."""
+    model.model.save_pretrained(scratch)
+    return scratch
