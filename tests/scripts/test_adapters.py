@@ -247,7 +247,8 @@ def test_a_cell_of_a_study_is_measured_and_tabulated(run, facts):
             params=SimpleNamespace(
                 factors={"kind": "x"},
                 timed=False,
-                settings={"seed": 1, "server_url": None, "encoder": None},
+                seed=1,
+                server_url=None,
                 quiet_wait_s=0,
                 code="0" * 16,
             ),

@@ -96,7 +96,7 @@ rule aggregate_aa_test:
 
 rule plan_capacity:
     input:
-        models=expand("config/models/{model}.yaml", model=sorted(MODELS)),
+        models=ancient(expand("config/models/{model}.yaml", model=sorted(MODELS))),
         ceilings=ceilings_files(),
     output:
         report(
@@ -110,6 +110,7 @@ rule plan_capacity:
     conda:
         "../../envs/analysis.yaml"
     params:
+        contents={name: model_file(name) for name in sorted(MODELS)},
         code=code_of("plan_capacity"),
     message:
         "Planning capacity from a laptop to a fleet"

@@ -3,7 +3,7 @@
 
 rule measure_app_cell:
     input:
-        environment=ancient("results/inputs/environment/cpu.json"),
+        environment="results/inputs/environment/cpu.json",
         model=app_inputs,
     output:
         "results/cells/app/{study}/{cell}.json",
@@ -15,12 +15,12 @@ rule measure_app_cell:
     params:
         factors=lambda wildcards: dict(app_cell(wildcards).factors),
         timed=lambda wildcards: app_cell(wildcards).timed,
-        settings=lambda wildcards: {
-            key: CONFIG["app"][key] for key in ("seed", "server_url", "encoder")
-        },
+        seed=CONFIG["app"]["seed"],
+        server_url=server_url,
+        server=app_server,
         reads=app_reads,
         quiet_wait_s=quiet_wait_s,
-        threads=lambda wildcards: app_threads(wildcards),
+        threads=app_threads,
         software=SOFTWARE,
         code=app_code,
     message:

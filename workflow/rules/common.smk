@@ -198,6 +198,19 @@ def app_code(wildcards):
     return digests.of_study(wildcards.study)
 
 
+def server_url(wildcards, threads):
+    """Address of the user's cache server; compared between runs without its password, see below."""
+    return CONFIG["app"]["server_url"] or os.environ.get("REDIS_URL") or None
+
+
+def app_server(wildcards):
+    """Which server a study measures: none, the embedded one, or the user's by host, port and database."""
+    if not digests.study_imports(wildcards.study, "kvbench.caching.server.running"):
+        return None
+    given = server_url(wildcards, None)
+    return "embedded" if given is None else given.rpartition("@")[2].partition("?")[0]
+
+
 def app_reads(wildcards):
     """Digests of what a cell's factors name: scenarios, and files or folders of the user."""
     return {
@@ -220,16 +233,18 @@ def scenario_contents(name):
     return documents.digest({**asdict(SCENARIOS[name]), "title": ""})
 
 
+def model_file(name):
+    """Digest of a model file without its comments and its title."""
+    return documents.digest({**MODELS[name], "title": ""})
+
+
 def model_contents(wildcards):
-    """Digest of a model without its comments and its title: its file, and the weights that it names."""
+    """Digests of a model: its file, and the weights and the tokenizer that it names."""
     document = MODELS[wildcards.model]
     names = [document["path"]] if "path" in document else []
     # A built model takes the tokenizer that comes with the embedded one.
     names += ["resources/embedded-llama"] if "tokenizer" in document else []
-    return [
-        documents.digest({**document, "title": ""}),
-        *(contents(name) for name in names),
-    ]
+    return [model_file(wildcards.model), *(contents(name) for name in names)]
 
 
 def study_cells(study):

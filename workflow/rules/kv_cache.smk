@@ -5,8 +5,7 @@ rule measure_kv_cell:
     input:
         model="results/inputs/models/{model}",
         prompts="results/inputs/prompts/{model}/{scenario}.json",
-        environment=lambda wildcards: ancient(environment_file(kv_cell(wildcards))),
-        ceilings=ancient("results/inputs/ceilings/{place}.json"),
+        environment=lambda wildcards: environment_file(kv_cell(wildcards)),
     output:
         "results/cells/kv/{place}/{model}/{scenario}/{strategy}/r{replicate}.json",
     log:
@@ -36,7 +35,7 @@ rule measure_aa_process:
     input:
         model=f"results/inputs/models/{CONFIG['aa_test']['model']}",
         prompts=f"results/inputs/prompts/{CONFIG['aa_test']['model']}/insurance_claim_auto.json",
-        environment=lambda wildcards: ancient(environment_file(aa_cell(wildcards))),
+        environment=lambda wildcards: environment_file(aa_cell(wildcards)),
     output:
         "results/cells/aa/{arm}/p{number}.json",
     log:

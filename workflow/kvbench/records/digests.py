@@ -349,5 +349,17 @@ def of_strategy(name: str) -> str:
 @cache
 def of_study(name: str) -> str:
     """Digest of the code that can change what is measured in one study; its words are not part of it."""
-    only = {_STUDIES: [], _MEASURING: [f"{_MEASURING}.{name}"]}
-    return library().digest(script="measure_app_cell", only=only, no_schema=["kv-cell"])
+    return library().digest(script="measure_app_cell", only=_measuring(name), no_schema=["kv-cell"])
+
+
+@cache
+def study_imports(name: str, imported: str) -> bool:
+    """Whether a study's measuring half, or what it shares with others, takes a name of the library."""
+    found = library().closure(script="measure_app_cell", only=_measuring(name))
+    return any(
+        imported in part.imports for name, part in found.items() if name.startswith(_MEASURING)
+    )
+
+
+def _measuring(study: str) -> dict[str, list[str]]:
+    return {_STUDIES: [], _MEASURING: [f"{_MEASURING}.{study}"]}

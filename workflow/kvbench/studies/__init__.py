@@ -40,7 +40,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Context:
-    """What a running cell may use: a private scratch folder, a seed, settings.
+    """What a running cell may use: a private scratch folder, a seed, a server, a model.
 
     Attributes
     ----------
@@ -52,15 +52,12 @@ class Context:
         ``redis://`` address of a real server from the configuration, or None for the embedded one.
     model_dir:
         Folder of the local model in Hugging Face format, for studies that need one.
-    settings:
-        The ``app`` section of the configuration, filled with defaults.
     """
 
     scratch: Path
     seed: int
     server_url: str | None = None
     model_dir: Path | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,8 @@ def run(
     cell: str,
     factors: Mapping[str, Any],
     timed: bool,
-    settings: Mapping[str, Any],
+    seed: int,
+    server_url: str | None,
     environment_file: Path,
     code_digest: str,
     threads: int,
@@ -40,8 +41,8 @@ def run(
     ----------
     study, cell, factors, timed:
         The cell as its study planned it.
-    settings:
-        ``seed``, ``server_url`` and ``encoder`` of the ``app`` section.
+    seed, server_url:
+        Of the ``app`` section; the address may also come from the environment.
     environment_file:
         Facts about the machine.
     code_digest:
@@ -61,7 +62,7 @@ def run(
     started, begin = records.now(), time.perf_counter()
     facts = documents.read_json(environment_file)
     # Cells of a study draw the same streams, so that what differs between them is what is compared.
-    seed = settings["seed"] + zlib.crc32(study.encode()) % 100_000
+    seed += zlib.crc32(study.encode()) % 100_000
     record: dict[str, Any] = {
         "schema": records.APP_SCHEMA,
         "cell": {
@@ -95,9 +96,8 @@ def run(
                 studies.Context(
                     scratch=scratch,
                     seed=seed,
-                    server_url=settings["server_url"],
+                    server_url=server_url,
                     model_dir=model_dir,
-                    settings=settings,
                 ),
             )
             after = noise.read()
