@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kvbench.caching import paraphrases as paraphrase_set
+from kvbench.caching.guards import GUARDS
 from kvbench.caching.keys import Request, request_key
 from kvbench.caching.layered import LayeredCache
 from kvbench.caching.paraphrases import Paraphrases, Text
 from kvbench.caching.resilience import impatient
 from kvbench.caching.response_cache import MISS, Answer, MemoryBackend, RedisBackend, ResponseCache
-from kvbench.caching.semantic_cache import GUARDS, SemanticCache
+from kvbench.caching.semantic_cache import SemanticCache
 from kvbench.caching.server import running
 from kvbench.errors import Unsupported
 from kvbench.studies import Context, Outcome
