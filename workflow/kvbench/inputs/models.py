@@ -52,6 +52,8 @@ class LoadedModel:
     parameter_bytes: int
     end_ids: frozenset[int]
     _tokenizer: Any = field(default=None, repr=False)
+    #: Outcomes of :mod:`kvbench.strategies.trial`, by strategy.
+    trials: dict[str, str | None] = field(default_factory=dict, repr=False, compare=False)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of a reply, up to the first token that ends it."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def cache_bytes(cache: Any) -> int:
-    """Bytes of the storage behind a cache's keys and values, every storage counted once.
+    """Bytes of the storage behind a cache's keys, values and states, every storage counted once.
 
     Asks the storages, not the shapes: a static cache counts what it allocated, a quantised one its
     packed numbers, scales and shifts (``element_size`` of a quantised tensor would be wrong), an
@@ -36,8 +36,9 @@ def cache_bytes(cache: Any) -> int:
 def _stored_tensors(cache: Any) -> Iterator[torch.Tensor]:
     for layer in getattr(cache, "layers", None) or [cache]:
         for name, value in vars(layer).items():
-            # A paged cache of transformers 5.23 is one tensor, which holds keys and values alike.
-            if "key" in name or "value" in name or name == "cache_tensor":
+            # A paged cache of transformers 5.23 is one tensor, which holds keys and values alike; a
+            # state-space or linear-attention layer keeps its states instead.
+            if "key" in name or "value" in name or "states" in name or name == "cache_tensor":
                 yield from _tensors(value)
 
 

@@ -111,6 +111,8 @@ class Architecture:
         normalisation).
     output_bias:
         Whether the output projection has a bias.
+    alibi:
+        Whether positions are a bias on the scores that grows with distance.
     family:
         The ``model_type``.
     """
@@ -125,6 +127,7 @@ class Architecture:
     other_matrices: int = 0
     other_vectors: int = 0
     output_bias: bool = False
+    alibi: bool = False
     family: str = "llama"
     _hash: int = field(default=0, init=False, repr=False, compare=False)
 
@@ -480,6 +483,7 @@ def _falcon(sizes: _Sizes) -> Architecture:
         norms=norms,
         max_positions=None if alibi else sizes("max_position_embeddings", default=2048),
         angles=0 if alibi else hidden // heads,
+        alibi=alibi,
     )
 
 
@@ -492,6 +496,7 @@ def _bloom(sizes: _Sizes) -> Architecture:
         # The embedding is normalised too; positions are a bias on the scores (alibi).
         other_vectors=4 * hidden,
         max_positions=None,
+        alibi=True,
     )
 
 

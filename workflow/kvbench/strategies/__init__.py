@@ -14,7 +14,7 @@ from functools import cache
 from kvbench.errors import InputError
 from kvbench.strategies.base import Generation, Session, Strategy
 
-__all__ = ["REFERENCE", "Generation", "Session", "Strategy", "get", "names"]
+__all__ = ["REFERENCE", "Generation", "Session", "Strategy", "get", "names", "without_reuse"]
 
 #: The strategy that stands for exact attention: the others' tokens and quality are held against it.
 REFERENCE = "dynamic"
@@ -54,3 +54,12 @@ def get(name: str) -> Strategy:
     if name not in _registry():
         raise InputError(f"unknown strategy {name!r}; known strategies: {', '.join(names())}")
     return _registry()[name]()
+
+
+def without_reuse(name: str) -> str | None:
+    """The same cache made anew for every turn, or None if the strategy does not reuse turns.
+
+    A name that no module here knows, such as one of another version's records, counts as not reusing.
+    """
+    known = _registry().get(name)
+    return known.without_reuse if known is not None and known.reuses_turns else None

@@ -78,17 +78,42 @@ class Strategy:
         Where the strategy runs.
     reuses_turns:
         Whether the cache lives on from one turn to the next.
+    without_reuse:
+        Of a strategy that does: the name of the same cache made anew for every turn.
+    layers:
+        Kinds of decoder layers that the strategy's cache has (:data:`kvbench.strategies.shape.KINDS`).
     """
 
     exact: ClassVar[bool] = True
     devices: ClassVar[frozenset[str]] = frozenset({"cpu", "cuda"})
     reuses_turns: ClassVar[bool] = False
+    without_reuse: ClassVar[str | None] = None
+    layers: ClassVar[frozenset[str]] = frozenset(shape.KINDS)
 
     def available(self, model: LoadedModel | None, device: str) -> str | None:
-        """Return why this strategy cannot run here, in one sentence, or None when it can."""
+        """Return why this strategy cannot run here, in one sentence, or None when it can.
+
+        With a model, its layers are held against what the strategy's cache has. A model of a family that
+        nobody has tried is tried here, on a short conversation (:mod:`kvbench.strategies.trial`).
+        """
         if device not in self.devices:
             return f"{type(self).name} needs a {' or '.join(sorted(self.devices))} device"
-        return None
+        if model is None:
+            return None
+        reason = self.misfit(model)
+        if reason is None and not shape.known(model):
+            from kvbench.strategies import trial
+
+            reason = trial.outcome(self, model)
+        return reason
+
+    def misfit(self, model: LoadedModel) -> str | None:
+        """Return which of the model's layers this cache cannot keep, or None."""
+        return shape.refusal(type(self).name, model, self.layers)
+
+    def small(self) -> Strategy:
+        """The same strategy with sizes so small that a short conversation reaches them."""
+        return self
 
     def compiled(self, device: str) -> bool:
         """Whether the decoding step runs as a compiled graph on ``device``."""
@@ -98,7 +123,7 @@ class Strategy:
         """Optional packages that transformers must see while this strategy runs."""
         return ()
 
-    def traffic(self, max_length: int) -> dict[str, Any]:
+    def traffic(self, max_length: int) -> Traffic:
         """What the physics module needs to know: the kind of cache and its sizes."""
         raise NotImplementedError
 
@@ -167,10 +192,12 @@ class GenerateSession(Session):
 
         model: PreTrainedModel = self._model.model
         ids = torch.tensor([list(token_ids)], device=model.device)
+        # Passed only where there is one: some models take none.
+        given = {} if cache is None else {shape.cache_argument(self._model): cache}
         output = model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
-            past_key_values=cache,
+            **given,
             generation_config=self._generation_config(max_new_tokens),
             stopping_criteria=[_OnToken(on_token)],
         )
@@ -216,6 +243,9 @@ def text_config(model: LoadedModel) -> Any:
 def allocated_static_cache(model: LoadedModel, max_length: int, **options: Any) -> Cache:
     """A StaticCache whose tensors exist before the first turn, so that no turn pays for them.
 
+    The sizes of each layer are those of its family; of a family that is not known, one pass over one
+    token shows them.
+
     Parameters
     ----------
     model:
@@ -225,16 +255,24 @@ def allocated_static_cache(model: LoadedModel, max_length: int, **options: Any) 
     options:
         Passed on to ``transformers.StaticCache``.
     """
+    import torch
     from transformers import StaticCache
 
-    config = text_config(model)
-    cache = StaticCache(config=config, max_cache_len=max_length, **options)
-    head_dim = getattr(config, "head_dim", None)
-    cache.early_initialization(
-        batch_size=1,
-        num_heads=config.num_key_value_heads,
-        head_dim=head_dim or config.hidden_size // config.num_attention_heads,
-        dtype=model.model.dtype,
-        device=model.model.device,
-    )
+    cache = StaticCache(config=text_config(model), max_cache_len=max_length, **options)
+    arch, weights = shape.architecture(model), model.model
+    if arch is None:
+        token = torch.zeros((1, 1), dtype=torch.long, device=weights.device)
+        with torch.no_grad():
+            weights(token, **{shape.cache_argument(model): cache}, use_cache=True)
+        cache.reset()
+        return cache
+    for layer, sizes in zip(cache.layers, arch.layers, strict=True):
+        if sizes.kv_heads:
+            empty = [
+                torch.zeros(
+                    (1, sizes.kv_heads, 0, size), dtype=weights.dtype, device=weights.device
+                )
+                for size in (sizes.key_size, sizes.value_size)
+            ]
+            layer.lazy_initialization(*empty)
     return cache

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from kvbench import physics
 from kvbench.inputs.models import LoadedModel
+from kvbench.physics import Traffic
 from kvbench.strategies.base import GenerateSession, Session, Strategy, text_config
 
 
@@ -15,9 +17,9 @@ class Dynamic(Strategy):
 
     name: ClassVar[str] = "dynamic"
 
-    def traffic(self, max_length: int) -> dict[str, Any]:
+    def traffic(self, max_length: int) -> Traffic:
         """Concatenation copies the cache at every step."""
-        return {"kind": "dynamic"}
+        return physics.Dynamic()
 
     def session(self, model: LoadedModel, max_length: int) -> Session:
         """Open a conversation; see :meth:`Strategy.session`."""
@@ -37,9 +39,9 @@ class Offloaded(Strategy):
     name: ClassVar[str] = "offloaded"
     devices: ClassVar[frozenset[str]] = frozenset({"cuda"})
 
-    def traffic(self, max_length: int) -> dict[str, Any]:
+    def traffic(self, max_length: int) -> Traffic:
         """The cache crosses the bus to the host in both directions at every step."""
-        return {"kind": "offloaded"}
+        return physics.Offloaded()
 
     def session(self, model: LoadedModel, max_length: int) -> Session:
         """Open a conversation; see :meth:`Strategy.session`."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
+from kvbench import physics
 from kvbench.inputs.models import LoadedModel
+from kvbench.physics import Traffic
+from kvbench.strategies import shape
 from kvbench.strategies.base import Generation, Session, Strategy, allocated_static_cache
 
 if TYPE_CHECKING:
@@ -24,14 +28,24 @@ class StaticGraph(Strategy):
 
     name: ClassVar[str] = "static_graph"
     devices: ClassVar[frozenset[str]] = frozenset({"cuda"})
+    #: The loop's one mask says nothing of windows.
+    layers: ClassVar[frozenset[str]] = frozenset({"full"})
+
+    def misfit(self, model: LoadedModel) -> str | None:
+        """The loop passes positions and a mask itself, which not every forward pass takes."""
+        taken = inspect.signature(model.model.forward).parameters
+        arch = shape.architecture(model)
+        if "position_ids" not in taken or (arch is not None and arch.alibi):
+            return "static_graph needs a model that takes the positions of its tokens"
+        return super().misfit(model)
 
     def compiled(self, device: str) -> bool:
         """Whether the decoding step runs as a captured graph on ``device``."""
         return True
 
-    def traffic(self, max_length: int) -> dict[str, Any]:
+    def traffic(self, max_length: int) -> Traffic:
         """Attention reads the whole allocation, whatever is in it."""
-        return {"kind": "static", "max_length": max_length}
+        return physics.Static(max_length)
 
     def session(self, model: LoadedModel, max_length: int) -> Session:
         """Open a conversation; see :meth:`Strategy.session`."""

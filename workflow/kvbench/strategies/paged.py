@@ -5,9 +5,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from kvbench import physics
 from kvbench.inputs.models import LoadedModel
+from kvbench.physics import Traffic
 from kvbench.strategies.base import Generation, Session, Strategy
 
 
@@ -30,6 +32,8 @@ class Paged(Strategy):
     block_sharing: bool = False
 
     name: ClassVar[str] = "paged"
+    #: The engine reads windows from the configuration, but gave other tokens with them (5.15.1).
+    layers: ClassVar[frozenset[str]] = frozenset({"full"})
 
     def available(self, model: LoadedModel | None, device: str) -> str | None:
         """The engine came with transformers 4.53."""
@@ -39,15 +43,22 @@ class Paged(Strategy):
             return "paged needs a transformers with ContinuousBatchingConfig (5.0 or newer)"
         return super().available(model, device)
 
+    def misfit(self, model: LoadedModel) -> str | None:
+        """The engine puts its own attention in the model's place, where the model lets it."""
+        if not getattr(model.model, "_supports_attention_backend", False):
+            kind = model.model.config.model_type
+            return f"paged replaces the model's attention, and that of {kind} cannot be replaced"
+        return super().misfit(model)
+
     def blocks(self, max_length: int) -> int:
         """Blocks that hold ``max_length`` tokens, plus one that is being filled."""
         return -(-max_length // self.block_size) + 1
 
-    def traffic(self, max_length: int) -> dict[str, Any]:
+    def traffic(self, max_length: int) -> Traffic:
         """The pool is allocated at once; a turn reads the pages it has filled."""
         # The engine adds two blocks of its own: one to read zeros from, one to write nothing to.
         pool = (self.blocks(max_length) + 2) * self.block_size
-        return {"kind": "paged", "page_size": self.block_size, "max_length": pool}
+        return physics.Paged(self.block_size, pool)
 
     def session(self, model: LoadedModel, max_length: int) -> Session:
         """Open a conversation; see :meth:`Strategy.session`."""

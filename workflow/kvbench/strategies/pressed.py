@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, ClassVar
 
+from kvbench import physics
 from kvbench.inputs.models import LoadedModel
+from kvbench.physics import Traffic
 from kvbench.strategies.base import Generation, Session, Strategy, text_config
 
 PACKAGE = "kvpress"
@@ -28,6 +30,8 @@ class Pressed(Strategy):
     compression_ratio: float = 0.5
 
     exact: ClassVar[bool] = False
+    #: The presses score the keys and values of all tokens.
+    layers: ClassVar[frozenset[str]] = frozenset({"full"})
     press: ClassVar[str]
     #: Longest prompt, in tokens, that the method cannot compress; it stays whole.
     too_short: ClassVar[int] = 0
@@ -38,10 +42,9 @@ class Pressed(Strategy):
             return f"{type(self).name} needs the package {PACKAGE} (pip install {PACKAGE})"
         return _misfit(type(self).name) or super().available(model, device)
 
-    def traffic(self, max_length: int) -> dict[str, Any]:
+    def traffic(self, max_length: int) -> Traffic:
         """Decoding reads what is left of the prompt, and all new tokens."""
-        found = {"kind": "pruned", "compression_ratio": self.compression_ratio}
-        return found | {"longer_than": self.too_short} if self.too_short else found
+        return physics.Pruned(self.compression_ratio, self.too_short or None)
 
     def session(self, model: LoadedModel, max_length: int) -> Session:
         """Open a conversation; see :meth:`Strategy.session`."""

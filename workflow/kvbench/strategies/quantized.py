@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar
 
+from kvbench import physics
 from kvbench.inputs.models import LoadedModel
+from kvbench.physics import Traffic
+from kvbench.strategies import shape
 from kvbench.strategies.base import GenerateSession, Session, Strategy, text_config
 
 
@@ -37,6 +40,7 @@ class Quantized(Strategy):
     residual_length: int = 128
 
     exact: ClassVar[bool] = False
+    layers: ClassVar[frozenset[str]] = frozenset({"full"})
     backend: ClassVar[str]
     package: ClassVar[str]
     axis: ClassVar[int]
@@ -56,19 +60,32 @@ class Quantized(Strategy):
             return (
                 f"{type(self).name} needs the package {self.package} (pip install {self.package})"
             )
-        if model is not None and _head_dim(model) % self.group_size:
-            return (
-                f"{type(self).name} groups {self.group_size} numbers under one scale, which does not "
-                f"divide the model's head size of {_head_dim(model)}"
-            )
         return super().available(model, device)
 
-    def traffic(self, max_length: int) -> dict[str, Any]:
+    def misfit(self, model: LoadedModel) -> str | None:
+        """Groups must divide what a head keeps of a token."""
+        reason = super().misfit(model)
+        if reason:
+            return reason
+        for size in _head_sizes(model):
+            if size % self.group_size:
+                return (
+                    f"{type(self).name} groups {self.group_size} numbers under one scale, which does "
+                    f"not divide the model's head size of {size}"
+                )
+        return None
+
+    def small(self) -> Strategy:
+        """A rest of few tokens, so that a short conversation packs it."""
+        return replace(self, residual_length=4)
+
+    def traffic(self, max_length: int) -> Traffic:
         """Bits, groups and the full-precision rest decide both size and traffic."""
-        found = {"kind": "quantized", "backend": self.backend, **self.options()}
         # When the full-precision rest counts as full; see kvbench.physics.residual_tokens.
         counts_new = "key_states.shape[-2] >= self.residual_length" in _cache_source()
-        return found | {"counts_new": True} if counts_new else found
+        return physics.Quantized(
+            self.bits, self.backend, self.group_size, self.residual_length, counts_new or None
+        )
 
     def session(self, model: LoadedModel, max_length: int) -> Session:
         """Open a conversation; see :meth:`Strategy.session`."""
@@ -111,9 +128,11 @@ def use_own_ninja() -> None:
         os.environ["PATH"] = os.pathsep.join([own, *paths])
 
 
-def _head_dim(model: LoadedModel) -> int:
-    config = text_config(model)
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+def _head_sizes(model: LoadedModel) -> list[int]:
+    """Numbers that a head keeps of a token, different ones once; nothing for an unknown family."""
+    arch = shape.architecture(model)
+    layers = arch.layers if arch else ()
+    return sorted({size for layer in layers for size in (layer.key_size, layer.value_size)})
 
 
 @dataclass(frozen=True)
@@ -159,6 +178,7 @@ class QuantizedFp8(Strategy):
 
     name: ClassVar[str] = "quantized_fp8"
     exact: ClassVar[bool] = False
+    layers: ClassVar[frozenset[str]] = frozenset({"full"})
 
     def available(self, model: LoadedModel | None, device: str) -> str | None:
         """The backend came with a later transformers; its source says whether it is there."""
@@ -169,9 +189,9 @@ class QuantizedFp8(Strategy):
             )
         return super().available(model, device)
 
-    def traffic(self, max_length: int) -> dict[str, Any]:
+    def traffic(self, max_length: int) -> Traffic:
         """One byte per number, and two scales per layer."""
-        return {"kind": "quantized", "backend": "fp8", "bits": 8}
+        return physics.Quantized(8, "fp8")
 
     def session(self, model: LoadedModel, max_length: int) -> Session:
         """Open a conversation; see :meth:`Strategy.session`."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from kvbench import physics
 from kvbench.inputs.models import LoadedModel
+from kvbench.physics import Traffic
 from kvbench.strategies.base import GenerateSession, Session, Strategy
 
 
@@ -15,9 +17,13 @@ class NoCache(Strategy):
 
     name: ClassVar[str] = "none"
 
-    def traffic(self, max_length: int) -> dict[str, Any]:
+    def misfit(self, model: LoadedModel) -> str | None:
+        """Every model can do without a cache."""
+        return None
+
+    def traffic(self, max_length: int) -> Traffic:
         """Recomputation reads the weights and writes no cache."""
-        return {"kind": "none"}
+        return physics.NoCache()
 
     def session(self, model: LoadedModel, max_length: int) -> Session:
         """Open a conversation; see :meth:`Strategy.session`."""

@@ -36,9 +36,10 @@ class ReusingSession(GenerateSession):
     make_cache:
         Returns an empty cache; called when a conversation starts over.
     crops:
-        Whether the cache can forget its newest tokens. ``StaticLayer`` has no such method, and that
-        of ``QuantizedLayer`` (transformers 5.15.1) cuts the full-precision rest without correcting
-        the length; those start over where a history leaves what they hold.
+        Whether the cache's class can forget its newest tokens. ``StaticLayer`` has no such method, and
+        that of ``QuantizedLayer`` (transformers 5.15.1) cuts the full-precision rest without correcting
+        the length; those start over where a history leaves what they hold. So does a cache one of whose
+        layers has already dropped tokens to keep its window.
     settings:
         Further fields of the generation configuration.
     """
@@ -76,7 +77,7 @@ class ReusingSession(GenerateSession):
         shared = min(common_prefix(held, ids), len(ids) - 1)
         if shared == len(held):
             return shared
-        if not self._crops or not shared:
+        if not self._crops or not shared or not _can_go_back(cache):
             return 0
         cache.crop(shared - len(held))
         return shared
@@ -86,12 +87,26 @@ class ReusingSession(GenerateSession):
         self._cache, self._held = None, []
 
 
+def _can_go_back(cache: Cache) -> bool:
+    """Whether no layer has dropped a token that going back would need."""
+    return all(
+        not getattr(layer, "is_sliding", False) or layer.get_seq_length() < layer.sliding_window
+        for layer in cache.layers
+    )
+
+
+#: A state cannot say how many tokens are in it, and cannot give any back.
+_REUSABLE = frozenset({"full", "sliding", "chunked"})
+
+
 @dataclass(frozen=True)
 class DynamicReuse(Dynamic):
     """The dynamic cache, kept from turn to turn and cut back where a history differs."""
 
     name: ClassVar[str] = "dynamic_reuse"
     reuses_turns: ClassVar[bool] = True
+    without_reuse: ClassVar[str] = "dynamic"
+    layers: ClassVar[frozenset[str]] = _REUSABLE
 
     def session(self, model: LoadedModel, max_length: int) -> Session:
         """Open a conversation; see :meth:`Strategy.session`."""
@@ -107,6 +122,8 @@ class StaticReuse(Static):
 
     name: ClassVar[str] = "static_reuse"
     reuses_turns: ClassVar[bool] = True
+    without_reuse: ClassVar[str] = "static"
+    layers: ClassVar[frozenset[str]] = _REUSABLE
 
     def session(self, model: LoadedModel, max_length: int) -> Session:
         """Open a conversation; see :meth:`Strategy.session`."""
@@ -133,6 +150,7 @@ class QuantizedInt4Reuse(QuantizedInt4):
 
     name: ClassVar[str] = "quantized_int4_reuse"
     reuses_turns: ClassVar[bool] = True
+    without_reuse: ClassVar[str] = "quantized_int4"
 
     def session(self, model: LoadedModel, max_length: int) -> Session:
         """Open a conversation; see :meth:`Strategy.session`."""

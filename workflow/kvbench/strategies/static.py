@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from kvbench import physics
 from kvbench.inputs.models import LoadedModel
+from kvbench.physics import Traffic
 from kvbench.strategies.base import (
     PersistentCacheSession,
     Session,
@@ -28,9 +30,9 @@ class Static(Strategy):
         """Whether the decoding step runs as a compiled graph on ``device``."""
         return device == "cuda"
 
-    def traffic(self, max_length: int) -> dict[str, Any]:
+    def traffic(self, max_length: int) -> Traffic:
         """Attention reads the whole allocation, whatever is in it."""
-        return {"kind": "static", "max_length": max_length}
+        return physics.Static(max_length)
 
     def session(self, model: LoadedModel, max_length: int) -> Session:
         """Open a conversation; see :meth:`Strategy.session`."""
@@ -77,9 +79,9 @@ class OffloadedStatic(Strategy):
     name: ClassVar[str] = "offloaded_static"
     devices: ClassVar[frozenset[str]] = frozenset({"cuda"})
 
-    def traffic(self, max_length: int) -> dict[str, Any]:
+    def traffic(self, max_length: int) -> Traffic:
         """The whole allocation crosses the bus at every step."""
-        return {"kind": "offloaded", "max_length": max_length}
+        return physics.Offloaded(max_length)
 
     def session(self, model: LoadedModel, max_length: int) -> Session:
         """Open a conversation; see :meth:`Strategy.session`."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache as once
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from kvbench import physics
 from kvbench.inputs.models import LoadedModel
+from kvbench.physics import Traffic
+from kvbench.strategies import shape
 from kvbench.strategies.base import GenerateSession, Session, Strategy, text_config
 
 if TYPE_CHECKING:
@@ -23,7 +26,8 @@ class SlidingWindow(Strategy):
     inside the window are the true ones, and no angle is computed twice.
 
     The library's own ``DynamicSlidingWindowLayer`` serves models trained with a window, whose masks
-    say so; it keeps one token fewer and has no sinks.
+    say so; it keeps one token fewer and has no sinks. Layers of such a model keep whichever window is
+    narrower, theirs or this one, and states stay as they are.
 
     Parameters
     ----------
@@ -36,10 +40,28 @@ class SlidingWindow(Strategy):
     name: ClassVar[str] = "sliding_window"
     exact: ClassVar[bool] = False
     sinks: ClassVar[int] = 0
+    layers: ClassVar[frozenset[str]] = frozenset({"full", "sliding", "state"})
 
-    def traffic(self, max_length: int) -> dict[str, Any]:
+    def misfit(self, model: LoadedModel) -> str | None:
+        """A window needs keys to drop, and positions that do not come from the mask's length."""
+        name = type(self).name
+        reason = super().misfit(model)
+        if reason:
+            return reason
+        if "full" not in (kinds := shape.layer_kinds(model)) and "sliding" not in kinds:
+            return f"{name} needs keys and values to drop; this model keeps a state of fixed size"
+        arch = shape.architecture(model)
+        if arch is not None and arch.alibi:
+            return f"{name} drops keys, whose distance this model (alibi) takes from the mask"
+        return None
+
+    def small(self) -> Strategy:
+        """A window that a short conversation outgrows."""
+        return replace(self, window=8)
+
+    def traffic(self, max_length: int) -> Traffic:
         """Sinks and window bound both size and traffic."""
-        return {"kind": "window", "sinks": self.sinks, "window": self.window}
+        return physics.Window(self.window, self.sinks)
 
     def session(self, model: LoadedModel, max_length: int) -> Session:
         """Open a conversation; see :meth:`Strategy.session`."""
@@ -47,11 +69,21 @@ class SlidingWindow(Strategy):
 
     def cache(self, model: LoadedModel) -> Cache:
         """A new, empty cache of this kind."""
-        from transformers import Cache
+        from transformers import Cache, DynamicCache
 
-        layers = text_config(model).num_hidden_layers
-        layer = _layer_class()
-        return Cache(layers=[layer(self.sinks, self.window) for _ in range(layers)])
+        layer_class = _layer_class()
+
+        def bounded(layer: Any, kind: str) -> Any:
+            if kind == "full":
+                return layer_class(self.sinks, self.window)
+            if kind == "sliding" and layer.sliding_window > self.window:
+                return layer_class(self.sinks, self.window, is_sliding=True)
+            # The model's own window is no wider, or the layer keeps a state.
+            return layer
+
+        layers = DynamicCache(config=text_config(model)).layers
+        kinds = shape.layer_kinds(model)
+        return Cache(layers=[bounded(*pair) for pair in zip(layers, kinds, strict=True)])
 
 
 @dataclass(frozen=True)
@@ -90,9 +122,11 @@ def _layer_class() -> type:
         dropped is not there to be hidden.
         """
 
-        def __init__(self, sinks: int, window: int) -> None:
+        def __init__(self, sinks: int, window: int, is_sliding: bool = False) -> None:
             super().__init__()
             self.sinks, self.window = sinks, window
+            # The model then applies its own window's mask, which is wider than what is kept here.
+            self.is_sliding = is_sliding
             self.seen = 0
 
         def update(

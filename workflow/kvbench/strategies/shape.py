@@ -1,0 +1,90 @@
+"""What a model's cache looks like, asked of the library's own layers: no list of model types."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
+
+from kvbench.physics import Architecture, UnknownFamily
+
+if TYPE_CHECKING:
+    from kvbench.inputs.models import LoadedModel
+
+#: Kinds of decoder layers by what they keep, with the words for them: all keys and values; those of a
+#: window; those of a chunk; a state of fixed size; a state beside keys and values; something else.
+KINDS = {
+    "full": "attention to all tokens",
+    "sliding": "a sliding window",
+    "chunked": "chunked attention",
+    "state": "a state of fixed size",
+    "hybrid": "a state beside keys and values",
+    "other": "a cache of their own kind",
+}
+
+def cache_argument(model: LoadedModel) -> str | None:
+    """Name under which the model's forward pass takes a cache, or None if it takes none."""
+    names = inspect.signature(model.model.forward).parameters
+    return next((name for name in ("past_key_values", "cache_params") if name in names), None)
+
+
+def architecture(model: LoadedModel) -> Architecture | None:
+    """The sizes of each layer, or None for a family that :mod:`kvbench.physics` does not describe."""
+    try:
+        return Architecture.from_config(model.architecture)
+    except UnknownFamily:
+        return None
+
+
+def known(model: LoadedModel) -> bool:
+    """Whether the family is one whose tokens and bytes are checked in the tests, strategy by strategy."""
+    return architecture(model) is not None
+
+
+def layer_kinds(model: LoadedModel) -> tuple[str, ...]:
+    """The kind of each layer that has a cache, in order, as the library would make them by default."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    config = model.model.config.get_text_config(decoder=True)
+    types = getattr(config, "layer_types", None) or []
+    chunked = getattr(config, "attention_chunk_size", None) is not None
+
+    def kind(index: int, layer: Any) -> str:
+        if hasattr(layer, "recurrent_states"):
+            return "hybrid" if hasattr(layer, "keys") else "state"
+        if getattr(layer, "is_sliding", False):
+            named = types[index] if index < len(types) else ""
+            return "chunked" if named == "chunked_attention" or chunked else "sliding"
+        return "full" if type(layer) is DynamicLayer else "other"
+
+    return tuple(kind(*found) for found in enumerate(DynamicCache(config=config).layers))
+
+
+def refusal(name: str, model: LoadedModel, allowed: Collection[str]) -> str | None:
+    """Why a cache that has only the ``allowed`` kinds of layers cannot serve the model, or None.
+
+    Parameters
+    ----------
+    name:
+        The strategy, as the sentence shall call it.
+    """
+    kind = model.model.config.model_type
+    if cache_argument(model) is None:
+        return f"{name} needs a model whose forward pass takes a cache; that of {kind} takes none"
+    try:
+        kinds = layer_kinds(model)
+    except (AttributeError, KeyError, TypeError):
+        return f"{name}: this transformers has no cache for the layers of {kind}"
+    wrong = [kind for kind in kinds if kind not in allowed]
+    if not wrong:
+        return None
+    return (
+        f"{name} has no such layers: {len(wrong)} of {len(kinds)} layers of this model keep "
+        f"{KINDS[wrong[0]]}"
+    )
+
+
+def windows(cache: Any) -> bool:
+    """Whether any layer of a cache of the library has a window of its own."""
+    return any(getattr(layer, "is_sliding", False) for layer in cache.layers)
