@@ -62,7 +62,17 @@ def record(identity: dict, number: int) -> dict:
                 "samples": samples,
             }
         )
-    shape = physics.Architecture(4, 256, 4, 2, 64, 640, 2560, False, 65536)
+    shape = physics.Architecture.from_config(
+        {
+            "num_hidden_layers": 4,
+            "hidden_size": 256,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "intermediate_size": 640,
+            "vocab_size": 2560,
+            "max_position_embeddings": 65536,
+        }
+    )
     return {
         "schema": records.KV_SCHEMA,
         "cell": {

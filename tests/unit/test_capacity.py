@@ -10,15 +10,17 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from families import llama
 from kvbench import physics
 from kvbench.analysis import capacity
 from kvbench.errors import InputError
 from kvbench.figures import capacity as capacity_figure
 from kvbench.figures import roofline, style
-from kvbench.physics import Architecture, Ceilings
+from kvbench.physics import Ceilings
 
 ROOT = Path(__file__).parents[2]
-LLAMA_1B = Architecture(16, 2048, 32, 8, 64, 8192, 128256, True, 131072)
+
+LLAMA_1B = llama(16, 2048, 32, 8, 64, 8192, 128256, True, 131072)
 GIB = 2**30
 FAST = Ceilings(2e12, 1.8e12, 3e14, 3e13, 5e-6, 2.5e10, "lab")
 
@@ -135,7 +137,7 @@ def test_a_conversation_that_does_not_fit_is_said():
 
 def test_a_cache_that_cannot_exist_is_a_row_with_a_reason():
     # Ten tokens of three heads give an odd number of groups, which hqq cannot pack into bytes.
-    arch = Architecture(2, 576, 9, 3, 64, 96, 100, True, 512)
+    arch = llama(2, 576, 9, 3, 64, 96, 100, True, 512)
     rows = {r["strategy"]: r for r in capacity.plan(arch, GIB, 1, names=["quantized_hqq_int4"])}
     row = rows["quantized_hqq_int4"]
     assert row["concurrent"] is None and "multiple of 2" in row["reason"]
@@ -178,7 +180,7 @@ def test_a_folder_with_a_config_is_a_model(tmp_path):
         "vocab_size": 100,
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert capacity.architecture(str(tmp_path)).head_dim == 16
+    assert capacity.architecture(str(tmp_path)).layers[0].key_size == 16
 
 
 def test_an_unknown_model_names_the_known_ones():

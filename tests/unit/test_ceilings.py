@@ -6,13 +6,14 @@ import json
 import statistics
 
 import pytest
+from families import llama
 from kvbench import physics
 from kvbench.errors import InputError
 from kvbench.measurement import ceilings
-from kvbench.physics import Architecture, Ceilings
+from kvbench.physics import Ceilings
 
 SMALL = {"repeats": 3, "array_bytes": 8 * 2**20, "prefill_shape": (32, 256, 256)}
-TINY = Architecture(2, 64, 4, 2, 16, 96, 101, False, 512)
+TINY = llama(2, 64, 4, 2, 16, 96, 101, False, 512)
 
 
 @pytest.fixture(scope="module")

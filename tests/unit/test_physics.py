@@ -208,7 +208,7 @@ def test_dynamic_and_static_storage_is_predicted_to_the_byte(config, dtype):
 
 
 #: Newer releases count the tokens that come in, so their full-precision rest is emptied earlier.
-COUNTS_NEW = strategies.get("quantized_int4").traffic(99).get("counts_new", False)
+COUNTS_NEW = bool(strategies.get("quantized_int4").traffic(99).counts_new)
 
 QUANTISED = [
     ("quanto", 4, 0, [9] + [1] * 3),
@@ -305,7 +305,9 @@ def test_one_group_keeps_a_scale_per_number_in_quanto():
 def test_fp8_holds_one_byte_per_number_and_two_scales_per_layer():
     arch = Architecture.from_config(LLAMA_1B)
     numbers = physics.kv_bytes(arch, 301, 2) // 2
-    assert physics.quantized_kv_bytes(arch, 200, 101, 8, "fp8") == numbers + len(arch.layers) * 2 * 4
+    assert (
+        physics.quantized_kv_bytes(arch, 200, 101, 8, "fp8") == numbers + len(arch.layers) * 2 * 4
+    )
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from families import llama
 from kvbench import physics, strategies
 from kvbench.measurement.memory import cache_bytes
 from kvbench.strategies import pressed
@@ -118,7 +119,7 @@ def test_a_prompt_within_the_window_of_snapkv_stays_whole(tiny, fitting):
     assert whole.tokens == exact.tokens
     assert whole.cache.get_seq_length() == 64 + 7
     assert session.generate(PROMPT[:65], 8, lambda: None).cache.get_seq_length() == 32 + 7
-    assert physics.kept_tokens(strategy.traffic(99), 64) == 64
+    assert strategy.traffic(99).kept_tokens(64) == 64
 
 
 def test_a_token_is_announced_once_and_hooks_are_gone_afterwards(tiny, fitting):
@@ -131,7 +132,7 @@ def test_a_token_is_announced_once_and_hooks_are_gone_afterwards(tiny, fitting):
 
 
 def test_pruning_lowers_the_predicted_time_of_decoding_and_not_of_reading():
-    architecture = physics.Architecture(4, 256, 4, 2, 64, 640, 2560, False, 65536)
+    architecture = llama(4, 256, 4, 2, 64, 640, 2560, False, 65536)
     ceilings = physics.Ceilings(
         read_bytes_per_s=1e10, prefill_flops_per_s=1e11, decode_flops_per_s=1e10
     )

@@ -170,10 +170,11 @@ def test_quantised_bytes_over_turns_equal_the_prediction(tiny, opened, conversat
     history, last = found[-1]
     predicted = physics.predicted_kv_bytes(
         architecture,
-        {**traffic, "updates": updates(found)},
+        traffic,
         len(history),
         len(last.tokens),
         4,
+        updates=updates(found),
     )
     assert cache_bytes(last.cache) == predicted
     assert last.cache.get_seq_length() == len(history) + len(last.tokens) - 1

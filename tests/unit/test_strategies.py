@@ -309,7 +309,7 @@ def test_traffic_is_known_where_there_is_no_transformers(monkeypatch):
 
     monkeypatch.setattr(quantized.importlib.util, "find_spec", lambda _: None)
     for name in strategies.names():
-        assert strategies.get(name).traffic(100)["kind"] in physics.TRAFFIC_KINDS
+        assert strategies.get(name).traffic(100).kind in physics.KINDS
 
 
 def test_compiling_for_a_cpu_needs_a_compiler(monkeypatch):
@@ -375,8 +375,8 @@ def test_a_strategy_documents_itself_and_its_record_is_plain_json(name):
     assert (type(strategy).__doc__ or "").strip()
     assert strategy.name == name
     assert strategy.devices <= {"cpu", "cuda"}
-    assert strategy.traffic(100)["kind"] in physics.TRAFFIC_KINDS
-    json.dumps({"options": strategy.options(), "traffic": strategy.traffic(100)})
+    assert strategy.traffic(100).kind in physics.KINDS
+    json.dumps({"options": strategy.options(), "traffic": strategy.traffic(100).as_dict()})
 
 
 _MINE = '''

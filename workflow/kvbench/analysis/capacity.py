@@ -17,7 +17,7 @@ from typing import Any
 
 from kvbench import documents, physics, strategies
 from kvbench.errors import InputError
-from kvbench.physics import Architecture, Ceilings
+from kvbench.physics import Architecture, Ceilings, Traffic
 
 #: From a laptop to an eight-GPU server, in bytes: the sizes of the figure.
 MEMORY_SIZES = tuple(size * 2**30 for size in (8, 16, 24, 48, 80, 141, 320, 640, 1128))
@@ -125,38 +125,9 @@ def _mapping(document: Any, path: Path) -> Mapping[str, Any]:
     return document
 
 
-def _fullest(traffic: Mapping[str, Any], tokens: int) -> tuple[int, int]:
-    """Prompt and decoded tokens at which a cache of ``tokens`` tokens is largest."""
-    if traffic["kind"] != "quantized" or traffic.get("backend") == "fp8":
-        return tokens, 0
-    # Most is stored just before the full-precision residual is packed.
-    decoded = min(max(int(traffic.get("residual_length", 128)), 2) - 1, tokens - 1)
-    return tokens - decoded, decoded
-
-
-def _device_bytes(arch: Architecture, traffic: Mapping[str, Any], kv: int, exact: int) -> int:
-    """Bytes per conversation beside the weights while a token is decoded.
-
-    The cache, and one layer's working copy: the concatenated keys and values of a dynamic, paged
-    or windowed cache, the dequantised ones of a quantised cache. A static cache works in place. An
-    offloaded one keeps two layers on the device and the rest in host memory. Without a cache, one
-    layer's keys and values live at a time.
-    """
-    kind = traffic["kind"]
-    layer = exact // arch.layers
-    if kind == "none":
-        return layer
-    if kind == "static":
-        return kv
-    if kind == "offloaded":
-        copies = 2 if "max_length" in traffic else 3
-        return min(copies, arch.layers + 1) * layer
-    return kv + layer
-
-
 def _rates(
     arch: Architecture,
-    traffic: Mapping[str, Any],
+    traffic: Traffic,
     tokens: int,
     size: float,
     ceilings: Ceilings,
@@ -173,7 +144,7 @@ def _rates(
         if ceilings.link_bytes_per_s is None:
             return None
         seconds = max(seconds, link / ceilings.need("link_bytes_per_s"))
-    recompute = traffic["kind"] == "none"
+    recompute = traffic.recomputes
     matrices = recompute or batch > 1
     name = "prefill_flops_per_s" if matrices else "decode_flops_per_s"
     rate = getattr(ceilings, name)
@@ -222,15 +193,15 @@ def plan(
             raise InputError(f"{name} is {value}; it must be positive")
     if conversations < 1:
         raise InputError(f"conversations is {conversations}; it must be positive")
-    if tokens > arch.max_positions:
+    if arch.max_positions is not None and tokens > arch.max_positions:
         raise InputError(
             f"tokens is {tokens}; {model or 'the model'} handles at most {arch.max_positions}"
         )
     size = physics.bytes_per_element(dtype)
     ceilings = ceilings or Ceilings()
     weights = physics.weight_bytes(arch, size)
-    exact = physics.kv_bytes(arch, tokens, size)
-    chosen = [n for n in strategies.names() if not n.endswith("_reuse")] if names is None else names
+    every = [name for name in strategies.names() if not strategies.get(name).reuses_turns]
+    chosen = every if names is None else names
     rows = []
     for name in chosen:
         traffic = strategies.get(name).traffic(tokens)
@@ -247,12 +218,12 @@ def plan(
         }
         rows.append(row)
         try:
-            prompt, decoded = _fullest(traffic, tokens)
+            prompt, decoded = traffic.fullest(tokens)
             kv = physics.predicted_kv_bytes(arch, traffic, prompt, decoded + 1, size)
             row["kv_bytes"] = kv
-            row["device_bytes"] = _device_bytes(arch, traffic, kv, exact)
+            row["device_bytes"] = traffic.working_bytes(arch, tokens, kv, size)
             row["concurrent"] = max(0, memory_bytes - weights) // row["device_bytes"]
-            rate = (arch, traffic, physics.kept_tokens(traffic, tokens), size, ceilings)
+            rate = (arch, traffic, traffic.kept_tokens(tokens), size, ceilings)
             if weights < memory_bytes:
                 row["tokens_per_s_single"] = _rates(*rate, min(row["concurrent"], 1), decoded)
                 row["tokens_per_s_full"] = _rates(*rate, row["concurrent"], decoded)
@@ -303,7 +274,7 @@ def grid(
             arch = architecture(model)
         except InputError:
             continue
-        length = min(tokens, arch.max_positions)
+        length = min(tokens, arch.max_positions or tokens)
         rows += sweep(arch, length, model=model, ceilings=bandwidth)
     return rows
 

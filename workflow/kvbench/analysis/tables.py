@@ -339,13 +339,11 @@ def _predictions(
     """Prediction of every turn; None where the machine's ceilings are unknown."""
     machine, _model, device, dtype = identity[:4]
     ceiling = ceilings.get((machine, device, dtype))
-    if ceiling is None or not record["turns"]:
+    sizes = record["model"].get("architecture")
+    if ceiling is None or sizes is None or not record["turns"]:
         return [None] * len(record["turns"])
-    architecture = physics.Architecture(**record["model"]["architecture"])
-    traffic = tuple(
-        (key, tuple(value) if isinstance(value, list) else value)
-        for key, value in sorted(record["strategy_info"]["traffic"].items())
-    )
+    architecture = physics.Architecture.from_dict(sizes)
+    traffic = physics.read_traffic(record["strategy_info"]["traffic"])
     return [
         _predict(
             architecture,
@@ -376,7 +374,7 @@ class _Hashable:
 @lru_cache(maxsize=100_000)
 def _predict(
     architecture: physics.Architecture,
-    traffic: tuple[tuple[str, Any], ...],
+    traffic: physics.Traffic,
     prompt_tokens: int,
     new_tokens: int,
     reused_tokens: int,
@@ -387,7 +385,7 @@ def _predict(
     try:
         return physics.predicted_generation(
             architecture,
-            dict(traffic),
+            traffic,
             prompt_tokens,
             new_tokens,
             element_bytes,

@@ -13,7 +13,7 @@ from typing import Any
 from kvbench import documents, physics, records, strategies
 from kvbench.errors import InputError, Unsupported
 from kvbench.inputs import models
-from kvbench.measurement import lock, noise, startup
+from kvbench.measurement import lock, noise, prediction, startup
 from kvbench.measurement import quality as lossy
 from kvbench.measurement.clock import Timing, clock_for
 from kvbench.measurement.memory import cache_bytes, meter_for
@@ -445,7 +445,7 @@ def run_cell(
             "exact": strategy.exact,
             "compiled": strategy.compiled(cell["device"]),
             "options": strategy.options(),
-            "traffic": strategy.traffic(turns.max_length),
+            "traffic": strategy.traffic(turns.max_length).as_dict(),
         },
         "model": {},
         "compile": {"seconds": 0.0, "graphs": 0, "recompiles": 0},
@@ -499,11 +499,7 @@ def _measure_into(
         if device == "cpu":
             torch.set_num_threads(threads)
         model = models.load(model_folder, device, cell["dtype"], keep=strategy.needs())
-    record["model"] = {
-        "parameter_bytes": model.parameter_bytes,
-        "architecture": physics.Architecture.from_config(model.architecture).as_dict(),
-        "attention": model.model.config._attn_implementation,
-    }
+    record["model"] = prediction.described(model)
     reason = strategy.available(model, device)
     if reason:
         raise Unsupported(reason)
@@ -546,15 +542,9 @@ def _measure_into(
     }
     record["compile"] = compilation
     size = physics.bytes_per_element(cell["dtype"])
-    architecture = physics.Architecture.from_config(model.architecture)
-    traffic = record["strategy_info"]["traffic"]
+    traffic = strategy.traffic(turns.max_length)
+    predicted = prediction.kv_bytes(record["model"], traffic, result, size)
     references = document.get("references")
-    # The forward passes behind each cache: reading what is new, then one token at a time.
-    updates: list[list[int]] = []
-    for turn in result:
-        earlier = updates[-1] if turn.reused_tokens else []
-        fresh = turn.prompt_tokens - turn.reused_tokens
-        updates.append([*earlier, fresh, *[1] * (turn.new_tokens - 1)])
     record["turns"] = [
         {
             "turn": number,
@@ -562,13 +552,7 @@ def _measure_into(
             "new_tokens": turn.new_tokens,
             "reused_tokens": turn.reused_tokens,
             "kv_bytes": turn.kv_bytes,
-            "kv_bytes_predicted": physics.predicted_kv_bytes(
-                architecture,
-                {**traffic, "updates": updates[number - 1]},
-                turn.prompt_tokens,
-                turn.new_tokens,
-                size,
-            ),
+            "kv_bytes_predicted": predicted[number - 1],
             "peak_memory_bytes": turn.peak_memory_bytes,
             "reserved_memory_bytes": turn.reserved_memory_bytes,
             "token_digest": records.token_digest(turn.tokens),

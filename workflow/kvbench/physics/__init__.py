@@ -39,6 +39,7 @@ from kvbench.physics.traffic import (
     quantized_kv_bytes,
     residual_tokens,
 )
+from kvbench.physics.traffic import read as read_traffic
 
 __all__ = [
     "BYTES_PER_ELEMENT",
@@ -70,6 +71,7 @@ __all__ = [
     "predicted_kv_bytes",
     "prefill_flops",
     "quantized_kv_bytes",
+    "read_traffic",
     "residual_tokens",
     "text_part",
     "weight_bytes",

@@ -304,8 +304,8 @@ def _llama_like(
     tables_of_angles: int = 1,
 ) -> Architecture:
     """Root-mean-square norms, gated feed-forward (``3hf``), rotary angles: most of today's decoders."""
-    hidden, (heads, kv_heads, size) = sizes("hidden_size"), sizes.heads()
-    count, inner = sizes("num_hidden_layers"), sizes("intermediate_size")
+    hidden, count = sizes("hidden_size"), sizes("num_hidden_layers")
+    (heads, kv_heads, size), inner = sizes.heads(), sizes("intermediate_size")
     parts = _attention(hidden, heads, kv_heads, size, bias, output_bias)
     vectors = norms * hidden + (2 * inner + hidden) * mlp_bias + 2 * size * head_norms
     layer = _layer(parts, 3 * hidden * inner, vectors)
@@ -469,11 +469,7 @@ def _falcon(sizes: _Sizes) -> Architecture:
     parallel = sizes.flag("parallel_attn", True)
     multi_query = sizes.flag("multi_query", True)
     kv_heads = sizes("num_kv_heads", default=heads) if new else 1 if multi_query else heads
-    # The newer layout stores its keys and values once per group of queries, the older one once.
-    if new:
-        norms = sizes("num_ln_in_parallel_attn", default=2)
-    else:
-        norms = 1 if parallel else 2
+    norms = sizes("num_ln_in_parallel_attn", default=2) if new else 1 if parallel else 2
     alibi = sizes.flag("alibi")
     return _plain(
         sizes,

@@ -124,9 +124,7 @@ def forward_flops(
     return batch * total + arch.angles * q
 
 
-def masked_flops(
-    arch: Architecture, new_tokens: int, batch: int = 1, past_tokens: int = 0
-) -> int:
+def masked_flops(arch: Architecture, new_tokens: int, batch: int = 1, past_tokens: int = 0) -> int:
     """FLOPs of attention from ``q`` new tokens to later ones, ``2LHd·q(q - 1)``, or beyond a window.
 
     :func:`forward_flops` counts them, as FlopCounterMode does; a causal kernel (FlashAttention: Dao
@@ -135,8 +133,12 @@ def masked_flops(
     q, growing, total = new_tokens, cached.Dynamic(), 0
     for layer, count in arch.kinds:
         counted = q * growing.attended(layer, q, past_tokens)
-        total += count * 2 * (counted - _visible(layer, q, past_tokens)) * layer.heads * (
-            layer.score_size + layer.mixed_size
+        total += (
+            count
+            * 2
+            * (counted - _visible(layer, q, past_tokens))
+            * layer.heads
+            * (layer.score_size + layer.mixed_size)
         )
     return batch * total
 
@@ -384,9 +386,7 @@ def predicted_generation(
     """
     # Tables ask for the same prediction once per replicate and iteration.
     sizes = (prompt_tokens, new_tokens, bytes_per_element)
-    return _predicted_generation(
-        arch, cached.read(traffic), *sizes, ceilings, reused_tokens, batch
-    )
+    return _predicted_generation(arch, cached.read(traffic), *sizes, ceilings, reused_tokens, batch)
 
 
 @lru_cache(maxsize=65536)
@@ -439,7 +439,12 @@ def _predicted_generation(
             decode_bytes(arch, context, traffic, b, batch, decoded=index),
             traffic.link_bytes(arch, context, b, batch),
             forward_flops(
-                arch, 1, context - 1, 1, batch, lambda layer: traffic.attended(layer, 1, context - 1)
+                arch,
+                1,
+                context - 1,
+                1,
+                batch,
+                lambda layer: traffic.attended(layer, 1, context - 1),
             ),
             "decode_flops_per_s",
         )

@@ -499,9 +499,7 @@ class Quantized(Traffic):
         residual = residual_tokens(updates, self.residual_length, bool(self.counts_new))
         return self._bytes(arch, tokens, residual, bytes_per_element, batch)
 
-    def _bytes(
-        self, arch: Architecture, tokens: int, residual: int, b: float, batch: int
-    ) -> int:
+    def _bytes(self, arch: Architecture, tokens: int, residual: int, b: float, batch: int) -> int:
         total = 0
         for layer, count in arch.kinds:
             if layer.window is not None or layer.state:
@@ -575,8 +573,7 @@ def quantized_kv_bytes(
 
 #: The kinds of traffic, by their name in records.
 KINDS: dict[str, type[Traffic]] = {
-    cls.kind: cls
-    for cls in (NoCache, Dynamic, Static, Quantized, Offloaded, Paged, Window, Pruned)
+    cls.kind: cls for cls in (NoCache, Dynamic, Static, Quantized, Offloaded, Paged, Window, Pruned)
 }
 
 

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from kvbench.physics import Traffic
+from kvbench.strategies import shape
+
 if TYPE_CHECKING:
     import torch
     from transformers import Cache, GenerationConfig, PreTrainedModel

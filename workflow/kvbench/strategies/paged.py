@@ -10,6 +10,7 @@ from typing import ClassVar
 from kvbench import physics
 from kvbench.inputs.models import LoadedModel
 from kvbench.physics import Traffic
+from kvbench.strategies import shape
 from kvbench.strategies.base import Generation, Session, Strategy
 
 
@@ -48,6 +49,9 @@ class Paged(Strategy):
         if not getattr(model.model, "_supports_attention_backend", False):
             kind = model.model.config.model_type
             return f"paged replaces the model's attention, and that of {kind} cannot be replaced"
+        arch = shape.architecture(model)
+        if arch is not None and any(layer.expansion for layer in arch.layers):
+            return "paged has blocks for keys and values of one size; this model keeps latents"
         return super().misfit(model)
 
     def blocks(self, max_length: int) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from kvbench.inputs.models import LoadedModel
+from kvbench.strategies import shape
 from kvbench.strategies.base import (
     GenerateSession,
     Generation,
@@ -95,18 +96,23 @@ def _can_go_back(cache: Cache) -> bool:
     )
 
 
-#: A state cannot say how many tokens are in it, and cannot give any back.
-_REUSABLE = frozenset({"full", "sliding", "chunked"})
+class _Reuses:
+    """What caches need that live on from turn to turn."""
+
+    def misfit(self, model: LoadedModel) -> str | None:
+        """A state has no length that could be held against a history."""
+        if {"state", "hybrid"} & set(shape.layer_kinds(model)):
+            return f"{type(self).name}: the state of this model's layers cannot say which tokens are in it"
+        return super().misfit(model)
 
 
 @dataclass(frozen=True)
-class DynamicReuse(Dynamic):
+class DynamicReuse(_Reuses, Dynamic):
     """The dynamic cache, kept from turn to turn and cut back where a history differs."""
 
     name: ClassVar[str] = "dynamic_reuse"
     reuses_turns: ClassVar[bool] = True
     without_reuse: ClassVar[str] = "dynamic"
-    layers: ClassVar[frozenset[str]] = _REUSABLE
 
     def session(self, model: LoadedModel, max_length: int) -> Session:
         """Open a conversation; see :meth:`Strategy.session`."""
@@ -117,13 +123,12 @@ class DynamicReuse(Dynamic):
 
 
 @dataclass(frozen=True)
-class StaticReuse(Static):
+class StaticReuse(_Reuses, Static):
     """The static cache, sized for the whole conversation and kept from turn to turn."""
 
     name: ClassVar[str] = "static_reuse"
     reuses_turns: ClassVar[bool] = True
     without_reuse: ClassVar[str] = "static"
-    layers: ClassVar[frozenset[str]] = _REUSABLE
 
     def session(self, model: LoadedModel, max_length: int) -> Session:
         """Open a conversation; see :meth:`Strategy.session`."""
@@ -138,7 +143,7 @@ class StaticReuse(Static):
 
 
 @dataclass(frozen=True)
-class QuantizedInt4Reuse(QuantizedInt4):
+class QuantizedInt4Reuse(_Reuses, QuantizedInt4):
     """Four bits through optimum-quanto, kept from turn to turn.
 
     The first prompt is attended to in full precision by every quantised cache, and later prompts

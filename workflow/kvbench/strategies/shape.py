@@ -22,6 +22,7 @@ KINDS = {
     "other": "a cache of their own kind",
 }
 
+
 def cache_argument(model: LoadedModel) -> str | None:
     """Name under which the model's forward pass takes a cache, or None if it takes none."""
     names = inspect.signature(model.model.forward).parameters
@@ -80,11 +81,6 @@ def refusal(name: str, model: LoadedModel, allowed: Collection[str]) -> str | No
     if not wrong:
         return None
     return (
-        f"{name} has no such layers: {len(wrong)} of {len(kinds)} layers of this model keep "
+        f"{name} has no cache for {len(wrong)} of {len(kinds)} layers of this model, which keep "
         f"{KINDS[wrong[0]]}"
     )
-
-
-def windows(cache: Any) -> bool:
-    """Whether any layer of a cache of the library has a window of its own."""
-    return any(getattr(layer, "is_sliding", False) for layer in cache.layers)

@@ -49,7 +49,14 @@ def measure(factors: Mapping[str, Any], context: Context) -> Outcome:
 
 def _serve(factors: Mapping[str, Any], context: Context) -> Outcome:
     model = models.load(context.model_dir, "cpu", "float32")
-    architecture = physics.Architecture.from_config(model.architecture)
+    try:
+        architecture = physics.Architecture.from_config(model.architecture)
+    except physics.UnknownFamily as error:
+        raise Unsupported(str(error)) from None
+    if any(layer.window or layer.state for layer in architecture.layers):
+        raise Unsupported(
+            "a prefix is shared by layers that keep all keys and values; this model has others"
+        )
     system, questions = _prompts(factors, architecture.vocab_size, context.seed)
     length = len(system) + factors["question_tokens"] + factors["new_tokens"]
     if length > (architecture.max_positions or length):

@@ -1,0 +1,143 @@
+"""Tiny random models of many families, for the tests that go through all of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kvbench.physics import Architecture
+
+#: Random, untied and widely spread weights give tokens that vary, so that equal tokens mean something.
+_PLAIN: dict[str, Any] = {
+    "vocab_size": 2560,
+    "hidden_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+    "max_position_embeddings": 1024,
+    "initializer_range": 0.1,
+    "tie_word_embeddings": False,
+    "bos_token_id": None,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+}
+_GROUPED = _PLAIN | {"num_key_value_heads": 2, "head_dim": 64}
+_GROUPED_BY_DIVISION = _PLAIN | {"num_key_value_heads": 2}
+_OLD = {
+    "vocab_size": 2560,
+    "initializer_range": 0.1,
+    "bos_token_id": None,
+    "eos_token_id": 1,
+    "tie_word_embeddings": False,
+}
+_EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 64}
+_GEMMA = _GROUPED | {"sliding_window": 64, "query_pre_attn_scalar": 64}
+_LATENT = _PLAIN | {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 64,
+    "q_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 32,
+    "v_head_dim": 16,
+    "n_routed_experts": 4,
+    "first_k_dense_replace": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "n_shared_experts": 1,
+    **_EXPERTS,
+}
+
+#: A configuration for each family that the physics module describes.
+CONFIGS: dict[str, dict[str, Any]] = {
+    "llama": _GROUPED,
+    "mistral": _GROUPED | {"sliding_window": 64},
+    "qwen2": _GROUPED_BY_DIVISION
+    | {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1},
+    "qwen3": _GROUPED | {"head_dim": 32},
+    "gemma2": _GEMMA,
+    "gemma3_text": _GEMMA | {"layer_types": ["sliding_attention", "full_attention"]},
+    "gpt2": _OLD | {"n_embd": 256, "n_layer": 2, "n_head": 4, "n_positions": 1024},
+    "opt": _PLAIN | {"ffn_dim": 128, "word_embed_proj_dim": 256, "init_std": 0.1},
+    "gpt_neox": _PLAIN,
+    "phi3": _GROUPED_BY_DIVISION,
+    "falcon": _OLD
+    | {
+        "hidden_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "multi_query": True,
+        "new_decoder_architecture": False,
+    },
+    "bloom": _OLD | {"hidden_size": 256, "n_layer": 2, "n_head": 4},
+    "mixtral": _GROUPED | {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_moe": _GROUPED | {"num_experts": 4, **_EXPERTS},
+    "deepseek_v2": _LATENT,
+    "deepseek_v3": _LATENT,
+    "mamba": _OLD
+    | {"hidden_size": 64, "num_hidden_layers": 2, "state_size": 20, "expand": 2, "conv_kernel": 4},
+    "jamba": _GROUPED
+    | {
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "expert_layer_period": 2,
+        "num_experts": 2,
+        "num_experts_per_tok": 1,
+        "mamba_d_state": 8,
+        "mamba_expand": 1,
+        "mamba_dt_rank": 8,
+        "use_mamba_kernels": False,
+    },
+}
+
+
+class NoTokenizer:
+    """Stands where the tests generate from token ids alone."""
+
+    def token_to_id(self, token: str) -> None:
+        """No token has a name."""
+
+    def id_to_token(self, token: int) -> str:
+        """Every id is a token."""
+        return f"<{token}>"
+
+    def decode(self, tokens: list[int], skip_special_tokens: bool = True) -> str:
+        """The ids themselves."""
+        return " ".join(map(str, tokens))
+
+
+def build(family: str, config: dict[str, Any] | None = None, **options: Any):
+    """A random model of a family on the CPU in float32, as :func:`kvbench.inputs.models.adopt` gives it."""
+    import torch
+    from kvbench.inputs import models
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    values = AutoConfig.for_model(family, **(config or CONFIGS[family]))
+    model = AutoModelForCausalLM.from_config(values, **options)
+    return models.adopt(model, NoTokenizer())
+
+
+def llama(
+    layers: int,
+    hidden: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    inner: int,
+    vocabulary: int,
+    tied: bool,
+    positions: int,
+) -> Architecture:
+    """An architecture of the Llama family by its sizes."""
+    return Architecture.from_config(
+        {
+            "num_hidden_layers": layers,
+            "hidden_size": hidden,
+            "num_attention_heads": heads,
+            "num_key_value_heads": kv_heads,
+            "head_dim": head_dim,
+            "intermediate_size": inner,
+            "vocab_size": vocabulary,
+            "tie_word_embeddings": tied,
+            "max_position_embeddings": positions,
+        }
+    )

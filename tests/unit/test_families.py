@@ -1,0 +1,349 @@
+"""Every family the physics module describes, strategy by strategy: right tokens and bytes, or a reason."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cache
+
+import families
+import pytest
+from kvbench import physics, strategies
+from kvbench.measurement.memory import cache_bytes
+from kvbench.physics import Architecture
+
+#: The strategies of a CPU that compile nothing; hqq needs a process of its own (test_strategies).
+STRATEGIES = (
+    "dynamic",
+    "static",
+    "dynamic_reuse",
+    "static_reuse",
+    "quantized_int4",
+    "quantized_int4_reuse",
+    "paged",
+    "sliding_window",
+    "attention_sink",
+)
+#: Prompt, question and new tokens: longer than the models' windows of 64.
+PROMPT, QUESTION, NEW = 70, 9, 6
+LENGTH = PROMPT + QUESTION + 2 * NEW
+
+_WINDOWS = {"mistral", "qwen2", "gemma2", "gemma3_text"}
+_STATES = {"mamba", "jamba"}
+_LATENTS = {"deepseek_v2", "deepseek_v3"}
+_REUSING = {"dynamic_reuse", "static_reuse", "quantized_int4_reuse"}
+_QUANTISED = {"quantized_int4", "quantized_int4_reuse"}
+
+
+def expected_refusal(family: str, strategy: str) -> str | None:
+    """Words of the reason for which a pair is unsupported, or None where it must work."""
+    if strategy in _QUANTISED | {"paged"} and family in _WINDOWS:
+        return "keep a sliding window"
+    if strategy in _REUSING and family in _STATES:
+        return "cannot say which tokens"
+    if strategy in _QUANTISED and family in _STATES:
+        return "keep a state of fixed size"
+    if strategy in {"sliding_window", "attention_sink"} and family == "mamba":
+        return "state of fixed size"
+    if strategy in {"sliding_window", "attention_sink"} and family == "bloom":
+        return "alibi"
+    if strategy in _QUANTISED and family in {"qwen3", *_LATENTS}:
+        return "head size of 32"
+    if strategy == "paged" and family in {"falcon", "bloom", *_STATES}:
+        return "cannot be replaced"
+    if strategy == "paged" and family in _LATENTS:
+        return "latents"
+    return None
+
+
+PAIRS = [(family, strategy) for family in families.CONFIGS for strategy in STRATEGIES]
+REFUSED = [pair for pair in PAIRS if expected_refusal(*pair)]
+WORKING = [pair for pair in PAIRS if not expected_refusal(*pair)]
+
+model_of = cache(families.build)
+
+
+def ids(seed: int, length: int) -> list[int]:
+    """Token ids that depend on nothing but their seed."""
+    return [16 + (seed * 977 + 131 * i * i + 17 * i) % 2500 for i in range(length)]
+
+
+def talk(family: str, strategy: strategies.Strategy):
+    """Two turns, then a third whose history differs in its last five tokens."""
+    import torch
+
+    with torch.inference_mode():
+        session = strategy.session(model_of(family), LENGTH)
+        try:
+            session.restart()
+            asked = ids(1, PROMPT)
+            first = session.generate(asked, NEW, lambda: None)
+            sizes = [(cache_bytes(first.cache), len(asked), 0)]
+            history = [*asked, *first.tokens, *ids(2, QUESTION)]
+            second = session.generate(history, NEW, lambda: None)
+            sizes.append((cache_bytes(second.cache), len(history), second.reused_tokens))
+            changed = [*history[:-5], *ids(3, 5)]
+            third = session.generate(changed, NEW, lambda: None)
+        finally:
+            session.close()
+    return [first.tokens, second.tokens, third.tokens], sizes
+
+
+@cache
+def recomputed(family: str):
+    """The tokens of recomputation, which every exact strategy must give."""
+    return talk(family, strategies.get("none"))[0]
+
+
+@pytest.mark.parametrize("family", families.CONFIGS)
+def test_the_tokens_vary_so_that_equality_means_something(family):
+    first, second, third = recomputed(family)
+    assert len(set(first) | set(second) | set(third)) > 5
+    assert second != third
+
+
+@pytest.mark.parametrize(("family", "name"), WORKING)
+def test_a_family_works_with_right_tokens_and_the_predicted_bytes(family, name):
+    strategy, model = strategies.get(name), model_of(family)
+    assert strategy.available(model, "cpu") is None
+    tokens, sizes = talk(family, strategy)
+    if strategy.exact:
+        assert tokens == recomputed(family)
+    arch = Architecture.from_config(model.architecture)
+    passes: list[int] = []
+    for held, length, reused in sizes:
+        passes = [*(passes if reused else []), length - reused, *[1] * (NEW - 1)]
+        assert strategy.traffic(LENGTH).held_bytes(arch, passes, 4) == held
+
+
+@pytest.mark.parametrize(("family", "name"), REFUSED)
+def test_what_a_family_cannot_do_is_said_in_one_sentence(family, name):
+    reason = strategies.get(name).available(model_of(family), "cpu")
+    assert reason is not None and expected_refusal(family, name) in reason
+    assert name in reason and "\n" not in reason
+
+
+@pytest.mark.parametrize("family", sorted(_WINDOWS))
+@pytest.mark.parametrize("name", ["sliding_window", "attention_sink"])
+def test_a_window_wider_than_the_conversation_changes_no_token(family, name):
+    wide = dataclasses.replace(strategies.get(name), window=500)
+    assert talk(family, wide)[0] == recomputed(family)
+
+
+@pytest.mark.parametrize("name", ["sliding_window", "attention_sink"])
+def test_the_narrower_of_two_windows_is_kept(name):
+    """A model's window of 64 hides nothing from 40 tokens: what counts is the strategy's window."""
+    import torch
+
+    narrow = dataclasses.replace(strategies.get(name), window=16)
+    replies = []
+    for window in (64, None):
+        config = families.CONFIGS["mistral"] | {"sliding_window": window}
+        model = families.build("mistral", config)
+        with torch.inference_mode():
+            generation = narrow.session(model, 60).generate(ids(1, 40), 12, lambda: None)
+        replies.append(generation.tokens)
+        kept = narrow.window + narrow.sinks
+        assert cache_bytes(generation.cache) == kept * 2 * 2 * 2 * 64 * 4
+    assert replies[0] == replies[1]
+
+
+# The sizes of each family --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", families.CONFIGS)
+def test_parameters_are_those_of_the_model(family):
+    model = model_of(family)
+    counted = sum(weight.numel() for weight in model.model.parameters())
+    assert physics.parameters(Architecture.from_config(model.architecture)) == counted
+
+
+@pytest.mark.parametrize("family", families.CONFIGS)
+def test_an_architecture_survives_its_plain_form(family):
+    arch = Architecture.from_config(model_of(family).architecture)
+    assert Architecture.from_dict(arch.as_dict()) == arch
+
+
+@cache
+def eager_model(family: str):
+    """The same family with matrix products that torch's counter sees one by one."""
+    return families.build(family, attn_implementation="eager", experts_implementation="eager").model
+
+
+@pytest.mark.parametrize("family", families.CONFIGS)
+@pytest.mark.parametrize(
+    ("new", "past", "static"), [(50, 0, 0), (90, 0, 0), (1, 90, 0), (20, 70, 0), (1, 0, 100)]
+)
+def test_flops_are_those_torch_counts(family, new, past, static):
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import DynamicCache, StaticCache
+
+    model, config = eager_model(family), eager_model(family).config
+    cached = (
+        StaticCache(config=config, max_cache_len=static) if static else DynamicCache(config=config)
+    )
+    argument = {"cache_params" if family == "mamba" else "past_key_values": cached}
+    with torch.no_grad():
+        if past:
+            model(torch.tensor([ids(1, past)]), **argument)
+        with FlopCounterMode(display=False) as counter:
+            model(torch.tensor([ids(2, new)]), **argument, logits_to_keep=1)
+    # How many products a convolution takes depends on the kernel, so that it is not modelled.
+    convolutions = counter.get_flop_counts()["Global"].get(torch.ops.aten.convolution, 0)
+    traffic = physics.Static(static) if static else physics.Dynamic()
+    arch = Architecture.from_config(config.to_dict())
+    modelled = physics.forward_flops(
+        arch, new, past, attended_tokens=lambda layer: traffic.attended(layer, new, past)
+    )
+    assert modelled == counter.get_total_flops() - convolutions
+
+
+def test_a_token_reads_the_experts_it_is_sent_to():
+    arch = Architecture.from_config(model_of("mixtral").architecture)
+    one = physics.weight_bytes_read(arch, 4)
+    expert = 3 * 256 * 128
+    idle = len(arch.layers) * 2 * expert
+    row = (arch.vocab_size - 1) * arch.hidden_size
+    assert one == 4 * (physics.parameters(arch) - idle - row)
+    assert physics.weight_bytes_read(arch, 4, batch=1, tokens=1000) == one + 4 * idle
+
+
+def test_sizes_under_text_config_count():
+    nested = {"model_type": "gemma3", "text_config": families.CONFIGS["gemma3_text"]}
+    nested["text_config"] = {"model_type": "gemma3_text", **nested["text_config"]}
+    arch = Architecture.from_config(nested)
+    assert [layer.window for layer in arch.layers] == [64, None]
+    llama = {"text_config": {"model_type": "llama", **families.CONFIGS["llama"]}}
+    assert len(Architecture.from_config(llama).layers) == 2
+
+
+def test_a_size_missing_under_text_config_is_named_with_its_file():
+    from kvbench.errors import InputError
+
+    with pytest.raises(InputError, match=r"^a/config.json: hidden_size is missing"):
+        Architecture.from_config({"text_config": {"num_attention_heads": 4}}, "a/config.json")
+
+
+# Exact bytes of small models -----------------------------------------------------------------
+
+#: Bytes held after 152 prompt and 150 new tokens, and those of a static cache of 302.
+HELD = {
+    "llama": (616_448, 618_496),
+    "mistral": (131_072, 131_072),
+    "qwen2": (373_760, 374_784),
+    "gpt2": (1_232_896, 1_236_992),
+    "falcon": (308_224, 309_248),
+    "gemma3_text": (373_760, 374_784),
+    "deepseek_v2": (231_168, 231_936),
+    "deepseek_v3": (231_168, 231_936),
+    "mamba": (24_576, 24_576),
+}
+
+
+@pytest.mark.parametrize("family", HELD)
+def test_the_headline_cell_holds_these_bytes(family):
+    arch = Architecture.from_config(model_of(family).architecture)
+    held = [
+        physics.predicted_kv_bytes(arch, traffic, 152, 150, 4)
+        for traffic in (physics.Dynamic(), physics.Static(302))
+    ]
+    assert tuple(held) == HELD[family]
+
+
+def test_gpt2_at_the_headline_lengths():
+    import torch
+
+    model = model_of("gpt2")
+    found = {}
+    with torch.inference_mode():
+        for name in ("none", "dynamic", "static", "quantized_int4"):
+            session = strategies.get(name).session(model, 302)
+            generation = session.generate(ids(1, 152), 150, lambda: None)
+            found[name] = (generation.tokens, cache_bytes(generation.cache))
+    assert found["none"][0] == found["dynamic"][0] == found["static"][0]
+    sizes = {name: size for name, (_, size) in found.items()}
+    assert sizes == {
+        "none": 0,
+        "dynamic": 1_232_896,
+        "static": 1_236_992,
+        "quantized_int4": 265_216,
+    }
+
+
+# Going back ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", sorted(_WINDOWS))
+def test_a_full_window_that_cannot_go_back_starts_over(family):
+    import torch
+
+    model = model_of(family)
+    asked = ids(1, 120)
+    changed = [*asked[:-5], *ids(2, 5)]
+    with torch.inference_mode():
+        reusing = strategies.get("dynamic_reuse").session(model, 140)
+        reusing.generate(asked, 2, lambda: None)
+        again = reusing.generate(changed, 8, lambda: None)
+        fresh = strategies.get("dynamic").session(model, 140).generate(changed, 8, lambda: None)
+    assert again.tokens == fresh.tokens
+    assert again.reused_tokens == 0
+
+
+def test_a_window_that_is_not_full_yet_goes_back():
+    import torch
+
+    asked = ids(1, 40)
+    with torch.inference_mode():
+        reusing = strategies.get("dynamic_reuse").session(model_of("mistral"), 140)
+        reusing.generate(asked, 2, lambda: None)
+        again = reusing.generate([*asked[:-5], *ids(2, 5)], 4, lambda: None)
+    assert again.reused_tokens == 35
+
+
+# Families that nothing is known of -------------------------------------------------------------
+
+
+def test_an_unknown_family_is_tried_and_works_or_says_why():
+    config = families.CONFIGS["llama"] | {"head_dim": 64}
+    model = families.build("olmo", config)
+    with pytest.raises(physics.UnknownFamily):
+        Architecture.from_config(model.architecture)
+    assert strategies.get("dynamic").available(model, "cpu") is None
+    assert strategies.get("static").available(model, "cpu") is None
+    assert set(model.trials) == {"dynamic", "static"}
+
+
+def test_a_family_whose_cache_fails_is_unsupported_in_one_sentence(monkeypatch):
+    from kvbench.strategies import dynamic
+
+    def broken(*_):
+        raise IndexError("no such\nlayer")
+
+    model = families.build("olmo", families.CONFIGS["llama"])
+    monkeypatch.setattr(dynamic.Dynamic, "session", broken)
+    reason = strategies.get("dynamic").available(model, "cpu")
+    assert reason.endswith("cannot run dynamic on olmo: IndexError: no such layer")
+
+
+def test_an_unknown_family_with_other_tokens_is_unsupported(monkeypatch):
+    from kvbench.strategies import trial
+
+    model = families.build("olmo", families.CONFIGS["llama"])
+    replies = iter([[[1], [2]], [[1], [3]]])
+    monkeypatch.setattr(trial, "_talk", lambda *_: next(replies))
+    reason = strategies.get("static").available(model, "cpu")
+    assert "other tokens with static on olmo than without a cache" in reason
+
+
+def test_a_model_without_a_cache_runs_without_one_only():
+    config = {
+        "vocab_size": 2560,
+        "n_embd": 64,
+        "n_layer": 2,
+        "n_head": 2,
+        "n_positions": 128,
+        "initializer_range": 0.1,
+    }
+    model = families.build("openai-gpt", config)
+    assert strategies.get("none").available(model, "cpu") is None
+    assert "takes none" in strategies.get("dynamic").available(model, "cpu")
