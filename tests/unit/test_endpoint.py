@@ -1,0 +1,155 @@
+"""Loads on an endpoint: what a client sees, how faults are told, what a service level counts."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import fake_openai
+import pytest
+import study_runs
+from kvbench import studies
+from kvbench.engines import endpoint
+from kvbench.errors import Unsupported
+from kvbench.studies.measuring import endpoint as measuring
+
+TALK = ["one two three", "four five"]
+
+
+@pytest.fixture
+def upstream():
+    with fake_openai.serving() as server:
+        yield server
+
+
+def target(server, **changed) -> endpoint.Target:
+    return endpoint.Target(server.url, "m", **{"limit_s": 5.0, **changed})
+
+
+def closed(server, conversations, open_at_once=1, **changed):
+    return asyncio.run(
+        endpoint.closed_loop(target(server, **changed), conversations, open_at_once)
+    )[0]
+
+
+def test_an_answer_has_times_tokens_and_reuse(upstream):
+    sample = closed(upstream, [TALK[:1]])[0]
+    assert sample.error is None
+    assert 0 < sample.ttft_s <= sample.e2e_s
+    assert len(sample.itl_s) == sample.pieces - 1
+    assert (sample.prompt_tokens, sample.cached_tokens) == (100, 60)
+    assert sample.output_tokens == sample.pieces
+
+
+def test_time_per_token_leaves_the_first_token_out():
+    sample = endpoint.Sample(0, 0, 0.0, ttft_s=1.0, e2e_s=3.0, output_tokens=5)
+    assert sample.tpot_s == pytest.approx(0.5)
+    assert endpoint.Sample(0, 0, 0.0, ttft_s=1.0, e2e_s=1.0, output_tokens=1).tpot_s is None
+
+
+def test_a_conversation_sends_its_whole_history(upstream):
+    closed(upstream, [TALK])
+    first, second = upstream.requests
+    assert [message["content"] for message in first["messages"]] == TALK[:1]
+    answer = fake_openai.answer_to(TALK[0])
+    assert [message["content"] for message in second["messages"]] == [TALK[0], answer, TALK[1]]
+
+
+def test_a_closed_loop_asks_every_question_once(upstream):
+    samples = closed(upstream, [TALK] * 5, open_at_once=3)
+    asked = sorted((sample.conversation, sample.turn) for sample in samples)
+    assert asked == [(number, turn) for number in range(5) for turn in range(2)]
+
+
+def test_an_open_loop_begins_each_conversation_at_its_moment(upstream):
+    samples, _ = asyncio.run(endpoint.open_loop(target(upstream), [TALK[:1]] * 3, [0.0, 0.05, 0.1]))
+    due = {sample.conversation: sample.due_s for sample in samples}
+    assert due[1] >= 0.05
+    assert due[2] >= 0.1
+
+
+@pytest.mark.parametrize(
+    ("mode", "words"),
+    [
+        ("error", "status 500"),
+        ("cut_stream", ""),
+        ("stream_error", "chunks"),
+        ("drip", "within 0.3 s"),
+        ("not_http", ""),
+    ],
+)
+def test_a_fault_is_one_line_in_its_sample(upstream, mode, words):
+    upstream.mode = mode
+    sample = closed(upstream, [TALK[:1]], limit_s=0.3)[0]
+    assert sample.error and words in sample.error
+    assert "\n" not in sample.error
+
+
+def test_a_conversation_stops_at_its_first_failure(upstream):
+    upstream.mode = "error"
+    assert len(closed(upstream, [TALK])) == 1
+
+
+def test_a_refused_connection_is_a_failure_not_an_end():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    found = asyncio.run(endpoint.closed_loop(endpoint.Target(url, "m", limit_s=2), [TALK], 1))[0]
+    assert "Connect" in found[0].error
+
+
+def test_a_server_without_metrics_has_no_counters(upstream):
+    assert endpoint.prefix_counters(target(upstream)) == {}
+
+
+def test_the_study_measures_a_configured_server(upstream, tmp_path):
+    table = study_runs.table(
+        "endpoint",
+        tmp_path / "run",
+        servers=["configured"],
+        url=upstream.url,
+        model="m",
+        open_conversations=[1, 3],
+        rates_per_s=[200.0],
+        conversations=4,
+        rounds=2,
+    )
+    assert list(zip(table["load"], table["level"], strict=True)) == [
+        ("closed", 1),
+        ("closed", 3),
+        ("open", 200),
+    ]
+    # Four conversations of two questions, twice.
+    assert set(table["requests"]) == {16}
+    assert set(table["failed"]) == {0}
+    assert set(table["cached_share"]) == {0.6}
+    assert (table["ttft_p50_s"] <= table["e2e_p50_s"]).all()
+
+
+def test_failed_requests_are_never_good():
+    factors = {"ttft_limit_s": 1.0, "tpot_limit_s": 0.1, "good_share": 0.5, "server": "x"}
+    request = {"ttft_s": 0.5, "tpot_s": 0.05, "e2e_s": 1.0, "itl_s": [0.1], "pieces": 2}
+    request |= {"output_tokens": 2, "prompt_tokens": None, "cached_tokens": None}
+    requests = [
+        request | {"error": None},
+        request | {"error": "status 500"},
+        request | {"error": None, "ttft_s": 1.5},
+        request | {"error": None, "tpot_s": 0.2},
+    ]
+    runs = [{"wall_s": 2.0, "counters": {}, "requests": requests}]
+    row = measuring._row(factors, ("closed", 1), runs)
+    assert (row["failed"], row["good_share"], row["good_per_s"]) == (1, 0.25, 0.5)
+    assert row["borne"] is False
+
+
+def test_a_server_that_answers_errors_is_unsupported_with_its_reason(upstream, tmp_path):
+    upstream.mode = "error"
+    factors = study_runs.options("endpoint", url=upstream.url, model="m") | {"server": "configured"}
+    with pytest.raises(Unsupported, match="status 500"):
+        measuring.measure(factors, studies.Context(tmp_path, 1))
+
+
+def test_without_an_address_the_missing_keys_are_named(tmp_path):
+    factors = study_runs.options("endpoint") | {"server": "configured"}
+    with pytest.raises(Unsupported, match=r"app\.studies\.endpoint"):
+        measuring.measure(factors, studies.Context(tmp_path, 1))

@@ -1,0 +1,124 @@
+"""How much load an OpenAI-compatible endpoint bears, seen from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from kvbench.paper.values import Value
+from kvbench.studies import Cell, Study
+from kvbench.studies import _option as option
+from kvbench.studies._estimates import summary_columns
+from kvbench.studies._values import first, milliseconds, number
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: Servers the study can start, and the one that is already there.
+SERVERS = ("transformers_serve", "proxy", "vllm_serve", "configured")
+
+OPTIONS = option.schema(
+    servers=option.choices(
+        "Servers that are asked: transformers serve; our proxy in front of it; vLLM's own server;"
+        " configured: the one of url.",
+        SERVERS,
+        ["transformers_serve", "proxy"],
+    ),
+    url=option.text(
+        "Base address of the configured server, such as http://127.0.0.1:8000/v1.",
+        None,
+        nullable=True,
+    ),
+    model=option.text("Name of the configured server's model.", None, nullable=True),
+    key_variable=option.text(
+        "Environment variable that holds the configured server's key.", None, nullable=True
+    ),
+    open_conversations=option.integers(
+        "Closed loop: conversations that are open at a time, one load each.",
+        [1, 2],
+        minimum=1,
+        maximum=1024,
+    ),
+    rates_per_s=option.numbers(
+        "Open loop: conversations that begin in a second on average (Poisson), one load each.",
+        [1.0],
+        above=0,
+        maximum=10000,
+    ),
+    conversations=option.integer("Conversations of each load.", 6, minimum=1, maximum=100000),
+    turns=option.integer("Questions of each conversation.", 2, minimum=1, maximum=15),
+    rounds=option.integer(
+        "How often every load is repeated, in an order drawn anew.", 2, minimum=1, maximum=100
+    ),
+    max_tokens=option.integer("Longest answer, in tokens.", 16, minimum=2, maximum=4096),
+    ttft_limit_s=option.number("Service level: longest time to the first token (s).", 0.5, above=0),
+    tpot_limit_s=option.number("Service level: longest time per token after it (s).", 0.1, above=0),
+    good_share=option.number(
+        "Share of the requests that must keep both limits for a load to be borne.",
+        0.95,
+        above=0,
+        maximum=1,
+    ),
+    startup_timeout_s=option.number(
+        "Longest wait until a server answers (s).", 180, minimum=5, maximum=3600
+    ),
+    call_timeout_s=option.number("Longest wait for one answer (s).", 60, minimum=1, maximum=3600),
+)
+
+
+def plan(options: Mapping[str, Any]) -> dict[str, Cell]:
+    """One timed cell a server."""
+    shared = {key: value for key, value in options.items() if key != "servers"}
+    return {server: Cell({"server": server, **shared}) for server in options["servers"]}
+
+
+COLUMNS: dict[str, str] = {
+    "server": "which server was asked",
+    "load": "closed: a fixed number of open conversations; open: conversations that begin at random",
+    "level": "open conversations (closed), or conversations that begin in a second (open)",
+    "requests": "questions that were asked",
+    "failed": "questions without a complete answer",
+    "rounds": "how often the load was repeated",
+    **summary_columns("ttft", "time to the first token"),
+    **summary_columns("tpot", "time per token after the first: (E2E - TTFT)/(tokens - 1)"),
+    **summary_columns("e2e", "time to the whole answer"),
+    "itl_p99_s": "99th percentile of the gaps between pieces of text (s)",
+    "output_tokens_per_s": "tokens that were generated in a second of the load (1/s)",
+    "requests_per_s": "complete answers in a second of the load (1/s)",
+    "prompt_tokens": "prompt tokens, as the server's usage says",
+    "cached_share": "share of them that the server says it reused; empty where it does not say",
+    "prefix_queries": "vllm:prefix_cache_queries during the load; empty where the server has none",
+    "prefix_hits": "vllm:prefix_cache_hits during the load; empty where the server has none",
+    "good_share": "share of the requests within both limits of the service level",
+    "good_per_s": "goodput: requests within both limits in a second of the load (1/s)",
+    "borne": "whether the load kept the service level: good_share is at least what was asked for",
+}
+
+
+def values(table: pd.DataFrame) -> dict[str, Value]:
+    """Return the numbers of the paper and the claims, all named ``endpoint_...``."""
+    table = table.reindex(columns=list(dict.fromkeys([*table.columns, *COLUMNS])))
+    found: dict[str, Value] = {}
+    for server in SERVERS:
+        rows = table[table["server"] == server]
+        for load in ("closed", "open"):
+            name = f"endpoint_{server}_{load}"
+            borne = rows[(rows["load"] == load) & (rows["borne"] == True)]  # noqa: E712
+            highest = borne["level"].max() if len(borne) else None
+            found[f"{name}_highest"] = Value(None if highest is None else float(highest), digits=1)
+            lowest = first(rows[rows["load"] == load].sort_values("level"))
+            found[f"{name}_ttft_ms"] = milliseconds(lowest, "ttft_p50_s", 1)
+            found[f"{name}_tpot_ms"] = milliseconds(lowest, "tpot_p50_s", 1)
+            found[f"{name}_cached_share"] = number(lowest, "cached_share", "", 2)
+    return found
+
+
+STUDY = Study(
+    name="endpoint",
+    question="How much load does an OpenAI-compatible endpoint bear, seen from outside?",
+    options=OPTIONS,
+    plan=plan,
+    columns=COLUMNS,
+    values=values,
+    needs_model=True,
+)
