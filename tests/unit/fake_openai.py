@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import select
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -15,7 +17,10 @@ class Upstream:
     """What the server does next, and what it was asked.
 
     ``mode`` is one of ``ok``, ``error``, ``rubbish``, ``not_http``, ``short``, ``slow``, ``drip``,
-    ``cut_stream``, ``stream_error``, ``tool``, ``empty``, ``length``, ``no_store``.
+    ``cut_stream``, ``stream_error``, ``tool``, ``empty``, ``length``, ``no_store``; ``interim``
+    (a 103 comes first); ``held`` (the answer waits for ``release``; if the caller leaves before,
+    ``left`` is set); ``stalled`` (a stream that waits in the same way after its first word).
+    ``headers`` are sent with every answer, ``usage`` in it.
     """
 
     def __init__(self, port: int) -> None:
@@ -23,6 +28,13 @@ class Upstream:
         self.url = f"http://127.0.0.1:{port}/v1"
         self.requests: list[dict] = []
         self.paths: list[str] = []
+        self.sent_headers: list[dict[str, str]] = []
+        self.bodies: list[bytes] = []
+        self.headers: dict[str, str] = {}
+        self.usage: dict[str, int] | None = None
+        self.asked = threading.Event()
+        self.release = threading.Event()
+        self.left = threading.Event()
         self.stop = threading.Event()
 
     @property
@@ -61,16 +73,33 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        self.server.upstream.paths.append(self.path)
+        self._note()
         self._reply(200, b'{"data": []}')
+
+    do_OPTIONS = do_GET
 
     def do_POST(self) -> None:
         upstream = self.server.upstream
-        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = self._note()
+        if not self.path.endswith(("/chat/completions", "/embeddings")):
+            self._reply(200, b'{"id": "x"}')
+            return
+        request = json.loads(body)
         upstream.requests.append(request)
-        upstream.paths.append(self.path)
         mode = upstream.mode
-        text = answer_to(request["messages"][-1]["content"])
+        upstream.asked.set()
+        if "input" in request:
+            data = [{"object": "embedding", "index": 0, "embedding": [0.5, 1.0]}]
+            answer = {"object": "list", "data": data, "model": "m"}
+            usage = {"prompt_tokens": 2, "total_tokens": 2}
+            self._reply(200, json.dumps(answer | {"usage": usage}).encode())
+            return
+        content = request["messages"][-1]["content"]
+        text = answer_to(content if isinstance(content, str) else json.dumps(content))
+        if mode == "held" and not self._wait():
+            return
+        if mode == "interim":
+            self.wfile.write(b"HTTP/1.1 103 Early Hints\r\nLink: </a>; rel=preload\r\n\r\n")
         if mode == "error":
             self._reply(500, b'{"error": {"message": "no"}}')
         elif mode == "rubbish":
@@ -95,10 +124,37 @@ class _Handler(BaseHTTPRequestHandler):
             while not upstream.stop.wait(0.05):
                 self._chunk(b": still there\n\n")
         elif request.get("stream"):
-            asked = (request.get("stream_options") or {}).get("include_usage")
-            self._stream(text, mode, bool(asked))
+            self._stream(text, mode)
         else:
             self._reply(200, json.dumps(self._whole(text, mode)).encode(), mode)
+
+    def _note(self) -> bytes:
+        upstream = self.server.upstream
+        upstream.paths.append(self.path)
+        upstream.sent_headers.append({name.lower(): value for name, value in self.headers.items()})
+        if self.headers.get("Transfer-Encoding") == "chunked":
+            body = b""
+            while size := int(self.rfile.readline(), 16):
+                body += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+        else:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        upstream.bodies.append(body)
+        return body
+
+    def _wait(self) -> bool:
+        """Wait for the release; return whether the caller is still there."""
+        upstream = self.server.upstream
+        while not upstream.release.wait(0.005):
+            readable, _, _ = select.select([self.connection], [], [], 0)
+            if upstream.stop.is_set():
+                return False
+            if readable and not self.connection.recv(1, socket.MSG_PEEK):
+                upstream.left.set()
+                self.close_connection = True
+                return False
+        return True
 
     def _whole(self, text: str, mode: str = "ok") -> dict:
         message = {"role": "assistant", "content": "" if mode == "empty" else text}
@@ -108,21 +164,38 @@ class _Handler(BaseHTTPRequestHandler):
                 {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
             ]
             reason = "tool_calls"
-        return {
+        request = self.server.upstream.requests[-1]
+        if request.get("tools") and request.get("tool_choice") == "required":
+            function = {"name": request["tools"][0]["function"]["name"], "arguments": '{"a": 1}'}
+            message |= {"content": None}
+            message["tool_calls"] = [{"id": "1", "type": "function", "function": function}]
+            reason = "tool_calls"
+        if request.get("response_format"):
+            message["content"] = json.dumps({"answer": text})
+        choice = {"index": 0, "message": message, "finish_reason": reason}
+        if request.get("logprobs"):
+            token = {"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": []}
+            choice["logprobs"] = {"content": [token], "refusal": None}
+        answer = {
             "id": f"c{self.server.upstream.calls}",
             "object": "chat.completion",
             "created": int(time.time()),
             "model": "m",
-            "choices": [{"index": 0, "message": message, "finish_reason": reason}],
+            "choices": [choice | {"index": n} for n in range(request.get("n") or 1)],
         }
+        if self.server.upstream.usage:
+            answer["usage"] = self.server.upstream.usage
+        return answer
 
-    def _stream(self, text: str, mode: str, usage: bool = False) -> None:
+    def _stream(self, text: str, mode: str) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream; charset=utf-8")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         for piece in re.findall(r"\S+|\s+", text):
             self._event({"choices": [{"index": 0, "delta": {"content": piece}}]})
+            if mode == "stalled" and not self._wait():
+                return
         if mode == "cut_stream":
             self.close_connection = True
             return
@@ -130,15 +203,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._event({"error": "out of memory"})
         else:
             self._event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
-            if usage:
-                pieces = len(re.findall(r"\S+|\s+", text))
-                counts = {
-                    "prompt_tokens": 100,
-                    "completion_tokens": pieces,
-                    "total_tokens": 100 + pieces,
-                }
-                counts["prompt_tokens_details"] = {"cached_tokens": 60}
-                self._event({"choices": [], "usage": counts})
+            options = self.server.upstream.requests[-1].get("stream_options") or {}
+            if options.get("include_usage"):
+                self._event({"choices": [], "usage": self.server.upstream.usage})
             self._chunk(b"data: [DONE]\n\n")
         self.wfile.write(b"0\r\n\r\n")
 
@@ -156,5 +223,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         if mode == "no_store":
             self.send_header("Cache-Control", "no-store")
+        for name, value in self.server.upstream.headers.items():
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)

@@ -19,6 +19,12 @@ TALK = ["one two three", "four five"]
 @pytest.fixture
 def upstream():
     with fake_openai.serving() as server:
+        server.usage = {
+            "prompt_tokens": 100,
+            "completion_tokens": 7,
+            "total_tokens": 107,
+            "prompt_tokens_details": {"cached_tokens": 60},
+        }
         yield server
 
 
@@ -38,7 +44,7 @@ def test_an_answer_has_times_tokens_and_reuse(upstream):
     assert 0 < sample.ttft_s <= sample.e2e_s
     assert len(sample.itl_s) == sample.pieces - 1
     assert (sample.prompt_tokens, sample.cached_tokens) == (100, 60)
-    assert sample.output_tokens == sample.pieces
+    assert sample.output_tokens == 7
 
 
 def test_time_per_token_leaves_the_first_token_out():

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 
-import jsonschema
-import pandas as pd
 import pytest
+import study_runs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kvbench.caching import expiry, invalidation
 from kvbench.caching.server import running
 from kvbench.errors import InputError, Unsupported
-from kvbench.studies import Context
 from kvbench.studies import expiry as study
 
 # How long an example takes depends on what else the machine does; none is a failure for it.
@@ -263,22 +261,18 @@ def test_unknown_method_is_refused_and_the_known_ones_are_named():
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
     folder = tmp_path_factory.mktemp("expiry")
-    options = {name: schema["default"] for name, schema in study.OPTIONS["properties"].items()} | {
-        "requests": 5_000,
-        "burst_entries": 1_000,
-        "invalidation_keys": [200],
-        "updates": 5,
-    }
-    jsonschema.validate(options, study.OPTIONS)
-    rows = []
-    for cell in study.plan(options).values():
-        try:
-            rows += study.STUDY.measure(cell.factors, Context(folder, seed=4)).rows
-        except Unsupported as error:
-            pytest.skip(str(error))
-    file = folder / "table.csv"
-    pd.DataFrame(rows, columns=list(study.COLUMNS)).to_csv(file, index=False)
-    return pd.read_csv(file)
+    try:
+        return study_runs.table(
+            "expiry",
+            folder,
+            seed=4,
+            requests=5_000,
+            burst_entries=1_000,
+            invalidation_keys=[200],
+            updates=5,
+        )
+    except Unsupported as error:
+        pytest.skip(str(error))
 
 
 def test_study_finds_no_broken_promise_and_stale_reads_without_one(table):
@@ -312,3 +306,17 @@ def test_telling_classes_apart_is_fresher_than_one_long_time_and_hits_more_than_
         values["expiry_by_class_stale_share"].value < values["expiry_fixed_3600s_stale_share"].value
     )
     assert values["expiry_by_class_hit_ratio"].value > values["expiry_fixed_10s_hit_ratio"].value
+
+
+def test_the_guides_times_to_live_by_type_are_measured(table):
+    own = table[(table["kind"] == "ttl") & (table["policy"] == "guide")]
+    assert dict(zip(own["query_class"], own["ttl_s"], strict=True)) == {
+        "static": 86_400,
+        "daily": 3_600,
+        "volatile": 300,
+    }
+
+
+def test_a_record_in_microseconds_is_read_as_seconds():
+    (row,) = study.aggregate({"rows": [{"kind": "invalidation", "invalidate_p50_us": 80.0}]})
+    assert row == {"kind": "invalidation", "invalidate_p50_s": pytest.approx(80e-6)}

@@ -26,7 +26,7 @@ print(*sorted(sys.modules))
 def modules_of(package: str) -> list[str]:
     """The package's modules, helpers included."""
     folder = LIBRARY / package.replace(".", "/")
-    names = sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
+    names = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("__"))
     return [f"kvbench.{package}", *(f"kvbench.{package}.{name}" for name in names)]
 
 
@@ -68,7 +68,12 @@ def loaded_by(modules: list[str]) -> set[str]:
             id="paper",
         ),
         pytest.param(
-            [*modules_of("caching"), *modules_of("studies"), *modules_of("studies.measuring")],
+            [
+                *modules_of("caching"),
+                *modules_of("caching.proxy"),
+                *modules_of("studies"),
+                *modules_of("studies.measuring"),
+            ],
             (*TORCH, *PLOTS),
             id="caches",
         ),

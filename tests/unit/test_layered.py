@@ -9,11 +9,12 @@ import jsonschema
 import pandas as pd
 import pytest
 import redis
+import study_runs
 from kvbench.caching.layered import LayeredCache
 from kvbench.caching.resilience import impatient
-from kvbench.caching.server import running
-from kvbench.studies import Context
+from kvbench.caching.server import ServerRefused, running
 from kvbench.studies.layered import STUDY
+from kvbench.studies.measuring.layered import GuideLayers
 
 
 @pytest.fixture(scope="module")
@@ -186,13 +187,7 @@ def test_many_threads_never_see_another_keys_value(make):
 
 
 def run(tmp_path, **changed):
-    options = {name: entry["default"] for name, entry in STUDY.options["properties"].items()}
-    options |= changed
-    jsonschema.validate(options, STUDY.options)
-    rows = []
-    for cell in STUDY.plan(options).values():
-        rows += STUDY.measure(cell.factors, Context(tmp_path, seed=3)).rows
-    return pd.DataFrame(rows).reindex(columns=list(STUDY.columns))
+    return study_runs.table("layered", tmp_path, **{"rounds": 2, **changed})
 
 
 def test_study_levels_answer_what_they_must(tmp_path):
@@ -203,7 +198,7 @@ def test_study_levels_answer_what_they_must(tmp_path):
     cached = table[table["configuration"] != "source"]
     assert (cached["generations"] >= cached["unique_requests"]).all()
     alone = cached[cached["workers"] == 1].set_index("configuration")
-    for name in ("l2", "l1_l2", "l1_l2_promotion"):
+    for name in ("l2", "l1_l2", "l1_l2_promotion", "guide"):
         assert alone.loc[name, "generations"] == alone.loc[name, "unique_requests"]
     # One stream, one L1 size: with promotion L1 sees what it would see alone.
     assert (
@@ -219,6 +214,38 @@ def test_study_two_workers_share_l2_and_not_l1(tmp_path):
     ).set_index("configuration")
     assert table.loc["l1", "generations"] == table.loc["l1", "unique_per_worker"]
     assert table.loc["l2", "generations"] < table.loc["l2", "unique_per_worker"]
+
+
+def test_study_gives_gains_with_intervals_and_none_above_what_free_hits_would_give(tmp_path):
+    table = run(tmp_path, rounds=10, keys=20, service_ms=[0.5], workers=[1])
+    cached = table[table["configuration"] != "source"]
+    assert cached["speedup_ci_low"].notna().all()
+    assert (cached["speedup_limit"] > 1).all()
+    values = STUDY.values(table)
+    assert values["layered_speedups_beyond_limit"].value == 0
+    assert values["layered_l1_gain_over_l2"].ci is not None
+
+
+def test_the_guides_dict_gives_up_its_oldest_entry_and_finds_it_on_the_server(server):
+    layers = GuideLayers(server.client(), f"{server.namespace}guide:", entries=2)
+    for key in ("a", "b"):
+        assert layers.get(key, lambda: b"value").level == 3
+    # A hit does not make an entry younger: the third key drives out the first.
+    assert layers.get("a", lambda: b"value").level == 1
+    assert layers.get("c", lambda: b"value").level == 3
+    assert layers.get("b", lambda: b"value").level == 1
+    assert layers.get("a", lambda: b"value").level == 2
+
+
+def test_a_server_that_refuses_to_store_gives_no_times(tmp_path, monkeypatch):
+    """As a read-only replica would: the cache serves on from the source, the study must not."""
+
+    def refuse(self, *args, **options):
+        raise redis.exceptions.ReadOnlyError("You can't write against a read only replica.")
+
+    monkeypatch.setattr("redis.commands.core.Script.__call__", refuse)
+    with pytest.raises(ServerRefused, match="read only replica"):
+        run(tmp_path, workers=[1], configurations=["l2"], service_ms=[0.1])
 
 
 def test_study_options_refuse_what_means_nothing():

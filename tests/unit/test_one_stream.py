@@ -10,6 +10,7 @@ import jsonschema
 import numpy as np
 import pandas as pd
 import pytest
+import study_runs
 from kvbench.caching import paraphrases
 from kvbench.errors import Unsupported
 from kvbench.paper import tex
@@ -60,18 +61,15 @@ def texts():
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory):
-    options = defaults() | {"requests": 250, "threshold": 0.6, "memory_entries": 5}
-    rows, samples = [], {}
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("REDIS_URL", raising=False)
         patch.setattr(measuring, "LocalModel", Echo)
         patch.setattr("kvbench.caching.encoder.SentenceEncoder", Words)
-        for name, cell in one_stream.STUDY.plan(options).items():
-            folder = tmp_path_factory.mktemp(name)
-            found = one_stream.STUDY.measure(cell.factors, Context(folder, 3, model_dir=folder))
-            rows += found.rows
-            samples |= found.samples
-    return pd.DataFrame(rows), samples
+        folder = tmp_path_factory.mktemp("stream")
+        found = study_runs.records(
+            "one_stream", folder, model_dir=folder, requests=250, threshold=0.6, memory_entries=5
+        )["r30-p30-n10"]
+    return pd.DataFrame(one_stream.aggregate(found)), found["samples"]["arms"]
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +133,7 @@ def test_a_stream_longer_than_the_set_goes_on_with_repeats(texts):
 
 def test_without_a_cache_the_model_answers_everything(strategies):
     assert strategies.loc["none", "model_answers"] == 250
-    assert strategies.loc["none", "tokens_generated"] == 250 * 32
+    assert strategies.loc["none", "tokens_generated"] == 250 * 16
 
 
 def test_exact_hits_are_the_repeats_and_never_wrong(strategies):
@@ -164,15 +162,16 @@ def test_semantic_hits_spare_tokens_and_their_errors_are_counted(strategies, out
     assert row["semantic_answers"] > 0
     assert row["tokens_generated"] < strategies.loc["exact", "tokens_generated"]
     found = outcome[1]["exact_semantic"]
-    assert row["wrong_answers"] == sum(found["wrong"])
-    wrong_kinds = {kind for kind, wrong in zip(found["kind"], found["wrong"], strict=True) if wrong}
+    assert row["wrong_answers"] == found["right"].count(False)
+    answers = zip(found["kind"], found["right"], strict=True)
+    wrong_kinds = {kind for kind, right in answers if not right}
     assert wrong_kinds <= {"semantic"}
 
 
 def test_every_answer_is_counted_once(strategies):
     total = sum(strategies[f"{kind}_answers"] for kind in one_stream.KINDS)
     assert (total == 250).all()
-    generated = strategies["model_answers"] * 32
+    generated = strategies["model_answers"] * 16
     assert (generated == strategies["tokens_generated"]).all()
 
 
@@ -191,7 +190,7 @@ def test_a_near_miss_that_is_served_the_question_it_resembles_is_wrong():
 
 
 def test_without_a_model_the_cell_is_unsupported(tmp_path):
-    cell = one_stream.STUDY.plan(defaults())["r30-p30-n10-local"]
+    cell = one_stream.STUDY.plan(defaults())["r30-p30-n10"]
     with pytest.raises(Unsupported, match="no local model"):
         one_stream.STUDY.measure(cell.factors, Context(tmp_path, 1))
 
@@ -204,12 +203,49 @@ def test_a_folder_without_a_model_is_unsupported(tmp_path):
 # --- plan, columns, values ------------------------------------------------------------------------
 
 
-def test_the_server_has_a_cell_of_its_own():
-    cells = one_stream.STUDY.plan(defaults())
+def test_all_strategies_answer_in_one_cell_beside_the_model_alone():
+    options = defaults() | {"strategies": ["layered", "exact"]}
+    cells = one_stream.STUDY.plan(options)
     assert {name: cell.factors["strategies"] for name, cell in cells.items()} == {
-        "r30-p30-n10-local": ["none", "exact", "exact_semantic"],
-        "r30-p30-n10-server": ["none", "layered"],
+        "r30-p30-n10": ["none", "layered", "exact"]
     }
+
+
+def test_every_request_is_answered_by_all_before_the_next_one_comes(outcome):
+    arms = outcome[1]
+    assert set(arms) == set(one_stream.STRATEGIES)
+    for arm in arms.values():
+        assert arm["round"] == list(range(250))
+        assert [slot // 4 for slot in arm["slot"]] == arm["round"]
+    assert len({tuple(arm["slot"][n] % 4 for arm in arms.values()) for n in range(250)}) == 24
+
+
+def steady(hit_s, drift):
+    """A record in which the machine's speed drifts and hits take ``hit_s``: 2 of 5 requests."""
+    kinds = ["exact", "model", "model", "exact", "model"] * 10
+    arms = {
+        "none": {"seconds": list(drift), "kind": ["model"] * 50},
+        "exact": {
+            "seconds": [hit_s if k == "exact" else d for k, d in zip(kinds, drift, strict=True)],
+            "kind": kinds,
+        },
+    }
+    rows = [{"part": "strategy", "strategy": name, "mix": "m"} for name in arms]
+    return {"rows": rows, "samples": {"arms": arms}}
+
+
+def test_no_drift_makes_a_cache_look_faster_than_its_hits_allow():
+    """A machine that speeds up twofold along the way: the model alone meets the same."""
+    drift = np.linspace(0.12, 0.06, 50)
+    _, row = one_stream.aggregate(steady(1e-5, drift))
+    assert row["speedup"] == pytest.approx(1 / 0.6, rel=0.02)
+    assert row["speedup_ci_low"] <= row["speedup_limit"] * (1 + 1e-6)
+
+
+def test_a_record_of_strategies_one_after_the_other_tells_no_speedup():
+    row = {"part": "strategy", "strategy": "exact", "mix": "m", "place": "local", "mean_s": 0.06}
+    found = one_stream.aggregate({"rows": [row], "samples": {"exact": {}}})
+    assert found == [{"part": "strategy", "strategy": "exact", "mix": "m", "mean_s": 0.06}]
 
 
 def test_every_column_of_the_rows_is_described(outcome):
@@ -223,11 +259,8 @@ def test_values_come_from_the_table(outcome, strategies):
     assert values["one_stream_exact_hit_ratio"].value == pytest.approx(
         100 * strategies.loc["exact", "hit_ratio"]
     )
-    assert values["one_stream_none_speedup"].value == 1
-    table = outcome[0]
-    mean = table[table["place"] == "server"].set_index("strategy")["mean_s"].dropna()
     assert values["one_stream_layered_speedup"].value == pytest.approx(
-        mean["none"] / mean["layered"]
+        strategies.loc["layered", "speedup"]
     )
 
 

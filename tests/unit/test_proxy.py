@@ -174,7 +174,8 @@ def test_headers_that_say_nothing_of_who_asks_keep_a_hit(start, upstream):
 def test_api_keys_are_not_kept_in_memory(start):
     client = start(threshold=0.5)
     client.ask("hello", headers={"Authorization": "Bearer very-secret"})
-    held = repr(list(client.proxy._exact.items())) + repr(vars(client.proxy._semantic))
+    held = repr(vars(client.proxy.store)) + repr(vars(client.proxy._semantic._cache))
+    held += repr(vars(client.proxy._reasons)) + client.send("GET", "/metrics").body.decode()
     assert "very-secret" not in held
 
 
@@ -347,10 +348,37 @@ def test_a_complete_stream_is_passed_on_and_replayed(start, upstream):
     assert second.headers["content-type"].startswith("text/event-stream")
 
 
-def test_a_stream_and_a_whole_answer_are_kept_apart(start, upstream):
+def test_a_whole_answer_is_served_from_a_stream(start, upstream):
     client = start()
+    first = client.ask("hello", stream=True)
+    second, third = client.ask("hello", stream=False), client.ask("hello")
+    assert (first.cache, second.cache, third.cache) == ("miss", "hit", "hit")
+    assert second.text == fake_openai.answer_to("hello")
+    assert second.body == third.body
+    assert second.headers["content-type"] == "application/json"
+
+
+def test_a_stream_is_served_from_a_whole_answer(start, upstream):
+    client = start()
+    upstream.usage = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
+    first = client.ask("hello")
+    second = client.ask("hello", stream=True)
+    counted = client.ask("hello", stream=True, stream_options={"include_usage": True})
+    assert (first.cache, second.cache, counted.cache) == ("miss", "hit", "hit")
+    assert said(second.body) == fake_openai.answer_to("hello")
+    assert b"usage" not in second.body
+    assert b'"completion_tokens":4' in counted.body
+    assert second.body.endswith(b"data: [DONE]\n\n")
+
+
+def test_counts_that_the_server_did_not_send_are_not_made_up(start, upstream):
+    client = start()
+    upstream.usage = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
     client.ask("hello", stream=True)
-    assert client.ask("hello").cache == "miss"
+    counted = client.ask("hello", stream=True, stream_options={"include_usage": True})
+    assert (counted.cache, counted.headers["x-cache-reason"]) == ("miss", "form")
+    assert client.ask("hello", stream=True).cache == "hit"
+    assert b"usage" not in client.ask("hello", stream=True).body
 
 
 def test_a_stream_that_is_cut_off_is_not_kept(start, upstream):
@@ -381,17 +409,18 @@ def test_a_stream_arrives_piece_by_piece(start, upstream):
     connection.close()
 
 
-def test_a_client_that_leaves_ends_the_request_and_nothing_is_kept(start, upstream):
-    client = start(total_timeout_s=3)
-    upstream.mode = "drip"
+def test_a_client_that_leaves_stops_the_generation_and_nothing_is_kept(start, upstream):
+    client = start(linger_s=0)
+    upstream.mode = "stalled"
     connection = http.client.HTTPConnection(*client.proxy.address, timeout=5)
-    body = {"stream": True, "temperature": 0, "messages": [{"role": "user", "content": "x"}]}
+    body = {"model": "m", "stream": True, "temperature": 0}
+    body["messages"] = [{"role": "user", "content": "x"}]
     connection.request("POST", "/v1/chat/completions", json.dumps(body))
-    connection.getresponse().read1(100)
+    connection.getresponse().read1(10)
     connection.close()
-    assert client.proxy.lookup(proxies.question_of(body, "", "")) is None
+    assert upstream.left.wait(5)
     upstream.mode = "ok"
-    assert client.ask("still alive").status == 200
+    assert client.ask("x", stream=True).cache == "miss"
 
 
 # --- everything else ------------------------------------------------------------------------------

@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kvbench.caching import guards, similarity
 from kvbench.caching import semantic_cache as sc
-from kvbench.caching import similarity
 from kvbench.caching.response_cache import MISS
 from kvbench.paper import tex
 from kvbench.studies import Context, semantic
@@ -277,7 +277,7 @@ def test_the_margin_does_not_mind_two_entries_with_one_answer():
     ],
 )
 def test_numbers_are_read_in_digits_and_words(text, numbers):
-    assert sc.numbers(text) == numbers
+    assert guards.numbers(text) == numbers
 
 
 @pytest.mark.parametrize(
@@ -297,13 +297,13 @@ def test_numbers_are_read_in_digits_and_words(text, numbers):
     ],
 )
 def test_guards_tell_near_misses_from_paraphrases(guard, asked, stored, same):
-    assert sc.GUARDS[guard](asked, stored) is same
-    assert sc.GUARDS[guard](stored, asked) is same
+    assert guards.GUARDS[guard](asked, stored) is same
+    assert guards.GUARDS[guard](stored, asked) is same
 
 
 @given(st.text(max_size=60), st.text(max_size=60))
 def test_guards_are_symmetric_and_accept_the_same_text(first, second):
-    for guard in sc.GUARDS.values():
+    for guard in guards.GUARDS.values():
         assert guard(first, first)
         assert guard(first, second) == guard(second, first)
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sqlite3
 
-import jsonschema
-import pandas as pd
 import pytest
+import study_runs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kvbench.caching import write_policies
 from kvbench.errors import InputError, Unsupported
-from kvbench.studies import Context, write_policy
+from kvbench.studies import write_policy
 
 # How long an example takes depends on what else the machine does; none is a failure for it.
 settings.register_profile("patient", deadline=None)
@@ -246,19 +245,20 @@ def test_wrong_settings_are_refused_in_one_line(make, message):
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
     folder = tmp_path_factory.mktemp("write")
-    options = {
-        name: schema["default"] for name, schema in write_policy.OPTIONS["properties"].items()
-    } | {"operations": 300, "keys": 60, "capacity": 20, "crashes": 1, "write_shares": [0.1]}
-    jsonschema.validate(options, write_policy.OPTIONS)
-    rows = []
-    for cell in write_policy.plan(options).values():
-        try:
-            rows += write_policy.STUDY.measure(cell.factors, Context(folder, seed=5)).rows
-        except Unsupported as error:
-            pytest.skip(str(error))
-    file = folder / "table.csv"
-    pd.DataFrame(rows, columns=list(write_policy.COLUMNS)).to_csv(file, index=False)
-    return pd.read_csv(file)
+    try:
+        return study_runs.table(
+            "write_policy",
+            folder,
+            seed=5,
+            operations=300,
+            keys=60,
+            capacity=20,
+            crashes=1,
+            write_shares=[0.1],
+            rounds=10,
+        )
+    except Unsupported as error:
+        pytest.skip(str(error))
 
 
 def test_a_killed_process_loses_exactly_its_dirty_keys(table):
@@ -287,3 +287,20 @@ def test_study_reports_fewer_store_writes_for_write_back(table):
     )
     assert 0 < values["write_policy_writes_saved"].value < 100
     assert values["write_policy_lost_is_dirty"].value == values["write_policy_crashes"].value == 8
+
+
+def test_study_compares_writes_within_stretches_of_the_same_operations(table):
+    values = write_policy.values(table)
+    gain = values["write_policy_write_back_500_write_speedup"]
+    assert gain.ci is not None and gain.value > 1
+    assert values["write_policy_write_through_write_speedup"].value is None
+    own = table[(table["kind"] == "steady") & (table["policy"] == "write_back")]
+    assert (own["write_speedup_rounds"] == 10).all()
+
+
+def test_a_record_in_microseconds_is_read_as_seconds():
+    old = {"kind": "steady", "policy": "write_back", "external_share": 0.0, "flush_every": 50}
+    old |= {"read_p50_us": 120.0, "write_p50_us": None}
+    (row,) = write_policy.aggregate({"rows": [old], "samples": {}})
+    assert row["read_p50_s"] == pytest.approx(120e-6) and row["write_p50_s"] is None
+    assert not any(key.endswith("_us") for key in row)

@@ -31,6 +31,10 @@ EMBEDDED_SHA256: Mapping[str, str] = {
 }
 
 
+#: Longest word that WordPiece spells; longer ones become the unknown token.
+_CHARACTERS_PER_TOKEN = 100
+
+
 def check_weights(folder: Path, expected: Mapping[str, str] = EMBEDDED_SHA256) -> None:
     """Compare the files of an encoder with their SHA-256 digests.
 
@@ -120,9 +124,18 @@ class SentenceEncoder:
         return self.encode([text])[0]
 
     def fits(self, text: str) -> bool:
-        """Whether the whole text is read. If not, texts that differ at the end look the same."""
+        """Whether every word of the text is read. If not, different texts look the same.
+
+        What is too long for any tokenization to fit is not tokenized at all: that would take
+        seconds for every megabyte. Words that the vocabulary cannot spell (emoji, other scripts,
+        a hundred thousand letters in a row) all become one and the same token.
+        """
+        if len(text) > _CHARACTERS_PER_TOKEN * self.max_tokens:
+            return False
         with self._lock:
-            return len(self._model.tokenizer(text, verbose=False)["input_ids"]) <= self.max_tokens
+            tokenizer = self._model.tokenizer
+            pieces = tokenizer(text, verbose=False)["input_ids"]
+            return len(pieces) <= self.max_tokens and tokenizer.unk_token_id not in pieces
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

@@ -7,7 +7,9 @@ Decisions
   concatenated. SHA-256 because tenants may be hostile; ``hash()`` is salted per process.
 * ``1``, ``1.0``, ``True`` and ``"1"`` are four different values. Two spellings of one request
   cost a repeated generation; two requests under one key cost a wrong answer.
-* Text is compared by code point and not normalised, because the tokenizer is not either.
+* Text is compared by code point, because the tokenizer reads code points. Where people ask rather
+  than programs, ``normalise`` makes one text of the two spellings that Unicode has for "é" (NFC):
+  nobody means one of them.
 * A list and a tuple are the same JSON array. A missing field and an empty one differ from any
   other value, and every field is always part of the key.
 * What JSON cannot say without loss is refused: NaN and infinities, keys that are not text (JSON
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -75,19 +78,22 @@ class Request:
 FIELDS: tuple[str, ...] = tuple(Request.__dataclass_fields__)
 
 
-def canonical_json(value: Any) -> str:
+def canonical_json(value: Any, *, normalise: bool = False) -> str:
     """Return the one JSON text of ``value``: sorted keys, no spaces, no ambiguity.
+
+    With ``normalise`` all text is brought into Unicode's normal form C first.
 
     Raises
     ------
     TypeError
         For anything but None, bool, int, float, str, lists, tuples and mappings with text keys.
     ValueError
-        For NaN, infinities, circular values and text that is not valid Unicode.
+        For NaN, infinities, circular values and text that is not valid Unicode, and for keys that
+        only differ in their normal form.
     """
     try:
         text = json.dumps(
-            _plain(value),
+            _plain(value, normalise),
             sort_keys=True,
             ensure_ascii=False,
             allow_nan=False,
@@ -127,15 +133,20 @@ def request_key(request: Request, fields: Collection[str] = FIELDS) -> str:
     return digest([KEY_VERSION, {name: getattr(request, name) for name in fields}])
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, normalise: bool) -> Any:
     """Return ``value`` built of dicts and lists only; refuse what JSON would blur."""
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if isinstance(value, str):
+        return value if not normalise or value.isascii() else unicodedata.normalize("NFC", value)
+    if value is None or isinstance(value, (bool, int, float)):
         return value
     if isinstance(value, Mapping):
         for name in value:
             if not isinstance(name, str):
                 raise TypeError(f"key {name!r} is {type(name).__name__}, not text")
-        return {name: _plain(item) for name, item in value.items()}
+        plain = {_plain(name, normalise): _plain(item, normalise) for name, item in value.items()}
+        if len(plain) != len(value):
+            raise ValueError("two keys are one and the same in normal form")
+        return plain
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [_plain(item, normalise) for item in value]
     raise TypeError(f"{type(value).__name__} has no canonical JSON form")

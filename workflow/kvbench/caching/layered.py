@@ -96,6 +96,8 @@ class LayeredCache:
         self._hearing = threading.Event()
         self._closing = threading.Event()
         self._listener: threading.Thread | None = None
+        #: What the server last refused; requests are served from the source all the same.
+        self.last_failure: str | None = None
         self._store_script = None if client is None else client.register_script(_STORE)
         if client is None or self._validate or self._l1 is None:
             self._hearing.set()
@@ -119,7 +121,8 @@ class LayeredCache:
             pipeline = self._client.pipeline(transaction=True)
             pipeline.get(self._entry(key)).pttl(self._entry(key)).get(self._version(key))
             stored, left_ms, version = pipeline.execute()
-        except (redis.RedisError, OSError):
+        except (redis.RedisError, OSError) as error:
+            self.last_failure = str(error) or type(error).__name__
             # Without the server no invalidation could reach L1, so nothing is stored there.
             return Found(load(), 3)
         version = version or b""
@@ -129,13 +132,15 @@ class LayeredCache:
             return Found(stored, 2)
         value = load()
         before = time.monotonic()
-        with suppress(redis.RedisError, OSError):
+        try:
             # L2 before L1: what L1 holds must be in L2 as well, or its deadline means nothing.
             if self._store_script(
                 keys=[self._entry(key), self._version(key)],
                 args=[version, value, max(1, round(self._ttl_s * 1000))],
             ):
                 self._to_l1(key, value, version, before + self._ttl_s, epoch)
+        except (redis.RedisError, OSError) as error:
+            self.last_failure = str(error) or type(error).__name__
         return Found(value, 3)
 
     def invalidate(self, key: str) -> None:

@@ -13,7 +13,8 @@ Closeness of vectors is not sameness of answers: "from Lisbon to Porto" and "fro
 are nearly the same vector. What stands between the two here, each optional but the first:
 
 * an exact repeat is recognised as text, before any vector is computed;
-* guards (:data:`GUARDS`) compare numbers, names and roles, and polarity of the two questions;
+* guards (:data:`kvbench.caching.guards.GUARDS`) compare numbers, names and roles, and polarity of
+  the two questions;
 * a margin asks that no other answer is nearly as close;
 * texts that the encoder would cut off are served by exact repeat only;
 * :class:`ErrorBound` learns, entry by entry, how far similarity can be trusted.
@@ -26,12 +27,11 @@ from __future__ import annotations
 
 import math
 import random
-import re
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -59,6 +59,9 @@ class Lookup:
         Number of that entry, also on a miss: what :class:`ErrorBound` learns about.
     text:
         The question that this entry was stored under, or "".
+    refused:
+        What stood between a near enough entry and a hit (a guard's name, ``margin``, ``bound``),
+        or "".
     """
 
     value: Any = MISS
@@ -66,6 +69,7 @@ class Lookup:
     similarity: float = math.nan
     entry: int | None = None
     text: str = ""
+    refused: str = ""
 
     @property
     def hit(self) -> bool:
@@ -106,8 +110,9 @@ class SemanticCache:
         Length of the vectors.
     threshold:
         Least cosine of a hit, within [0, 1].
-    capacity:
-        Most entries, over all namespaces; the least recently used goes first.
+    capacity, max_bytes:
+        Most entries, and most bytes of texts and vectors, over all namespaces; the least recently
+        used goes first. Values are not counted.
     ttl_s:
         Seconds an entry stays valid, its vector included; None for good.
     guards:
@@ -134,6 +139,7 @@ class SemanticCache:
         *,
         threshold: float,
         capacity: int = 10_000,
+        max_bytes: int | None = None,
         ttl_s: float | None = None,
         guards: Mapping[str, Callable[[str, str], bool]] | None = None,
         margin: float = 0.0,
@@ -147,6 +153,8 @@ class SemanticCache:
             raise ValueError(f"margin is {margin}; it must be within [0, 1]")
         if capacity < 1:
             raise ValueError(f"capacity is {capacity}; a cache needs at least one entry")
+        if max_bytes is not None and max_bytes < 1:
+            raise ValueError(f"max_bytes is {max_bytes}; it must be at least one, or None")
         if ttl_s is not None and not ttl_s > 0:
             raise ValueError(f"ttl_s is {ttl_s}; it must be above zero, or None")
         # A miss is looked up and then stored: its vector is computed once.
@@ -154,6 +162,8 @@ class SemanticCache:
         self._dimension = dimension
         self._threshold = threshold
         self._capacity = capacity
+        self._max_bytes = math.inf if max_bytes is None else max_bytes
+        self._texts_bytes = 0
         self._ttl_s = ttl_s
         self._guards = dict(guards or {})
         self._margin = margin
@@ -166,6 +176,7 @@ class SemanticCache:
         self._entries: OrderedDict[int, _Entry] = OrderedDict()
         self._exact: dict[tuple[str, str], int] = {}
         self._indexes: dict[str, Any] = {}
+        self._vectors = 0
         self._tombstones: dict[str, set[int]] = {}
         self._next = 0
         self._counts = {"exact": 0, "semantic": 0, "miss": 0}
@@ -194,9 +205,7 @@ class SemanticCache:
     def footprint(self) -> tuple[int, int]:
         """Return entries and the bytes of their texts and vectors, dead vectors included."""
         with self._lock:
-            texts = sum(len(entry.text.encode()) for entry in self._entries.values())
-            vectors = sum(index.ntotal for index in self._indexes.values())
-            return len(self._entries), texts + vectors * (4 * self._dimension + 8)
+            return len(self._entries), self._bytes()
 
     def get(self, text: str, namespace: str = "") -> Lookup:
         """Return what is stored for ``text`` or for a question that counts as the same."""
@@ -232,8 +241,12 @@ class SemanticCache:
                     index = self._indexes[namespace] = _new_index(self._dimension)
                     self._tombstones[namespace] = set()
                 index.add_with_ids(vector[None, :], np.array([number], dtype=np.int64))
+                self._vectors += 1
+            self._texts_bytes += len(text.encode())
             self._counts["stored"] += 1
-            while len(self._entries) > self._capacity:
+            while self._entries and (
+                len(self._entries) > self._capacity or self._bytes() > self._max_bytes
+            ):
                 self._bury(next(iter(self._entries)))
                 self._counts["evicted"] += 1
             return number
@@ -282,6 +295,8 @@ class SemanticCache:
             )
             if refusal is not None:
                 self._refuse(refusal)
+                if not nearest.refused:
+                    nearest = replace(nearest, refused=refusal)
                 continue
             rival = next(
                 (s for n, s in candidates[place + 1 :] if self._entries[n].value != entry.value),
@@ -289,10 +304,11 @@ class SemanticCache:
             )
             if similarity - rival < self._margin:
                 self._refuse("margin")
+                nearest = replace(nearest, refused="margin")
                 break
             if self._bound is not None and not self._bound.admits(number, similarity):
                 self._refuse("bound")
-                nearest = missed
+                nearest = replace(missed, refused="bound")
                 break
             return self._found(number, "semantic", similarity)
         return self._missed(nearest)
@@ -329,6 +345,7 @@ class SemanticCache:
         if number is None:
             return False
         entry = self._entries.pop(number)
+        self._texts_bytes -= len(entry.text.encode())
         del self._exact[entry.namespace, entry.text]
         if self._bound is not None:
             self._bound.forget(number)
@@ -336,9 +353,11 @@ class SemanticCache:
             dead, index = self._tombstones[entry.namespace], self._indexes[entry.namespace]
             dead.add(number)
             if len(dead) == index.ntotal:
+                self._vectors -= len(dead)
                 del self._indexes[entry.namespace], self._tombstones[entry.namespace]
-            elif len(dead) > max(32, index.ntotal // 4):
+            elif len(dead) > max(4, index.ntotal // 4):
                 index.remove_ids(np.fromiter(dead, dtype=np.int64))
+                self._vectors -= len(dead)
                 dead.clear()
         return True
 
@@ -347,6 +366,10 @@ class SemanticCache:
         self._counts[kind] += 1
         entry = self._entries[number]
         return Lookup(entry.value, kind, similarity, number, entry.text)
+
+    def _bytes(self) -> int:
+        """Bytes of texts and vectors, dead vectors included; the caller holds the lock."""
+        return self._texts_bytes + self._vectors * (4 * self._dimension + 8)
 
     def _missed(self, lookup: Lookup) -> Lookup:
         self._counts["miss"] += 1
@@ -433,141 +456,3 @@ def error_limit(wrong: int, total: int, alpha: float) -> float:
     from scipy.stats import beta
 
     return float(beta.ppf(1 - alpha, wrong + 1, total - wrong))
-
-
-# --- guards ---------------------------------------------------------------------------------------
-
-_WORD = re.compile(r"[A-Za-z]+(?:'[a-z]+)?|\d+(?:[.,]\d+)*")
-_DIGITS = re.compile(r"\d+(?:[.,]\d+)*")
-
-
-def _words(text: str) -> list[str]:
-    return text.split()
-
-
-_UNITS = {
-    word: value
-    for value, word in enumerate(
-        _words(
-            "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
-            " fifteen sixteen seventeen eighteen nineteen"
-        )
-    )
-}
-_TENS = {
-    word: 10 * value
-    for value, word in enumerate(
-        _words("twenty thirty forty fifty sixty seventy eighty ninety"), start=2
-    )
-}
-_NEGATORS = frozenset(
-    _words(
-        "no not never none nothing nobody neither nor without cannot avoid except unless exclude"
-        " excluded excluding lack"
-    )
-)
-#: Words that turn a question round, two by two.
-_OPPOSITES = _words(
-    "safe unsafe ascending descending start stop begin end open close enable disable add remove"
-    " install uninstall lock unlock block unblock raise lower increase decrease up down more less"
-    " over under above below larger smaller bigger smaller big small before after first last"
-    " early late buy sell win lose won lost include exclude allow forbid accept reject am pm"
-    " noon midnight winter summer east west north south push pull upload download import export"
-    " encrypt decrypt create delete arrive leave borrow lend minimum maximum cheaper dearer"
-    " with without valid invalid legal illegal"
-)
-_SKIP = frozenset(_words("a an the my your our his her its their this that"))
-
-
-def numbers_agree(asked: str, stored: str) -> bool:
-    """Whether both questions name the same numbers, in digits or in English words."""
-    return numbers(asked) == numbers(stored)
-
-
-def numbers(text: str) -> list[float]:
-    """Return the numbers of a text, sorted: ``1,000``, ``2.5``, ``100MB``, ``five hundred``.
-
-    ``one`` alone is left out, because it is a pronoun more often than a number.
-    """
-    found: list[float] = []
-    for digits in _DIGITS.findall(text):
-        plain = re.sub(r",(?=\d{3}\b)", "", digits).replace(",", ".")
-        found.append(float(plain) if plain.count(".") < 2 else float(plain.replace(".", "")))
-    value, size = 0, 0
-    for word in [*re.findall(r"[a-z]+", text.lower()), ""]:
-        if word in _UNITS or word in _TENS:
-            value += _UNITS.get(word, _TENS.get(word, 0))
-            size += 1
-        elif word == "hundred":
-            value, size = max(value, 1) * 100, size + 2
-        elif word == "thousand":
-            value, size = max(value, 1) * 1000, size + 2
-        elif size and word == "and":
-            continue
-        elif size:
-            if size > 1 or value != 1:
-                found.append(float(value))
-            value, size = 0, 0
-    return sorted(found)
-
-
-def names_agree(asked: str, stored: str) -> bool:
-    """Whether every name of one question occurs in the other, and no two change their roles.
-
-    Names are words with a capital inside a sentence. Roles are given by prepositions: "from A to
-    B" and "from B to A" contain the same names.
-    """
-    words = [set(map(str.lower, _WORD.findall(text))) for text in (asked, stored)]
-    for text, others in ((asked, words[1]), (stored, words[0])):
-        stems = {word[:5] for word in others}
-        if any(name.lower()[:5] not in stems for name in _names(text)):
-            return False
-    ends = [_targets(text) for text in (asked, stored)]
-    taken = ends[0] & (words[1] - ends[1])
-    given = ends[1] & (words[0] - ends[0])
-    return not (taken and given)
-
-
-def polarity_agrees(asked: str, stored: str) -> bool:
-    """Whether both questions are negated or neither, and no word meets its opposite."""
-    words = [set(map(str.lower, _WORD.findall(text.replace("’", "'")))) for text in (asked, stored)]
-    negated = [bool(w & _NEGATORS) or any(x.endswith("n't") for x in w) for w in words]
-    if negated[0] != negated[1]:
-        return False
-    for pair in zip(_OPPOSITES[::2], _OPPOSITES[1::2], strict=True):
-        here, there = words[0].intersection(pair), words[1].intersection(pair)
-        if here and there and not here & there:
-            return False
-    return True
-
-
-def _names(text: str) -> list[str]:
-    names = []
-    for sentence in re.split(r"(?<=[.!?:])\s+", text):
-        words = [word for word in _WORD.findall(sentence) if not word[0].isdigit()]
-        names += [
-            word
-            for place, word in enumerate(words)
-            if word not in ("I", "I'm", "I've", "I'd", "I'll")
-            and ((len(word) > 1 and word.isupper()) or (place > 0 and word[0].isupper()))
-        ]
-    return names
-
-
-def _targets(text: str) -> set[str]:
-    """Return the words that follow "to", "into" or "in", articles skipped, in lower case."""
-    words = [word.lower() for word in _WORD.findall(text)]
-    targets = set()
-    for place, word in enumerate(words):
-        if word in ("to", "into", "in"):
-            following = (w for w in words[place + 1 : place + 4] if w not in _SKIP)
-            targets.add(next(following, ""))
-    return targets - {""}
-
-
-#: The guards by name, in the order in which they are cheapest to refuse.
-GUARDS: Mapping[str, Callable[[str, str], bool]] = {
-    "numbers": numbers_agree,
-    "names": names_agree,
-    "polarity": polarity_agrees,
-}

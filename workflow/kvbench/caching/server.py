@@ -34,6 +34,10 @@ _START_TIMEOUT_S = 10.0
 _WATCHDOG = 'cat >/dev/null; kill -TERM "$1" 2>/dev/null; rm -rf "$2"'
 
 
+class ServerRefused(RuntimeError):
+    """The server did not do what it was asked; the text is the server's own reason."""
+
+
 @dataclass
 class Server:
     """A running cache server and how to reach it.
@@ -102,6 +106,8 @@ def running(url: str | None, scratch: Path, tcp: bool = False) -> Iterator[Serve
     ------
     InputError
         If the named server is unreachable or its address cannot be read.
+    ServerRefused
+        If the named server answers but does not store: a replica, or one out of memory.
     Unsupported
         If no server is named and none is installed, or the installed one does not start.
     """
@@ -166,11 +172,24 @@ def _configured(url: str) -> Iterator[Server]:
             "start it, or remove the setting to use the embedded one"
         ) from error
     try:
+        _must_store(probe, f"{server.namespace}probe")
         yield server
     finally:
         with suppress(redis.RedisError, OSError):
             delete_prefix(probe, server.namespace)
         server._close_clients()
+
+
+def _must_store(client: redis.Redis, key: str) -> None:
+    """Store a value and read it back, so that a server that cannot is found before it is timed."""
+    try:
+        client.set(key, b"1", px=60_000)
+        stored = client.get(key)
+        client.unlink(key)
+    except (redis.RedisError, OSError) as error:
+        raise ServerRefused(f"the cache server refuses to store: {error}") from error
+    if stored != b"1":
+        raise ServerRefused("the cache server does not give back what was stored")
 
 
 def _private(scratch: Path, tcp: bool) -> Iterator[Server]:

@@ -122,7 +122,7 @@ def _invalidation(axes: Axes, rows: pd.DataFrame) -> None:
         stale = own["stale_reads"].sum()
         axes.plot(
             own["entries"],
-            own["invalidate_p50_us"],
+            1e6 * own["invalidate_p50_s"],
             marker=marker,
             markersize=4,
             linewidth=1,

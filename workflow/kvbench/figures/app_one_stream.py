@@ -31,10 +31,6 @@ _KINDS = {
 def draw(table: pd.DataFrame) -> Figure:
     """Draw, per mix, the distribution of latencies and the answers by kind."""
     table = one_machine(table)
-    # The model alone is measured beside every group of strategies; one of them is drawn.
-    spare = (table["strategy"] == "none") & (table["place"] == "server")
-    if ((table["strategy"] == "none") & ~spare).any():
-        table = table[~spare]
     mixes = list(dict.fromkeys(table["mix"].dropna()))
     if not mixes:
         return _kv.empty(QUESTION, "the study has not been measured yet")
@@ -92,6 +88,17 @@ def _answers(axes: Axes, rows: pd.DataFrame) -> None:
         xlim=(0, 1),
         xlabel="share of the answers",
         yticks=places,
-        yticklabels=[_STRATEGIES[name][0] for name in names],
+        yticklabels=[_label(name, rows.loc[name]) for name in names],
     )
     axes.invert_yaxis()
+
+
+def _label(name: str, row: pd.Series) -> str:
+    """Name of a strategy with its speed-up over the model alone, and the interval if known."""
+    label = _STRATEGIES[name][0] if name in _STRATEGIES else name
+    if pd.isna(row["speedup"]):
+        return label
+    text = f"{label}\n{row['speedup']:.2f}x"
+    if pd.notna(row["speedup_ci_low"]):
+        text += f" [{row['speedup_ci_low']:.2f}, {row['speedup_ci_high']:.2f}]"
+    return text

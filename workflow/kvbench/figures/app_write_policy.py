@@ -71,9 +71,9 @@ def draw(table: pd.DataFrame) -> Figure:
         writes.plot(
             alone["store_writes"], [place] * len(alone), "s", markersize=4, color=colours["green"]
         )
-        for column, marker in (("write_p50_us", "o"), ("write_p99_us", "|")):
+        for column, marker in (("write_p50_s", "o"), ("write_p99_s", "|")):
             latency.plot(
-                alone[column],
+                1e6 * alone[column],
                 [place] * len(alone),
                 marker,
                 markersize=4 if marker == "o" else 7,

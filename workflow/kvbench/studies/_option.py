@@ -67,6 +67,19 @@ def texts(description: str, default: Sequence[str]) -> dict[str, Any]:
     return _some({"type": "string", "minLength": 1}, description, default, empty=True)
 
 
+def share(description: str) -> dict[str, Any]:
+    """Return a number from 0 to 1 without a default, for :func:`objects`."""
+    return {"type": "number", "minimum": 0, "maximum": 1, "description": description}
+
+
+def objects(
+    description: str, default: Sequence[dict[str, Any]], **keys: dict[str, Any]
+) -> dict[str, Any]:
+    """Return a list of different objects that each have exactly these keys."""
+    item = {"type": "object", "additionalProperties": False, "required": list(keys)}
+    return _some(item | {"properties": keys}, description, default)
+
+
 def encoder() -> dict[str, dict[str, Any]]:
     """Return the two keys that choose a sentence encoder, for ``schema(**encoder(), ...)``."""
     return {

@@ -13,6 +13,16 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+def in_seconds(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row of a record with seconds in place of the microseconds of older records."""
+    return {
+        f"{key.removesuffix('_us')}_s" if key.endswith("_us") else key: (
+            held / 1e6 if key.endswith("_us") and held is not None else held
+        )
+        for key, held in row.items()
+    }
+
+
 def mean_value(samples: Iterable[float], unit: str = "", digits: int = 2) -> Value:
     """Return the mean of the finite ``samples`` as a value, or an empty one if there is none."""
     data = [float(sample) for sample in samples if sample is not None and math.isfinite(sample)]

@@ -7,22 +7,24 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from kvbench.paper.values import Value
-from kvbench.studies import Cell, Study
+from kvbench.studies import Cell, Study, _paired
 from kvbench.studies import _option as option
 from kvbench.studies._values import first, milliseconds, number
 
 if TYPE_CHECKING:
     import pandas as pd
 
-CONFIGURATIONS = ("source", "l1", "l2", "l1_l2", "l1_l2_promotion")
+CONFIGURATIONS = ("source", "l1", "l2", "l1_l2", "l1_l2_promotion", "guide")
 
 OPTIONS = option.schema(
     configurations=option.choices(
-        "Levels to compare; source is the run without a cache.", CONFIGURATIONS
+        "Levels to compare; source is the run without a cache, guide the layers of the caching "
+        "guide (a dict that gives up its oldest entry, then a server).",
+        CONFIGURATIONS,
     ),
     service_ms=option.numbers(
         "Fixed service times of the source (L3), in ms; not a model.",
-        [5],
+        [2],
         minimum=0.1,
         maximum=10_000,
     ),
@@ -33,8 +35,18 @@ OPTIONS = option.schema(
         minimum=1,
         maximum=16,
     ),
-    requests=option.integer("Requests of each worker.", 600, minimum=50),
-    keys=option.integer("Different requests that a stream draws from.", 100, minimum=2),
+    guide_entries=option.integer("Entries of the guide's dict.", 1_000, minimum=1),
+    rounds=option.integer(
+        "Rounds; in each every configuration gets the same streams and begins empty.",
+        10,
+        minimum=1,
+        maximum=10_000,
+    ),
+    requests=option.integer("Requests of each worker in a round.", 100, minimum=50),
+    uncached_requests=option.integer(
+        "Requests of it that are sent without a cache: each takes the service time.", 10, minimum=1
+    ),
+    keys=option.integer("Different requests that a stream draws from.", 40, minimum=2),
     exponent=option.number(
         "Zipf exponent of the popularity of requests.", 0.9, minimum=0, maximum=3
     ),
@@ -43,7 +55,16 @@ OPTIONS = option.schema(
 
 def plan(options: Mapping[str, Any]) -> dict[str, Cell]:
     """One timed cell per service time and number of workers; the configurations share it."""
-    shared = ("configurations", "l1_share", "requests", "keys", "exponent")
+    shared = (
+        "configurations",
+        "l1_share",
+        "guide_entries",
+        "rounds",
+        "requests",
+        "uncached_requests",
+        "keys",
+        "exponent",
+    )
     return {
         f"service{service_ms}ms-workers{workers}": Cell(
             {
@@ -55,6 +76,25 @@ def plan(options: Mapping[str, Any]) -> dict[str, Cell]:
         for service_ms in options["service_ms"]
         for workers in options["workers"]
     }
+
+
+def aggregate(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows with their speed-up over the source, paired within rounds."""
+    arms = record["samples"].get("arms", {})
+    rows = []
+    for recorded in record["rows"]:
+        row, share = dict(recorded), recorded.get("l1_share")
+        sized = share is not None and not math.isnan(share)
+        own = arms.get(f"{row['configuration']}-{share}" if sized else row["configuration"])
+        if own and row["configuration"] != "source":
+            logs = _paired.log_ratios(arms.get("source", {}), own)
+            row |= _paired.columns_of("speedup", logs)
+            row["speedup_limit"] = math.exp(sum(map(math.log, own["limit"])) / len(own["limit"]))
+        if own and row["configuration"] == "l1_l2_promotion":
+            logs = _paired.log_ratios(arms.get("l2", {}), own)
+            row |= _paired.columns_of("speedup_over_l2", logs)
+        rows.append(row)
+    return rows
 
 
 def values(table: pd.DataFrame) -> dict[str, Value]:
@@ -86,9 +126,23 @@ def values(table: pd.DataFrame) -> dict[str, Value]:
     named["layered_service_ms"] = number(both, "service_ms", "ms", 0)
     named["layered_l1_percent_of_keys"] = number(both, "l1_share", "%", 0, 100)
     named["layered_promotion_gain_limit_us"] = number(both, "l1_gain_limit_s", "us", 1, 1e6)
-    named["layered_l1_l2_speedup"] = _ratio(rows["source"], both, "mean_s", "x")
-    named["layered_l2_speedup"] = _ratio(rows["source"], rows["l2"], "mean_s", "x")
-    named["layered_l1_speedup"] = _ratio(rows["source"], rows["l1"], "mean_s", "x")
+    for name, configuration in (
+        ("l1_l2", "l1_l2_promotion"),
+        ("l2", "l2"),
+        ("l1", "l1"),
+        ("guide", "guide"),
+    ):
+        row = rows[configuration]
+        otherwise = _paired.quotient(rows["source"], row, "mean_s")
+        named[f"layered_{name}_speedup"] = _paired.value(row, "speedup", "x", 2, otherwise)
+    named["layered_l1_gain_over_l2"] = _paired.value(both, "speedup_over_l2", "x", 3)
+    named["layered_rounds"] = number(both, "speedup_rounds", "", 0)
+    named["layered_speedups_beyond_limit"] = Value(
+        _paired.beyond_limit(table.to_dict("records"), "speedup", "speedup_limit")
+        if len(table)
+        else None,
+        digits=0,
+    )
     limit = named["layered_promotion_gain_limit_us"].value
     mean = named["layered_l2_mean_ms"].value
     named["layered_l1_gain_limit_percent"] = Value(
@@ -118,32 +172,29 @@ def values(table: pd.DataFrame) -> dict[str, Value]:
     return named
 
 
-def _ratio(
-    above: Mapping[str, Any] | None, below: Mapping[str, Any] | None, column: str, unit: str
-) -> Value:
-    if above is None or below is None:
-        return Value(None, unit=unit, digits=2)
-    return Value(float(above[column] / below[column]), unit=unit, digits=2)
-
-
 STUDY = Study(
     name="layered",
     question="What does a private memory in front of the shared cache server gain?",
     options=OPTIONS,
     plan=plan,
     columns={
-        "configuration": "source (no cache), l1, l2, both without and both with promotion",
+        "configuration": "source (no cache), l1, l2, both without and both with promotion, "
+        "or guide (a dict that gives up its oldest entry, then a server)",
         "service_ms": "fixed service time of the source, L3 (ms)",
         "workers": "worker processes, each with its own L1",
         "l1_share": "capacity of L1 as a share of the keys",
-        "requests": "requests of all workers",
-        "unique_requests": "different requests of all workers together",
-        "unique_per_worker": "different requests of each worker, summed over workers",
+        "rounds": "streams sent, each to an empty cache",
+        "requests": "requests of all workers in all rounds",
+        "unique_requests": "different requests of all workers together, summed over rounds",
+        "unique_per_worker": "different requests of each worker, summed over workers and rounds",
         "generations": "requests that the source answered",
         "wrong_answers": "answers that belong to a different request",
         "mean_s": "mean time of a request (s)",
-        "mean_s_ci_low": "lower end of the 95 % interval of the mean (s)",
-        "mean_s_ci_high": "upper end of the 95 % interval of the mean (s)",
+        "mean_s_ci_low": "lower end of the 95 % interval of the mean, over rounds (s)",
+        "mean_s_ci_high": "upper end of the 95 % interval of the mean, over rounds (s)",
+        **_paired.meanings("speedup", "time of the source over the time of a request"),
+        "speedup_limit": "requests per generation: hits that cost nothing",
+        **_paired.meanings("speedup_over_l2", "time with the server alone over the time with both"),
         "mean_predicted_s": "sum over levels of share times median (s)",
         **{
             column: meaning
@@ -159,4 +210,5 @@ STUDY = Study(
         "l1_gain_limit_s": "share of L1 hits times what an L2 hit takes longer (s per request)",
     },
     values=values,
+    aggregate=aggregate,
 )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from kvbench.paper.values import Value
-from kvbench.studies import Cell, Study
+from kvbench.studies import Cell, Study, _paired
 from kvbench.studies import _option as option
 from kvbench.studies._estimates import summary_columns
 from kvbench.studies._values import first, milliseconds, number
@@ -22,41 +23,16 @@ OPTIONS = option.schema(
     strategies=option.choices(
         "What stands in front of the model; layered is memory, then a server.", STRATEGIES
     ),
-    mixes={
-        "description": "Shares of the stream; what is left over are new questions.",
-        "type": "array",
-        "minItems": 1,
-        "uniqueItems": True,
-        "items": {
-            "type": "object",
-            "additionalProperties": False,
-            "required": ["repeats", "paraphrases", "near_misses"],
-            "properties": {
-                "repeats": {
-                    "description": "Share of questions asked before, word for word.",
-                    "type": "number",
-                    "minimum": 0,
-                    "maximum": 1,
-                },
-                "paraphrases": {
-                    "description": "Share of questions asked before in other words.",
-                    "type": "number",
-                    "minimum": 0,
-                    "maximum": 1,
-                },
-                "near_misses": {
-                    "description": "Share of questions like one asked before.",
-                    "type": "number",
-                    "minimum": 0,
-                    "maximum": 1,
-                },
-            },
-        },
-        "default": [{"repeats": 0.3, "paraphrases": 0.3, "near_misses": 0.1}],
-    },
-    requests=option.integer("Requests of the stream.", 50, minimum=10, maximum=100_000),
+    mixes=option.objects(
+        "Shares of the stream; what is left over are new questions.",
+        [{"repeats": 0.3, "paraphrases": 0.3, "near_misses": 0.1}],
+        repeats=option.share("Share of questions asked before, word for word."),
+        paraphrases=option.share("Share of questions asked before in other words."),
+        near_misses=option.share("Share of questions like one asked before."),
+    ),
+    requests=option.integer("Requests of the stream.", 40, minimum=10, maximum=100_000),
     new_tokens=option.integer(
-        "Tokens of an answer (greedy, exactly as many).", 32, minimum=1, maximum=1024
+        "Tokens of an answer (greedy, exactly as many).", 16, minimum=1, maximum=1024
     ),
     threshold=option.number(
         "Cosine from which a question is alike (guards are on).", 0.8, minimum=0, maximum=1
@@ -69,27 +45,14 @@ OPTIONS = option.schema(
 
 
 def plan(options: Mapping[str, Any]) -> dict[str, Cell]:
-    """Per mix one cell for the strategies within the process, and one for the server's."""
-    shared = {name: value for name, value in options.items() if name not in ("strategies", "mixes")}
-    cells = {}
-    for mix in options["mixes"]:
-        for place, chosen in (
-            ("local", [name for name in options["strategies"] if name != "layered"]),
-            ("server", [name for name in options["strategies"] if name == "layered"]),
-        ):
-            if chosen:
-                # A strategy is compared with the model alone in the same process.
-                cells[f"{mix_name(mix)}-{place}"] = Cell(
-                    {
-                        "place": place,
-                        "mix": mix_name(mix),
-                        "kinds": list(KINDS),
-                        "strategies": list(dict.fromkeys(["none", *chosen])),
-                    }
-                    | dict(mix)
-                    | shared
-                )
-    return cells
+    """Return one cell per mix: all strategies answer the same requests by turns."""
+    shared = {name: value for name, value in options.items() if name != "mixes"}
+    # Every strategy is compared with the model alone.
+    shared["strategies"] = list(dict.fromkeys(["none", *options["strategies"]]))
+    return {
+        mix_name(mix): Cell({"mix": mix_name(mix), "kinds": list(KINDS)} | dict(mix) | shared)
+        for mix in options["mixes"]
+    }
 
 
 def mix_name(mix: Mapping[str, float]) -> str:
@@ -102,7 +65,6 @@ def mix_name(mix: Mapping[str, float]) -> str:
 
 COLUMNS: dict[str, str] = {
     "part": "strategy: one row per strategy; quantile: its latencies by share, for the figure",
-    "place": "process that the row was measured in: local (without), or server (with a server)",
     "mix": "stream: shares of repeats (r), paraphrases (p), near misses (n) in percent",
     "strategy": "none, exact, exact_semantic, or layered (exact, memory then server)",
     "repeats": "share of repeats that was asked for",
@@ -122,6 +84,9 @@ COLUMNS: dict[str, str] = {
     "hit_ratio": "answers that the model did not generate, per request",
     "tokens_generated": "tokens that the model generated",
     "mean_s": "mean time of a request (s)",
+    **_paired.meanings("speedup", "time of the stream without a cache over the time with it"),
+    "speedup_limit": "time of the stream without a cache over that of the requests which this "
+    "strategy let the model answer: hits that cost nothing, near 1/(1 - hit ratio)",
     **summary_columns("request", "time of a request"),
     "cache_entries": "exact entries at the end",
     "cache_bytes": "bytes of keys, answers and vectors at the end; of layered, on the server",
@@ -129,6 +94,30 @@ COLUMNS: dict[str, str] = {
     "share": "share of the requests that is at most this slow",
     "latency_s": "time of a request at this share (s)",
 }
+
+
+def aggregate(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows with the speed-up over the model alone, request by request.
+
+    In records made before there were rounds the strategies ran one after the other: no speed-up of
+    theirs is told with an interval.
+    """
+    arms = record["samples"].get("arms", {})
+    alone = arms.get("none", {}).get("seconds", [])
+    rows = []
+    for recorded in record["rows"]:
+        row = {key: held for key, held in recorded.items() if key != "place"}
+        own = arms.get(row["strategy"])
+        if own and row["part"] == "strategy" and row["strategy"] != "none":
+            hit = [kind != "model" for kind in own["kind"]]
+            row |= _paired.ratio_of_sums("speedup", alone, own["seconds"], hit)
+            generated = sum(t for t, free in zip(alone, hit, strict=True) if not free)
+            row["speedup_limit"] = sum(alone) / generated if generated else math.inf
+        elif not arms and recorded.get("place") == "server" and row["strategy"] == "none":
+            # The model alone was measured beside both groups; the table shows it once.
+            continue
+        rows.append(row)
+    return rows
 
 
 def values(table: pd.DataFrame) -> dict[str, Value]:
@@ -148,7 +137,12 @@ def values(table: pd.DataFrame) -> dict[str, Value]:
     }
     found["one_stream_requests"] = number(any_row, "requests", "", 0)
     found["one_stream_mixes"] = Value(int(table["mix"].nunique()) or None, digits=0)
-    alone = rows[rows["strategy"] == "none"].drop_duplicates("place").set_index("place")["mean_s"]
+    found["one_stream_speedups_beyond_limit"] = Value(
+        _paired.beyond_limit(rows.to_dict("records"), "speedup", "speedup_limit")
+        if len(rows)
+        else None,
+        digits=0,
+    )
     for strategy in STRATEGIES:
         row = first(rows[rows["strategy"] == strategy])
         name = f"one_stream_{strategy}"
@@ -161,9 +155,8 @@ def values(table: pd.DataFrame) -> dict[str, Value]:
             found[f"{name}_{column}"] = number(row, column, "", 0)
         found[f"{name}_cache_kib"] = number(row, "cache_bytes", "KiB", 1, 1 / 1024)
         found[f"{name}_added_mib"] = number(row, "added_memory_mib", "MiB", 0)
-        base = None if row is None else alone.get(row["place"])
-        ratio = None if base is None else float(base) / row["mean_s"]
-        found[f"{name}_speedup"] = Value(ratio, unit="x", digits=2)
+        # No quotient of means stands in: strategies that ran one after the other met other weather.
+        found[f"{name}_speedup"] = _paired.value(row, "speedup", "x", 2)
     return found
 
 
@@ -174,5 +167,6 @@ STUDY = Study(
     plan=plan,
     columns=COLUMNS,
     values=values,
+    aggregate=aggregate,
     needs_model=True,
 )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from kvbench.paper.values import Value
-from kvbench.studies import Cell, Study
+from kvbench.studies import Cell, Study, _paired
 from kvbench.studies import _option as option
 from kvbench.studies._estimates import summary_columns
 from kvbench.studies._values import first, milliseconds, number
@@ -28,8 +29,17 @@ OPTIONS = option.schema(
     value_kib=option.numbers(
         "Sizes of an answer's text, in KiB.", [2], minimum=0.0625, maximum=1024
     ),
-    requests=option.integer("Requests of one stream.", 1000, minimum=50),
-    keys=option.integer("Different requests that a stream draws from.", 200, minimum=2),
+    rounds=option.integer(
+        "Rounds; in each every backend gets the same stream and begins with nothing stored.",
+        10,
+        minimum=1,
+        maximum=10_000,
+    ),
+    requests=option.integer("Requests of one stream.", 100, minimum=50),
+    uncached_requests=option.integer(
+        "Requests of it that are sent without a cache: each takes the service time.", 10, minimum=1
+    ),
+    keys=option.integer("Different requests that a stream draws from.", 40, minimum=2),
     service_ms=option.number(
         "Fixed service time of the source of answers, in ms; not a model.",
         5,
@@ -60,14 +70,19 @@ OPTIONS = option.schema(
 
 
 def plan(options: Mapping[str, Any]) -> dict[str, Cell]:
-    """One timed cell per backend, and one untimed cell each for the key and for sampling."""
-    shared = ("exponents", "value_kib", "requests", "keys", "service_ms", "usd_per_million_tokens")
-    cells = {
-        f"latency-{backend}": Cell(
-            {"kind": "latency", "backend": backend, **{name: options[name] for name in shared}}
-        )
-        for backend in options["backends"]
-    }
+    """Return one timed cell for all backends, and one untimed cell each for key and sampling."""
+    shared = (
+        "backends",
+        "exponents",
+        "value_kib",
+        "rounds",
+        "requests",
+        "uncached_requests",
+        "keys",
+        "service_ms",
+        "usd_per_million_tokens",
+    )
+    cells = {"latency": Cell({"kind": "latency", **{name: options[name] for name in shared}})}
     cells["key"] = Cell(
         {"kind": "key", "prompts": options["key_prompts"], "repeats": options["key_repeats"]},
         timed=False,
@@ -84,6 +99,25 @@ def plan(options: Mapping[str, Any]) -> dict[str, Cell]:
         timed=False,
     )
     return cells
+
+
+def aggregate(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows with their speed-up over no cache, paired within rounds.
+
+    Records made before there were rounds keep the quotient of two means, without an interval.
+    """
+    arms = record["samples"].get("arms", {})
+    rows = []
+    for recorded in record["rows"]:
+        row = dict(recorded)
+        taken = arms.get(f"a{row.get('exponent')}-{row.get('value_kib')}kib", {})
+        own = taken.get(row.get("backend"))
+        if own and row["backend"] != "none":
+            row |= _paired.columns_of("speedup", _paired.log_ratios(taken.get("none", {}), own))
+            # As the speed-up itself: the geometric mean over rounds.
+            row["speedup_limit"] = math.exp(sum(map(math.log, own["limit"])) / len(own["limit"]))
+        rows.append(row)
+    return rows
 
 
 def values(table: pd.DataFrame) -> dict[str, Value]:
@@ -108,7 +142,7 @@ def values(table: pd.DataFrame) -> dict[str, Value]:
             100,
         )
         named[f"{prefix}_bytes_per_entry"] = number(typical, "bytes_per_entry", "B", 0)
-        named[f"{prefix}_speedup"] = number(typical, "speedup", "x", 1)
+        named[f"{prefix}_speedup"] = _paired.value(typical, "speedup", "x", 1)
     hits = cached[cached["hits"] > 0]
     slowest = None if hits.empty else hits.loc[hits["hit_p99_s"].idxmax()]
     dearest = None if hits.empty else hits.loc[hits["break_even_hit_ratio"].idxmax()]
@@ -129,6 +163,13 @@ def values(table: pd.DataFrame) -> dict[str, Value]:
     named["response_cache_usd_saved_best"] = number(best, "usd_saved", "USD", 3)
     named["response_cache_requests"] = number(best, "requests", "", 0)
     named["response_cache_service_ms"] = number(best, "service_s", "ms", 2, 1000)
+    named["response_cache_speedups_beyond_limit"] = Value(
+        None
+        if cached.empty
+        else _paired.beyond_limit(cached.to_dict("records"), "speedup", "speedup_limit"),
+        digits=0,
+    )
+    named["response_cache_rounds"] = number(best, "speedup_rounds", "", 0)
     named["response_cache_wrong_answers"] = Value(
         None if cached.empty else int(cached["wrong_answers"].sum()), digits=0
     )
@@ -141,7 +182,7 @@ def values(table: pd.DataFrame) -> dict[str, Value]:
     )
 
     keys = table[table["kind"] == "key"]
-    for definition in ("every field", "prompt only", "with timestamp", "with user"):
+    for definition in ("every field", "guide md5", "prompt only", "with timestamp", "with user"):
         row = first(keys[keys["key_fields"] == definition])
         name = f"response_cache_key_{definition.replace(' ', '_')}"
         named[f"{name}_wrong"] = number(row, "wrong_answers", "", 0)
@@ -197,7 +238,8 @@ STUDY = Study(
         "service_s": "mean measured service time of the source (s)",
         "mean_s": "mean time of a request (s)",
         "mean_predicted_s": "sum of share times median over hits and misses (s)",
-        "speedup": "service time over mean time of a request",
+        "rounds": "streams sent, each to an empty cache",
+        **_paired.meanings("speedup", "time without a cache over the time of a request"),
         "speedup_limit": "requests per miss, 1/(1 - hit ratio): a hit that costs nothing",
         **summary_columns("hit", "time of a hit, key computation and check included"),
         **summary_columns("miss", "time of a miss, service time included"),
@@ -212,4 +254,5 @@ STUDY = Study(
         "same_as_uncached": "share of answers equal to the uncached source's, where that is fixed",
     },
     values=values,
+    aggregate=aggregate,
 )

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kvbench.paper.values import Value
-from kvbench.studies import Cell, Study
+from kvbench.studies import Cell, Study, _paired
 from kvbench.studies import _option as option
 from kvbench.studies import _values as named
+from kvbench.studies._values import first
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,7 +41,13 @@ OPTIONS = option.schema(
         minimum=0,
         maximum=1,
     ),
-    operations=option.integer("Operations of a run.", 1500, minimum=10, maximum=10_000_000),
+    rounds=option.integer(
+        "Rounds that a run is cut into: in each, every policy does the same stretch of operations.",
+        15,
+        minimum=1,
+        maximum=10_000,
+    ),
+    operations=option.integer("Operations of a run.", 900, minimum=10, maximum=10_000_000),
     keys=option.integer(
         "Records in the store (Zipf popularity, exponent 0.9).", 1000, minimum=1, maximum=1_000_000
     ),
@@ -70,10 +77,23 @@ COLUMNS = {
     "transactions": "commits of the store, final flush included",
     "overwritten_keys": "keys whose newest value, written by the other program, was replaced by an "
     "older one",
-    "read_p50_us": "median time of a read, microseconds",
-    "read_p99_us": "99th percentile, microseconds",
-    "write_p50_us": "median time of a write, microseconds",
-    "write_p99_us": "99th percentile, microseconds",
+    **{
+        f"{kind}_{name}": meaning
+        for kind in ("read", "write")
+        for name, meaning in {
+            "p50_s": f"median time of a {kind} (s)",
+            "p50_s_ci_low": f"lower end of the 95 % interval of the median time of a {kind} (s)",
+            "p50_s_ci_high": f"upper end of the 95 % interval of the median time of a {kind} (s)",
+            "p99_s": f"99th percentile of the time of a {kind} (s)",
+        }.items()
+    },
+    **{
+        column: meaning
+        for kind in ("read", "write")
+        for column, meaning in _paired.meanings(
+            f"{kind}_speedup", f"mean {kind} of write_through over that of this policy"
+        ).items()
+    },
     "written_keys": "keys with an acknowledged write before the crash",
     "dirty_keys": "of these, keys not yet in the store by the policy's own account",
     "lost_keys": "of these, keys whose newest acknowledged value is not in the store afterwards",
@@ -88,6 +108,34 @@ def plan(options: Mapping[str, Any]) -> dict[str, Cell]:
         f"writes-{share:g}": Cell({"write_share": share, **rest})
         for share in options["write_shares"]
     }
+
+
+def aggregate(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows with their reads and writes against those of write_through, round by round.
+
+    Records made before there were rounds hold microseconds, and no ratios.
+    """
+    arms = record["samples"].get("arms", {})
+    rows = []
+    for recorded in record["rows"]:
+        row = named.in_seconds(recorded)
+        if row["kind"] == "steady":
+            taken = arms.get(f"{row['external_share']:g}", {})
+            flush = row["flush_every"]
+            own = taken.get(row["policy"] if flush is None else f"{row['policy']}-{flush}")
+            if own and row["policy"] != "write_through":
+                for kind in ("read", "write"):
+                    ends = (_means(arm, kind) for arm in (taken.get("write_through", {}), own))
+                    row |= _paired.columns_of(f"{kind}_speedup", _paired.log_ratios(*ends))
+        rows.append(row)
+    return rows
+
+
+def _means(arm: Mapping[str, Any], kind: str) -> dict[str, list]:
+    """Return the mean time per round; a round without an operation of that kind has none."""
+    rounds = zip(arm.get("round", ()), arm.get(f"{kind}_s", ()), strict=True)
+    found = [(number, sum(taken) / len(taken)) for number, taken in rounds if taken]
+    return {"round": [n for n, _ in found], "seconds": [mean for _, mean in found]}
 
 
 def labels(table: pd.DataFrame) -> pd.Series:
@@ -121,11 +169,14 @@ def values(table: pd.DataFrame) -> dict[str, Value]:
             ("stale_reads", 1, "", 0),
             ("store_writes", 1, "", 0),
             ("transactions", 1, "", 0),
-            ("read_p50_us", 1, "us", 0),
-            ("write_p50_us", 1, "us", 0),
-            ("write_p99_us", 1, "us", 0),
         ):
             found[f"{prefix}_{column}"] = named.single_value(scale * alone[column], unit, digits)
+        row = first(alone)
+        found[f"{prefix}_read_p50_us"] = named.with_interval(row, "read_p50_s", "us", 0, 1e6)
+        found[f"{prefix}_write_p50_us"] = named.with_interval(row, "write_p50_s", "us", 0, 1e6)
+        found[f"{prefix}_write_p99_us"] = named.number(row, "write_p99_s", "us", 0, 1e6)
+        found[f"{prefix}_write_speedup"] = _paired.value(row, "write_speedup", "x", 2)
+        found[f"{prefix}_read_speedup"] = _paired.value(row, "read_speedup", "x", 2)
         for column, scale, unit, digits in (
             ("stale_share", 100, "%", 1),
             ("overwritten_keys", 1, "", 0),
@@ -155,4 +206,5 @@ STUDY = Study(
     plan=plan,
     columns=COLUMNS,
     values=values,
+    aggregate=aggregate,
 )

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kvbench.caching.semantic_cache import GUARDS, ErrorBound, SemanticCache
+from kvbench.caching.guards import GUARDS
+from kvbench.caching.semantic_cache import ErrorBound, SemanticCache
 from kvbench.caching.workload import zipf
 
 if TYPE_CHECKING:

@@ -110,8 +110,10 @@ def _ask(
                 found["paraphrased"] = [call(proxy, question["paraphrase"])]
                 found["near_miss"] = [call(proxy, question["near_miss"])]
                 found["no_store"] = [call(proxy, text, **{"Cache-Control": "no-store"})]
-                found["stream_first"] = [call(proxy, text, stream=True)]
-                found["stream_repeated"] = [call(proxy, text, stream=True)]
+                # Both forms are served from one entry; streams of their own need a namespace.
+                apart = {"x-cache-namespace": "streams"}
+                found["stream_first"] = [call(proxy, text, stream=True, **apart)]
+                found["stream_repeated"] = [call(proxy, text, stream=True, **apart)]
                 expected = found["direct"][0]["answer"]
                 for name, calls in found.items():
                     judged = [_judged(name, sample, expected) for sample in calls]

@@ -14,19 +14,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kvbench.caching import paraphrases as paraphrase_set
+from kvbench.caching.guards import GUARDS
 from kvbench.caching.keys import Request, request_key
 from kvbench.caching.layered import LayeredCache
 from kvbench.caching.paraphrases import Paraphrases, Text
 from kvbench.caching.resilience import impatient
 from kvbench.caching.response_cache import MISS, Answer, MemoryBackend, RedisBackend, ResponseCache
-from kvbench.caching.semantic_cache import GUARDS, SemanticCache
-from kvbench.caching.server import running
+from kvbench.caching.semantic_cache import SemanticCache
+from kvbench.caching.server import ServerRefused, running
 from kvbench.errors import Unsupported
 from kvbench.studies import Context, Outcome
 from kvbench.studies._estimates import summary
+from kvbench.studies.measuring._rounds import Log, turns
 
 if TYPE_CHECKING:
     pass
+_WARM_UP = 3
 _SERVER_TIMEOUT_S = 0.5
 _TTL_S = 3600.0
 #: Latencies are also written as these shares, for the figure.
@@ -109,53 +112,69 @@ Serve = Callable[[Asked], Served]
 
 
 def measure(factors: Mapping[str, Any], context: Context) -> Outcome:
-    """Send the same stream through each strategy of the cell."""
+    """Send one stream through all strategies, request by request in an order drawn anew.
+
+    A round is one request: every strategy answers it before the next one comes, so that what
+    slows the machine slows all of them.
+    """
     if context.model_dir is None:
         raise Unsupported("no local model to put a cache in front of")
     mix = {name: factors[name] for name in ("repeats", "paraphrases", "near_misses")}
     asked = stream(paraphrase_set.load(), factors["requests"], mix, context.seed)
     model = LocalModel(context.model_dir, factors["new_tokens"])
-    model.generate(asked[0].text)
-    rows, samples = [], {}
-    for strategy in factors["strategies"]:
-        with ExitStack() as stack:
-            serve, footprint, added = _start(strategy, factors, context, model, stack)
-            model.tokens = 0
-            found = []
-            for request in asked:
-                started = time.perf_counter()
-                served = serve(request)
-                found.append((time.perf_counter() - started, served))
-            entries, size = footprint()
-        seconds = [passed for passed, _ in found]
-        wrong = [served.answer != a.answer for a, (_, served) in zip(asked, found, strict=True)]
-        kinds = Counter(served.kind for _, served in found)
-        identity = {"place": factors["place"], "mix": factors["mix"], "strategy": strategy}
+    # The first calls of a process are slower than any later one.
+    for request in asked[:_WARM_UP]:
+        model.generate(request.text)
+    log = Log()
+    serve: dict[str, Serve] = {}
+    footprint, added, wrong, tokens = {}, {}, Counter(), Counter()
+    reasons: dict[str, str] = {}
+    with ExitStack() as stack:
+        for strategy in factors["strategies"]:
+            try:
+                serve[strategy], footprint[strategy], added[strategy] = _start(
+                    strategy, factors, context, model, stack
+                )
+            except Unsupported as error:
+                # The others are compared all the same.
+                reasons[strategy] = str(error)
+        if reasons and serve.keys() <= {"none"}:
+            raise Unsupported("; ".join(dict.fromkeys(reasons.values())))
+        for number, strategy in turns(list(serve), len(asked), context.seed):
+            before = model.tokens
+            started = time.perf_counter()
+            served = serve[strategy](asked[number])
+            passed = time.perf_counter() - started
+            tokens[strategy] += model.tokens - before
+            right = served.answer == asked[number].answer
+            wrong[strategy] += not right
+            log.add(strategy, number, seconds=passed, kind=served.kind, right=right)
+        held = {strategy: footprint[strategy]() for strategy in serve}
+    rows = []
+    for strategy in serve:
+        seconds = log.of(strategy, "seconds")
+        kinds = Counter(log.of(strategy, "kind"))
+        identity = {"mix": factors["mix"], "strategy": strategy}
         row = {"part": "strategy"} | identity | mix
         row |= {f"{kind}_requests": sum(a.kind == kind for a in asked) for kind in _REQUEST_KINDS}
-        row |= {"requests": len(asked), "wrong_answers": sum(wrong)}
+        row |= {"requests": len(asked), "wrong_answers": wrong[strategy]}
         row |= {f"{kind}_answers": kinds[kind] for kind in factors["kinds"]}
         row |= {
             "hit_ratio": 1 - kinds["model"] / len(asked),
-            "tokens_generated": model.tokens,
+            "tokens_generated": tokens[strategy],
             "mean_s": float(np.mean(seconds)),
             **summary(seconds, "request"),
-            "cache_entries": entries,
-            "cache_bytes": size,
-            "added_memory_mib": added,
+            "cache_entries": held[strategy][0],
+            "cache_bytes": held[strategy][1],
+            "added_memory_mib": added[strategy],
         }
         rows.append(row)
         for share, value in zip(_SHARES, np.quantile(seconds, _SHARES), strict=True):
             rows.append(
                 {"part": "quantile"} | identity | {"share": share, "latency_s": float(value)}
             )
-        samples[strategy] = {
-            "seconds": seconds,
-            "kind": [served.kind for _, served in found],
-            "wrong": wrong,
-        }
-    samples["asked"] = [request.kind for request in asked]
-    return Outcome(rows, samples)
+    kinds_asked = [request.kind for request in asked]
+    return Outcome(rows, {"arms": log.arms(), "asked": kinds_asked, "not_measured": reasons})
 
 
 _REQUEST_KINDS = ("repeat", "paraphrase", "near_miss", "new")
@@ -232,7 +251,8 @@ def _start(
             l1_capacity=factors["memory_entries"],
         )
         stack.callback(cache.close)
-        cache.wait_until_coherent()
+        if not cache.wait_until_coherent():
+            raise ServerRefused("the cache server publishes no invalidations")
         # LayeredCache keeps its entries under this prefix, and the server says what they take.
         held = RedisBackend(client, f"{server.namespace}e:")
         return _layered(cache, generate), held.footprint, added()
@@ -300,6 +320,8 @@ def _layered(cache: LayeredCache, generate: Serve) -> Serve:
     def serve(asked: Asked) -> Served:
         key = request_key(_request(asked))
         found = cache.get(key, lambda: json.dumps(generate(asked).text).encode())
+        if cache.last_failure is not None:
+            raise ServerRefused(f"the cache server failed: {cache.last_failure}")
         kind = {1: "memory", 2: "server", 3: "model"}[found.level]
         return Served(json.loads(found.value), asked.answer, kind)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import random
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,67 +27,146 @@ from kvbench.caching.workload import zipf
 from kvbench.errors import Unsupported
 from kvbench.studies import Context, Outcome
 from kvbench.studies._estimates import summary
+from kvbench.studies.measuring._rounds import Log, turns
+from kvbench.studies.measuring._servers import Insistent
 
 if TYPE_CHECKING:
     pass
 
-#: Requests of the run without a cache: each takes the service time, and nothing else varies.
-_UNCACHED_REQUESTS = 100
+#: Life of an entry: nothing may stay on a server if this process dies without cleaning up.
+_TTL_S = 3600.0
 _PROMPT_TOKENS = 64
 _COMPLETION_TOKENS = 150
 
 
 def measure(factors: Mapping[str, Any], context: Context) -> Outcome:
-    """Run one cell; see :func:`plan`."""
+    """Run one cell: latencies of all backends in rounds, the key's fields, or sampling."""
     if factors["kind"] == "key":
         return Outcome(_measure_key(factors, context.seed))
     if factors["kind"] == "sampling":
         return Outcome(_measure_sampling(factors, context.seed))
-    backend = factors["backend"]
-    if backend == "none":
-        return _measure_latency(factors, context, None)
-    if backend == "memory":
-        return _measure_latency(factors, context, lambda _: MemoryBackend(factors["keys"]))
-    if backend == "sqlite":
-        return _measure_latency(
-            factors, context, lambda name: SQLiteBackend(context.scratch / f"{name}.sqlite")
-        )
-    transport = backend.removeprefix("server_")
-    with running(context.server_url, context.scratch, tcp=transport == "tcp") as server:
-        if server.transport != transport:
-            raise Unsupported(f"the configured server is reached over {server.transport}")
-        return _measure_latency(
-            factors,
-            context,
-            lambda name: RedisBackend(server.client(), f"{server.namespace}{name}:"),
-        )
+    return _measure_latency(factors, context)
 
 
-def _measure_latency(
-    factors: Mapping[str, Any], context: Context, backend: Callable[[str], Backend] | None
-) -> Outcome:
+def _measure_latency(factors: Mapping[str, Any], context: Context) -> Outcome:
+    """Send short streams through every backend in rounds; each run begins with nothing stored."""
     rows: list[dict[str, Any]] = []
     samples: dict[str, Any] = {}
-    for exponent in factors["exponents"]:
-        stream = zipf(factors["requests"], factors["keys"], context.seed, exponent)
-        for value_kib in factors["value_kib"]:
-            name = f"a{exponent}-{value_kib}kib"
-            row, samples[name] = _one_stream(
-                factors,
-                stream if backend is not None else stream[:_UNCACHED_REQUESTS],
-                value_kib,
-                None if backend is None else backend(name),
+    with ExitStack() as stack:
+        makers, reasons = _open_backends(factors["backends"], context, factors["keys"], stack)
+        for exponent in factors["exponents"]:
+            for value_kib in factors["value_kib"]:
+                name = f"a{exponent}-{value_kib}kib"
+                runs: dict[str, list[_Run]] = {backend: [] for backend in makers}
+                log = Log()
+                for number, backend in turns(list(makers), factors["rounds"], context.seed):
+                    # The same requests for every backend of a round, others in the next.
+                    seed = context.seed * 1000 + number
+                    stream = zipf(factors["requests"], factors["keys"], seed, exponent)
+                    if backend == "none":
+                        stream = stream[: factors["uncached_requests"]]
+                    store = makers[backend](f"{name}-{number}")
+                    run = _send(factors, stream, value_kib, store, number == factors["rounds"] - 1)
+                    runs[backend].append(run)
+                    log.add(
+                        backend,
+                        number,
+                        seconds=run.mean_s,
+                        limit=len(stream) / len(run.miss_s),
+                        hit_s=run.hit_s,
+                        miss_s=run.miss_s,
+                        overhead_s=run.overhead_s,
+                    )
+                samples[name] = log.arms()
+                rows += [
+                    {
+                        "kind": "latency",
+                        "backend": backend,
+                        "exponent": exponent,
+                        "value_kib": value_kib,
+                        **_row(factors, found),
+                    }
+                    for backend, found in runs.items()
+                ]
+    return Outcome(rows, {"arms": samples, "not_measured": reasons})
+
+
+#: Makes a store that is empty, by the name of the run; None is the run without a cache.
+_Maker = Callable[[str], Backend | None]
+
+
+def _open_backends(
+    wanted: Sequence[str], context: Context, capacity: int, stack: ExitStack
+) -> tuple[dict[str, _Maker], dict[str, str]]:
+    """Return how to make each backend, and why some cannot be had.
+
+    Raises
+    ------
+    Unsupported
+        No backend but ``none`` can be had.
+    """
+    makers: dict[str, _Maker] = {}
+    reasons: dict[str, str] = {}
+    for backend in wanted:
+        if backend == "none":
+            makers[backend] = lambda _name: None
+        elif backend == "memory":
+            makers[backend] = lambda _name: MemoryBackend(capacity)
+        elif backend == "sqlite":
+            makers[backend] = lambda name: SQLiteBackend(context.scratch / f"{name}.sqlite")
+        else:
+            transport = backend.removeprefix("server_")
+            try:
+                server = stack.enter_context(
+                    running(context.server_url, context.scratch, tcp=transport == "tcp")
+                )
+            except Unsupported as error:
+                reasons[backend] = str(error)
+                continue
+            if server.transport != transport:
+                reasons[backend] = f"the configured server is reached over {server.transport}"
+                continue
+            makers[backend] = lambda name, server=server: Insistent(
+                RedisBackend(server.client(), f"{server.namespace}{name}:")
             )
-            rows.append({"exponent": exponent, "value_kib": value_kib, **row})
-    return Outcome(
-        [{"kind": "latency", "backend": factors["backend"], **row} for row in rows], samples
-    )
+    if not makers.keys() - {"none"} and reasons:
+        raise Unsupported("; ".join(dict.fromkeys(reasons.values())))
+    return makers, reasons
 
 
-def _one_stream(
-    factors: Mapping[str, Any], stream: np.ndarray, value_kib: float, backend: Backend | None
-) -> tuple[dict[str, Any], dict[str, list[float]]]:
-    """Send a stream through a cache (or straight to the source) and take the times apart."""
+@dataclass
+class _Run:
+    """What a stream took, request by request, and what it left behind."""
+
+    requests: int
+    unique: int
+    hit_s: list[float]
+    miss_s: list[float]
+    overhead_s: list[float]
+    served_s: list[float]
+    wrong: int
+    cached: bool
+    tokens_saved: int = 0
+    entries: int = 0
+    bytes: int = 0
+
+    @property
+    def mean_s(self) -> float:
+        """Mean time of a request."""
+        return (sum(self.hit_s) + sum(self.miss_s)) / self.requests
+
+
+def _send(
+    factors: Mapping[str, Any],
+    stream: np.ndarray,
+    value_kib: float,
+    backend: Backend | None,
+    sized: bool,
+) -> _Run:
+    """Send a stream through a cache, or straight to the source, and take the times apart.
+
+    ``sized`` asks what its entries take, which on a server means to look at all its keys.
+    """
     service_s = factors["service_ms"] / 1000
     served_s: list[float] = []
     length = round(value_kib * 1024)
@@ -103,11 +184,8 @@ def _one_stream(
             completion_tokens=_COMPLETION_TOKENS,
         )
 
-    cache = None if backend is None else ResponseCache(backend)
-    hit_s: list[float] = []
-    miss_s: list[float] = []
-    overhead_s: list[float] = []
-    wrong = 0
+    cache = None if backend is None else ResponseCache(backend, ttl_s=_TTL_S)
+    run = _Run(len(stream), len(np.unique(stream)), [], [], [], served_s, 0, cache is not None)
     for key in stream:
         request = requests[key]
         started = time.perf_counter()
@@ -117,22 +195,37 @@ def _one_stream(
             reply = cache.answer(request, source)
             answer, hit = reply.answer, reply.hit
         took_s = time.perf_counter() - started
-        wrong += answer.text != texts[key]
+        run.wrong += answer.text != texts[key]
         if hit:
-            hit_s.append(took_s)
+            run.hit_s.append(took_s)
         else:
-            miss_s.append(took_s)
-            overhead_s.append(took_s - served_s[-1])
+            run.miss_s.append(took_s)
+            run.overhead_s.append(took_s - served_s[-1])
+    if cache is not None:
+        if sized:
+            run.entries, run.bytes = backend.footprint()
+        run.tokens_saved = cache.stats.prompt_tokens_saved + cache.stats.completion_tokens_saved
+        backend.close()
+    return run
 
-    count = len(stream)
-    unique = len(np.unique(stream))
+
+def _row(factors: Mapping[str, Any], runs: Sequence[_Run]) -> dict[str, Any]:
+    """Pool the runs of one backend."""
+    hit_s, miss_s, overhead_s, served_s = (
+        [one for run in runs for one in getattr(run, name)]
+        for name in ("hit_s", "miss_s", "overhead_s", "served_s")
+    )
+    count = sum(run.requests for run in runs)
+    unique = sum(run.unique for run in runs)
+    cached = runs[0].cached
     row: dict[str, Any] = {
+        "rounds": len(runs),
         "requests": count,
         "unique_requests": unique,
         "hits": len(hit_s),
         "hit_ratio": len(hit_s) / count,
-        "hit_ratio_limit": 1 - unique / count if cache is not None else 0.0,
-        "wrong_answers": wrong,
+        "hit_ratio_limit": 1 - unique / count if cached else 0.0,
+        "wrong_answers": sum(run.wrong for run in runs),
         "service_s": float(np.mean(served_s)),
         "mean_s": float(np.mean([*hit_s, *miss_s])),
         **summary(hit_s, "hit"),
@@ -140,22 +233,17 @@ def _one_stream(
     }
     shares = [(len(part) / count, part) for part in (hit_s, miss_s) if part]
     row["mean_predicted_s"] = sum(share * float(np.median(part)) for share, part in shares)
-    row["speedup"] = row["service_s"] / row["mean_s"]
-    row["speedup_limit"] = count / len(miss_s)
-    if cache is not None:
+    if cached:
         overhead = float(np.median(overhead_s))
         row["miss_overhead_s"] = overhead
         if hit_s:
             saved = row["service_s"] + overhead - row["hit_p50_s"]
             # Below zero: a hit is slower than the source, and no hit ratio pays.
             row["break_even_hit_ratio"] = overhead / saved if saved > 0 else math.inf
-        entries, size = backend.footprint()
-        row["bytes_per_entry"] = size / entries
-        stats = cache.stats
-        row["tokens_saved"] = stats.prompt_tokens_saved + stats.completion_tokens_saved
+        row["bytes_per_entry"] = sum(run.bytes for run in runs) / sum(run.entries for run in runs)
+        row["tokens_saved"] = sum(run.tokens_saved for run in runs)
         row["usd_saved"] = row["tokens_saved"] / 1e6 * factors["usd_per_million_tokens"]
-        backend.close()
-    return row, {"hit_s": hit_s, "miss_s": miss_s, "service_s": served_s}
+    return row
 
 
 def _request(key: int) -> Request:
@@ -201,6 +289,8 @@ def _measure_key(factors: Mapping[str, Any], seed: int) -> list[dict[str, Any]]:
     everything = frozenset(FIELDS)
     definitions: dict[str, Callable[[int, Request], str]] = {
         "every field": lambda _, request: request_key(request),
+        # The key of the caching guide: md5 of these three and nothing else.
+        "guide md5": lambda _, request: _guide_key(request),
         "prompt only": lambda _, request: request_key(request, {"prompt"}),
         **{
             f"without {name}": lambda _, request, name=name: request_key(
@@ -238,6 +328,19 @@ def _measure_key(factors: Mapping[str, Any], seed: int) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _guide_key(request: Request) -> str:
+    """Return the guide's key: md5 of prompt, temperature and max_tokens."""
+    text = ":".join(
+        str(part)
+        for part in (
+            request.prompt,
+            request.parameters.get("temperature"),
+            request.parameters.get("max_tokens"),
+        )
+    )
+    return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
 
 
 class SeededSampler:

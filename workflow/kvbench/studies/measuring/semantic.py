@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kvbench.caching import paraphrases as paraphrase_set
+from kvbench.caching.guards import GUARDS
 from kvbench.caching.paraphrases import KINDS, Text
-from kvbench.caching.semantic_cache import GUARDS, SemanticCache
+from kvbench.caching.semantic_cache import SemanticCache
 from kvbench.caching.similarity import HITS, cosine_asked, squared_l2
 from kvbench.studies import Context, Outcome
 from kvbench.studies._estimates import quantile

@@ -14,6 +14,8 @@ import numpy as np
 
 from kvbench.caching import workload
 from kvbench.studies import Context, Outcome
+from kvbench.studies._estimates import quantile
+from kvbench.studies.measuring._rounds import Log, turns
 
 if TYPE_CHECKING:
     from kvbench.caching.server import Server
@@ -24,29 +26,42 @@ def measure(factors: Mapping[str, Any], context: Context) -> Outcome:
     """Run every policy over SQLite and the cache server, then crash it."""
     from kvbench.caching.server import running
 
-    rows, samples = [], {}
-    settings = [
-        (policy, flush)
+    settings = {
+        policy if flush is None else f"{policy}-{flush}": (policy, flush)
         for policy in factors["policies"]
         for flush in (factors["flush_every"] if policy == "write_back" else [None])
-    ]
+    }
+    rows, samples = [], {}
     with running(context.server_url, context.scratch) as server:
-        for number, (policy, flush) in enumerate(settings):
-            shared = {
-                "policy": policy,
-                "flush_every": flush,
-                "write_share": factors["write_share"],
+
+        def shared(name: str) -> dict[str, Any]:
+            policy, flush = settings[name]
+            return {"policy": policy, "flush_every": flush, "write_share": factors["write_share"]}
+
+        for external in factors["external_shares"]:
+            log = Log()
+            steady = {
+                name: _Steady(_Run(factors, context, server, f"{name}-{external:g}", *setting))
+                for name, setting in settings.items()
             }
-            for external in factors["external_shares"]:
-                run = _Run(factors, context, server, f"{number}-{external:g}", policy, flush)
-                measured, times = run.steady(external)
-                rows.append({"kind": "steady", **shared, "external_share": external, **measured})
-                samples[f"{policy}-{flush}-{external:g}"] = times
+            for name in steady:
+                steady[name].begin(external)
+            # A round is a stretch of the operations: every policy does it before the next one.
+            for number, name in turns(list(steady), factors["rounds"], context.seed):
+                log.add(name, number, **steady[name].go_on(number, factors["rounds"]))
+            for name in steady:
+                measured = steady[name].end()
+                rows.append(
+                    {"kind": "steady", **shared(name), "external_share": external, **measured}
+                )
+            samples[f"{external:g}"] = log.arms()
+        for name, setting in settings.items():
             for repeat in range(factors["crashes"]):
-                run = _Run(factors, context, server, f"{number}-crash{repeat}", policy, flush)
-                crashed = run.crash(repeat)
-                rows.append({"kind": "crash", **shared, "repeat": repeat, **crashed})
-    return Outcome(rows, samples)
+                run = _Run(factors, context, server, f"{name}-crash{repeat}", *setting)
+                rows.append(
+                    {"kind": "crash", **shared(name), "repeat": repeat, **run.crash(repeat)}
+                )
+    return Outcome(rows, {"arms": samples})
 
 
 class _Run:
@@ -69,7 +84,7 @@ class _Run:
         self.policy = policy
         self.flush = flush
 
-    def _open(self) -> WritePolicy:
+    def open(self) -> WritePolicy:
         from kvbench.caching import write_policies
 
         store = write_policies.Store(self.path)
@@ -77,7 +92,7 @@ class _Run:
         bounded = write_policies.BoundedCache(cache, self.factors["capacity"])
         return write_policies.build(self.policy, store, bounded, self.flush or 1)
 
-    def _fill(self) -> dict[str, int]:
+    def fill(self) -> dict[str, int]:
         """Give every record version 0 and return the truth by key."""
         from kvbench.caching.server import delete_prefix
         from kvbench.caching.write_policies import Store
@@ -89,62 +104,11 @@ class _Run:
         store.close()
         return truth
 
-    def _operations(self, seed: int) -> tuple[list[str], list[bool]]:
+    def operations(self, seed: int) -> tuple[list[str], list[bool]]:
         count = self.factors["operations"]
         keys = workload.zipf(count, self.factors["keys"], seed, 0.9)
         draws = np.random.default_rng([seed, 1]).random(count) < self.factors["write_share"]
         return [str(key) for key in keys], draws.tolist()
-
-    def steady(self, external_share: float) -> tuple[dict[str, Any], dict[str, list[float]]]:
-        """Do all operations, with another program writing beside them."""
-        from kvbench.caching.server import delete_prefix
-        from kvbench.caching.write_policies import Store
-
-        truth = self._fill()
-        policy = self._open()
-        outsider = Store(self.path)
-        keys, writes = self._operations(self.seed)
-        rng = np.random.default_rng([self.seed, 2])
-        intrusions = (rng.random(len(keys)) < external_share).tolist()
-        targets = workload.zipf(len(keys), self.factors["keys"], self.seed + 1, 0.9)
-        times: dict[str, list[float]] = {"read": [], "write": []}
-        stale = version = 0
-        for key, write, intrusion, target in zip(keys, writes, intrusions, targets, strict=True):
-            version += 1
-            started = time.perf_counter()
-            if write:
-                policy.write(key, version)
-                times["write"].append(time.perf_counter() - started)
-                truth[key] = version
-            else:
-                value = policy.read(key)
-                times["read"].append(time.perf_counter() - started)
-                stale += value is None or value < truth[key]
-            if intrusion:
-                version += 1
-                outsider.put(str(target), version)
-                truth[str(target)] = version
-        policy.flush()
-        stored = outsider.everything()
-        measured = {
-            "operations": len(keys),
-            "read_hit_ratio": policy.hits / max(1, policy.reads),
-            "stale_reads": stale,
-            "stale_share": stale / max(1, policy.reads),
-            "store_reads": policy.store.reads,
-            "store_writes": policy.store.writes,
-            "transactions": policy.store.transactions,
-            "overwritten_keys": sum(stored[key] != value for key, value in truth.items()),
-        }
-        for kind, taken in times.items():
-            for percent in (50, 99):
-                measured[f"{kind}_p{percent}_us"] = (
-                    1e6 * float(np.percentile(taken, percent)) if taken else None
-                )
-        policy.store.close()
-        outsider.close()
-        delete_prefix(self.server.client(), self.prefix)
-        return measured, times
 
     def crash(self, repeat: int) -> dict[str, Any]:
         """Kill a process at a random operation, lose its cache, and see what the store kept.
@@ -155,16 +119,16 @@ class _Run:
         from kvbench.caching.server import delete_prefix
         from kvbench.caching.write_policies import Store
 
-        truth = self._fill()
+        truth = self.fill()
         seed = self.seed + 101 * (repeat + 1)
         moment = int(np.random.default_rng([seed, 3]).integers(1, self.factors["operations"] + 1))
         note = self.path.with_suffix(".json")
         child = os.fork()
         if child == 0:
             try:
-                policy = self._open()
+                policy = self.open()
                 acknowledged = {}
-                keys, writes = self._operations(seed)
+                keys, writes = self.operations(seed)
                 for version in range(1, moment + 1):
                     key = keys[version - 1]
                     if writes[version - 1]:
@@ -194,3 +158,82 @@ class _Run:
             "lost_keys": len(lost),
             "lost_is_dirty": lost == set(told["dirty"]),
         }
+
+
+class _Steady:
+    """A whole run of one policy, with another program writing beside it, done in stretches."""
+
+    def __init__(self, run: _Run) -> None:
+        self._run = run
+        self._times: dict[str, list[float]] = {"read": [], "write": []}
+        self._stale = self._version = 0
+
+    def begin(self, external_share: float) -> None:
+        """Fill the store, open the policy and draw the operations."""
+        from kvbench.caching.write_policies import Store
+
+        run = self._run
+        self._truth = run.fill()
+        self._policy = run.open()
+        self._outsider = Store(run.path)
+        keys, writes = run.operations(run.seed)
+        rng = np.random.default_rng([run.seed, 2])
+        intrusions = (rng.random(len(keys)) < external_share).tolist()
+        targets = workload.zipf(len(keys), run.factors["keys"], run.seed + 1, 0.9)
+        self._operations = list(zip(keys, writes, intrusions, targets, strict=True))
+
+    def go_on(self, number: int, rounds: int) -> dict[str, list[float]]:
+        """Do the operations of one round; return the seconds of its reads and its writes."""
+        count = len(self._operations)
+        taken: dict[str, list[float]] = {"read": [], "write": []}
+        policy, truth = self._policy, self._truth
+        for key, write, intrusion, target in self._operations[
+            number * count // rounds : (number + 1) * count // rounds
+        ]:
+            self._version += 1
+            started = time.perf_counter()
+            if write:
+                policy.write(key, self._version)
+                taken["write"].append(time.perf_counter() - started)
+                truth[key] = self._version
+            else:
+                value = policy.read(key)
+                taken["read"].append(time.perf_counter() - started)
+                self._stale += value is None or value < truth[key]
+            if intrusion:
+                self._version += 1
+                self._outsider.put(str(target), self._version)
+                truth[str(target)] = self._version
+        for kind, seconds in taken.items():
+            self._times[kind] += seconds
+        return {f"{kind}_s": seconds for kind, seconds in taken.items()}
+
+    def end(self) -> dict[str, Any]:
+        """Flush, close, and return what the run was like."""
+        from kvbench.caching.server import delete_prefix
+
+        policy = self._policy
+        policy.flush()
+        stored = self._outsider.everything()
+        measured = {
+            "operations": len(self._operations),
+            "read_hit_ratio": policy.hits / max(1, policy.reads),
+            "stale_reads": self._stale,
+            "stale_share": self._stale / max(1, policy.reads),
+            "store_reads": policy.store.reads,
+            "store_writes": policy.store.writes,
+            "transactions": policy.store.transactions,
+            "overwritten_keys": sum(stored[key] != value for key, value in self._truth.items()),
+        }
+        for kind, taken in self._times.items():
+            median, low, high = quantile(taken, 0.5)
+            measured |= {
+                f"{kind}_p50_s": median,
+                f"{kind}_p50_s_ci_low": low,
+                f"{kind}_p50_s_ci_high": high,
+                f"{kind}_p99_s": quantile(taken, 0.99)[0],
+            }
+        policy.store.close()
+        self._outsider.close()
+        delete_prefix(self._run.server.client(), self._run.prefix)
+        return measured

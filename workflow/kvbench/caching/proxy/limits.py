@@ -1,0 +1,115 @@
+"""Limits of one client connection, below the application: open connections, heads, slow senders.
+
+HTTP itself is read by httptools (llhttp). It refuses what RFC 9112 calls malformed: a header line
+without a colon, a space before the colon, lengths that repeat or differ, a length beside chunks, a
+bare CR or LF, folded lines, and numbers that are none. h11 lets several of these pass.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from kvbench.caching.proxy.metrics import Metrics
+from kvbench.caching.proxy.settings import Settings
+
+_REFUSALS = {
+    "connections": b"503 Service Unavailable",
+    "header": b"431 Request Header Fields Too Large",
+    "slow": b"408 Request Timeout",
+}
+
+
+class _TooLarge(Exception):
+    """The head of a request is larger than the settings allow."""
+
+
+def protocol(settings: Settings, metrics: Metrics) -> type[HttpToolsProtocol]:
+    """Return the protocol class of a proxy's connections."""
+
+    class Bounded(HttpToolsProtocol):
+        """uvicorn's protocol, with a head that is bounded in bytes and in time."""
+
+        _head: int | None = 0
+        _deadline: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            metrics.connections.set(len(self.connections))
+            if len(self.connections) > settings.max_connections:
+                self._refuse("connections")
+                return
+            self._await_head()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._stop_waiting()
+            super().connection_lost(exc)
+            metrics.connections.set(len(self.connections))
+
+        def data_received(self, data: bytes) -> None:
+            if self.transport.is_closing():
+                return
+            if self._head is None:
+                super().data_received(data)
+                return
+            if self._deadline is None:
+                self._await_head()
+            self._head += len(data)
+            super().data_received(data)
+            if self._head is not None and self._head > settings.max_header_bytes:
+                self._refuse("header")
+
+        def on_message_begin(self) -> None:
+            super().on_message_begin()
+            self.scope["state"]["abort"] = self.transport.abort
+            self._size = 0
+
+        def on_url(self, url: bytes) -> None:
+            self._count(len(url))
+            super().on_url(url)
+
+        def on_header(self, name: bytes, value: bytes) -> None:
+            self._count(len(name) + len(value) + 4)
+            super().on_header(name, value)
+
+        def on_headers_complete(self) -> None:
+            self._head = None
+            self._stop_waiting()
+            super().on_headers_complete()
+
+        def on_message_complete(self) -> None:
+            self._head = 0
+            super().on_message_complete()
+
+        def send_400_response(self, msg: str) -> None:
+            if not self.transport.is_closing():
+                metrics.refused.labels("malformed").inc()
+                super().send_400_response(msg)
+
+        def _count(self, size: int) -> None:
+            self._size += size
+            if self._size > settings.max_header_bytes:
+                self._refuse("header")
+                raise _TooLarge
+
+        def _await_head(self) -> None:
+            self._deadline = self.loop.call_later(settings.receive_timeout_s, self._refuse, "slow")
+
+        def _stop_waiting(self) -> None:
+            if self._deadline is not None:
+                self._deadline.cancel()
+                self._deadline = None
+
+        def _refuse(self, reason: str) -> None:
+            """Say why, and close; nothing that is still on its way is read."""
+            self._stop_waiting()
+            if self.transport.is_closing():
+                return
+            metrics.refused.labels(reason).inc()
+            self.transport.write(
+                b"HTTP/1.1 %b\r\ncontent-length: 0\r\nconnection: close\r\n\r\n" % _REFUSALS[reason]
+            )
+            self.transport.close()
+
+    return Bounded

@@ -1,0 +1,117 @@
+"""The semantic cache beside the event loop: one thread encodes and searches, the loop goes on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from kvbench.caching.proxy.settings import Settings
+from kvbench.caching.semantic_cache import Lookup, SemanticCache
+
+Guard = Callable[[str, str], bool]
+
+
+class Encoder(Protocol):
+    """What the proxy needs of :class:`kvbench.caching.encoder.SentenceEncoder`."""
+
+    dimension: int
+
+    def __call__(self, text: str) -> np.ndarray:
+        """Return the vector of a text."""
+
+    def fits(self, text: str) -> bool:
+        """Whether the whole text is read."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """Key of an answer to a question alike, or None and why not."""
+
+    key: str | None
+    similarity: float
+    reason: str = ""
+
+
+class Semantic:
+    """Keys of stored answers by question; the answers themselves are in the store.
+
+    Parameters
+    ----------
+    settings:
+        Threshold, life and bounds.
+    encoder:
+        Text to vector.
+    guards:
+        By name; each may refuse a hit.
+    """
+
+    def __init__(
+        self, settings: Settings, encoder: Encoder, guards: Mapping[str, Guard] | None
+    ) -> None:
+        assert settings.threshold is not None
+        self._cache = SemanticCache(
+            encoder,
+            encoder.dimension,
+            threshold=settings.threshold,
+            capacity=settings.capacity,
+            max_bytes=settings.max_bytes,
+            ttl_s=settings.max_ttl_s,
+            guards=guards,
+            fits=encoder.fits,
+        )
+        self._most = settings.max_encoding
+        self._waiting = 0
+        # One thread: the encoder and the index take one at a time anyway, and a long text that is
+        # encoded must not hold up anything but other questions that need the encoder.
+        self._thread = ThreadPoolExecutor(1, "proxy-semantic")
+
+    async def find(self, text: str, context: str) -> Found:
+        """Return the key of an answer to a question that counts as the same."""
+        found: Lookup | None = await self._run(self._cache.get, text, context)
+        if found is None:
+            return Found(None, float("nan"), "encoder busy")
+        if found.hit:
+            return Found(found.value, found.similarity)
+        if found.refused:
+            return Found(None, found.similarity, f"guard {found.refused}")
+        return Found(None, found.similarity)
+
+    async def add(self, text: str, context: str, key: str, ttl_s: float) -> None:
+        """Note that the answer to a question is stored under ``key``."""
+        await self._run(self._cache.put, text, key, context, ttl_s)
+
+    async def forget(self, text: str, context: str) -> None:
+        """Drop a question whose answer is gone."""
+        await self._run(self._cache.invalidate, text, context)
+
+    def refused(self) -> Mapping[str, int]:
+        """Return how often each guard refused."""
+        return self._cache.stats.refused
+
+    def footprint(self) -> tuple[int, int]:
+        """Return entries and bytes of the index."""
+        return self._cache.footprint()
+
+    def close(self) -> None:
+        """Let the thread end."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def _run(self, action: Callable[..., Any], *arguments: Any) -> Any:
+        """Run in the thread; None if too many wait for it, or the text has no direction."""
+        if self._waiting >= self._most:
+            return None
+        self._waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(
+                self._thread, action, *arguments
+            )
+        except (ValueError, RuntimeError):
+            # A text without a direction (no words at all) cannot be compared.
+            return None
+        finally:
+            self._waiting -= 1
