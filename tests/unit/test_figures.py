@@ -6,8 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import synthetic_kv
+from kvbench import strategies
 from kvbench.analysis import selection
 from kvbench.figures import _kv, style
+from kvbench.strategies import looks
 from matplotlib import pyplot as plt
 
 NAMES = ("kv_overview", "kv_turns", "kv_latency", "kv_memory", "kv_speedup")
@@ -162,18 +164,20 @@ def test_memory_figure_draws_measured_against_predicted(one):
 
 
 def test_every_strategy_has_its_own_colour_and_marker():
-    looks = style.STRATEGIES.values()
-    assert set(style.STRATEGIES) == set(selection.STRATEGY_ORDER)
-    assert len({look.colour for look in looks}) == len(style.STRATEGIES)
-    assert len({look.marker for look in looks}) == len(style.STRATEGIES)
-    assert len({look.label for look in looks}) == len(style.STRATEGIES)
+    shipped = looks.LOOKS.values()
+    for sign in ("colour", "marker", "label", "label_pt"):
+        assert len({getattr(look, sign) for look in shipped}) == len(looks.LOOKS)
+
+
+def test_the_table_of_looks_names_no_strategy_that_does_not_exist():
+    assert set(looks.LOOKS) <= set(strategies.names())
 
 
 def test_unknown_strategy_gets_a_stable_look_of_its_own():
     new = style.look("my_new_cache")
     assert new == style.look("my_new_cache")
     assert new.label == "my new cache"
-    assert new.marker not in {look.marker for look in style.STRATEGIES.values()}
+    assert new.marker not in {look.marker for look in looks.LOOKS.values()}
 
 
 def test_label_of_a_static_cache_says_whether_it_was_compiled():

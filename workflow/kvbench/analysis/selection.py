@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import pandas as pd
+
+from kvbench.strategies.looks import in_order as in_order
 
 #: The cell the source document published: 152 prompt tokens, 150 new ones, one turn.
 HEADLINE_SCENARIO = "symposium_turn"
@@ -15,31 +16,6 @@ SWEEP_SCENARIO = "context_growth"
 
 #: The machine name of the records measured by this run; all others were recorded before.
 HERE = "here"
-
-#: Order of strategies in every table and figure; unknown ones follow, sorted by name.
-STRATEGY_ORDER = (
-    "none",
-    "dynamic",
-    "dynamic_reuse",
-    "static",
-    "static_compiled",
-    "static_graph",
-    "static_reuse",
-    "offloaded",
-    "offloaded_static",
-    "quantized_int4",
-    "quantized_int4_reuse",
-    "quantized_int2",
-    "quantized_hqq_int8",
-    "quantized_hqq_int4",
-    "quantized_fp8",
-    "paged",
-    "shared_prefix",
-    "sliding_window",
-    "attention_sink",
-    "kvpress_knorm",
-    "kvpress_snapkv",
-)
 
 #: Models nearest to the published cell come first; the rest follow by coverage, then by name.
 MODEL_ORDER = ("llama-3.2-1b", "llama-3.2-1b-geometry")
@@ -60,12 +36,6 @@ class Group(NamedTuple):
     model: str
     device: str
     dtype: str
-
-
-def in_order(strategies: Iterable[str]) -> list[str]:
-    """Strategies without repeats, in the order of all figures and tables."""
-    rank = {name: position for position, name in enumerate(STRATEGY_ORDER)}
-    return sorted(set(strategies), key=lambda name: (rank.get(name, len(rank)), name))
 
 
 def machines(table: pd.DataFrame) -> list[str]:

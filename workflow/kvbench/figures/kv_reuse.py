@@ -10,11 +10,9 @@ from matplotlib.figure import Figure
 
 from kvbench.analysis import selection, statistics
 from kvbench.figures import _kv, style
+from kvbench.strategies import without_reuse
 
 QUESTION = "What does a cache save that is kept from turn to turn, and what does it hold meanwhile?"
-
-#: Ends of the names of strategies that reuse; what stands before is the same cache without.
-_SUFFIX = "_reuse"
 
 
 def draw(summary: pd.DataFrame, samples: pd.DataFrame) -> Figure:
@@ -46,7 +44,7 @@ def _choose(
     Scenarios of independent requests have nothing to reuse and do not count.
     """
     rows = selection.measured(summary[summary["machine"] == machine])
-    rows = rows[rows["strategy"].astype(str).str.endswith(_SUFFIX)]
+    rows = rows[rows["strategy"].map(lambda name: without_reuse(str(name)) is not None)]
     reused = samples[samples["reused_tokens"] > 0]
     best = None
     for key, part in rows.groupby([*selection.Group._fields, "scenario"], sort=True):
@@ -75,12 +73,12 @@ def _panels(
 ) -> None:
     times, shares, memory = axes
     measured = set(selection.measured(rows)["strategy"])
-    reusing = selection.in_order(name for name in measured if name.endswith(_SUFFIX))
+    reusing = selection.in_order(name for name in measured if without_reuse(name))
     seen: list[float] = []
     for strategy in reusing:
         own = samples[samples["strategy"] == strategy]
         look = style.look(strategy)
-        for name, line in ((strategy, "-"), (strategy.removesuffix(_SUFFIX), ":")):
+        for name, line in ((strategy, "-"), (without_reuse(strategy), ":")):
             if name not in measured:
                 continue
             timed = samples[samples["strategy"] == name]

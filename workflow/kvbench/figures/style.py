@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from zlib import crc32
 
 import matplotlib
 
@@ -14,6 +12,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
+
+from kvbench.strategies.looks import look
 
 #: Widths of one and of two text columns, in inches.
 COLUMN_WIDTH = 3.35
@@ -70,73 +70,6 @@ def save(figure: Figure, base: Path) -> list[Path]:
         written.append(path)
     plt.close(figure)
     return written
-
-
-@dataclass(frozen=True)
-class Look:
-    """Colour, marker and label by which a strategy is known in every figure.
-
-    Attributes
-    ----------
-    colour:
-        Hex colour. Hue names the family (static caches are orange, quantised ones green ...).
-    marker:
-        A matplotlib marker; no two strategies share one, so that colour is never the only sign.
-    label:
-        What the reader sees.
-    """
-
-    colour: str
-    marker: str | tuple[int, int, int]
-    label: str
-
-    @property
-    def size(self) -> float:
-        """Factor on the marker size: thin shapes are drawn larger to weigh the same."""
-        return 1.4 if self.marker in {"*", "P", "X"} or isinstance(self.marker, tuple) else 1.0
-
-
-#: Every strategy the artifact ships. A strategy missing here still gets a look of its own, see
-#: :func:`look`.
-STRATEGIES = {
-    "none": Look(OKABE_ITO["black"], "X", "no cache"),
-    "dynamic": Look(OKABE_ITO["blue"], "o", "dynamic"),
-    "dynamic_reuse": Look("#003F66", ">", "dynamic (reused)"),
-    "static": Look(OKABE_ITO["vermilion"], "s", "static"),
-    "static_compiled": Look(OKABE_ITO["orange"], "D", "static (forced compile)"),
-    "static_graph": Look("#7A3300", "d", "static (own graph)"),
-    "static_reuse": Look("#F0A070", "8", "static (reused)"),
-    "offloaded": Look(OKABE_ITO["sky"], "^", "offloaded"),
-    "offloaded_static": Look("#8ACFEF", "v", "offloaded static"),
-    "quantized_int4": Look(OKABE_ITO["green"], "P", "int4 (quanto)"),
-    "quantized_int4_reuse": Look("#00573F", (4, 1, 0), "int4 (quanto, reused)"),
-    "quantized_int2": Look("#66C2A5", "p", "int2 (quanto)"),
-    "quantized_hqq_int8": Look("#4B7A2B", "h", "int8 (HQQ)"),
-    "quantized_hqq_int4": Look("#93B55A", "H", "int4 (HQQ)"),
-    "quantized_fp8": Look("#B3A600", "*", "fp8"),
-    "paged": Look(OKABE_ITO["purple"], "<", "paged"),
-    "shared_prefix": Look("#8A3A68", (6, 1, 0), "shared prefix"),
-    "sliding_window": Look(OKABE_ITO["grey"], (5, 0, 180), "sliding window"),
-    "attention_sink": Look("#505050", (3, 1, 0), "attention sinks"),
-    "kvpress_knorm": Look("#A6611A", (5, 1, 0), "key norms (kvpress)"),
-    "kvpress_snapkv": Look("#6B3E0A", (5, 1, 36), "SnapKV (kvpress)"),
-}
-
-#: Markers for strategies this file has not heard of, all different from those above.
-_SPARE_MARKERS = ((7, 1, 0), (8, 1, 0), (4, 0, 20), (7, 0, 0), (9, 1, 0), (3, 0, 20))
-_SPARE_COLOURS = ("#5B5EA6", "#9B6A3C", "#B05A5A", "#3E8E8E")
-
-
-def look(strategy: str) -> Look:
-    """The look of a strategy; an unknown one gets a stable one derived from its name."""
-    if strategy in STRATEGIES:
-        return STRATEGIES[strategy]
-    number = crc32(strategy.encode())
-    return Look(
-        _SPARE_COLOURS[number % len(_SPARE_COLOURS)],
-        _SPARE_MARKERS[number % len(_SPARE_MARKERS)],
-        strategy.replace("_", " "),
-    )
 
 
 def label(strategy: str, compiled: object = None) -> str:

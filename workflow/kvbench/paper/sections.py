@@ -15,6 +15,7 @@ from kvbench.analysis import instrument, selection, statistics
 from kvbench.figures import names as figure_names
 from kvbench.paper import numbers, tex
 from kvbench.paper.values import Value
+from kvbench.strategies import looks, without_reuse
 
 #: The order in which a reader meets the studies: from one function to a whole service.
 STUDY_ORDER = (
@@ -94,7 +95,7 @@ def reuse_values(summary: pd.DataFrame, samples: pd.DataFrame) -> dict[str, Valu
     ``..._share`` (prompt tokens not read, over all turns) and ``..._held`` (MiB after the last turn).
     """
     rows = one_machine(summary[summary["status"] == "ok"])
-    rows = rows[rows["strategy"].str.endswith("_reuse")]
+    rows = rows[rows["strategy"].map(lambda name: without_reuse(name) is not None).astype(bool)]
     if rows.empty:
         return {"reuse_strategies": Value("")}
     best = rows.sort_values("turns").iloc[-1]
@@ -109,7 +110,7 @@ def reuse_values(summary: pd.DataFrame, samples: pd.DataFrame) -> dict[str, Valu
         "reuse_prompt_tokens": Value(int(last["prompt_tokens"].max()), digits=0),
     }
     for name in names:
-        without = name.removesuffix("_reuse")
+        without = without_reuse(name)
         sides = {
             side: [
                 part["ttft_s"].tolist()
@@ -208,8 +209,6 @@ def render(
     InputError
         A template names a value that does not exist.
     """
-    from kvbench.figures.style import STRATEGIES
-
     sequence = [
         name
         for name in study_sequence(study_names)
@@ -221,7 +220,7 @@ def render(
         lang=language,
         figures=figures,
         has_app=bool(sequence),
-        labels={name: look.label for name, look in STRATEGIES.items()},
+        labels=looks.labels(looks.LOOKS, language),
         authors="kvbench contributors",
     )
     context |= {"figures_dir": "../figures", "studies": sequence}

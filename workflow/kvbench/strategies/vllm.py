@@ -7,10 +7,12 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from kvbench import physics
 from kvbench.engines import vllm
 from kvbench.inputs.models import LoadedModel
+from kvbench.physics import Traffic
 from kvbench.strategies.base import Generation, Session, Strategy
 
 
@@ -48,11 +50,12 @@ class Vllm(Strategy):
 
     def available(self, model: LoadedModel | None, device: str) -> str | None:
         """VLLM has an environment of its own."""
-        return vllm.unavailable() or super().available(model, device)
+        # The engine has caches of its own, whatever the library's layers are.
+        return vllm.unavailable() or super().available(None, device)
 
-    def traffic(self, max_length: int) -> dict[str, Any]:
+    def traffic(self, max_length: int) -> Traffic:
         """Whole blocks are held for the tokens that a turn has."""
-        return {"kind": "paged", "page_size": self.block_size, "max_length": max_length}
+        return physics.Paged(self.block_size)
 
     def session(self, model: LoadedModel, max_length: int) -> Session:
         """Open a conversation; see :meth:`Strategy.session`."""
@@ -66,6 +69,7 @@ class VllmPrefixCaching(Vllm):
     name: ClassVar[str] = "vllm_prefix_caching"
     prefix_caching: ClassVar[bool] = True
     reuses_turns: ClassVar[bool] = True
+    without_reuse: ClassVar[str] = "vllm"
 
 
 class _VllmSession(Session):
