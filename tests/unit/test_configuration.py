@@ -230,6 +230,30 @@ def test_a_section_of_the_wrong_type_is_named(document):
     assert "kv" in one_line(error)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("budget_s", float("nan"), "kv.budget_s is nan; it must be a finite number"),
+        ("quiet_wait_s", float("inf"), "kv.quiet_wait_s is inf; it must be a finite number"),
+        ("iterations", 10**30, "kv.iterations is"),
+        ("seed", 2**200, "kv.seed is"),
+        ("replicates", 10**7, "kv.replicates is 10000000; it must be at most 1000"),
+        ("replicates", 2.0, "kv.replicates is 2.0; it must be of type integer"),
+    ],
+)
+def test_a_number_that_cannot_be_meant_is_refused_with_its_key(refused, key, value, told):
+    assert told in refused(BLOCK, **{key: value})
+
+
+def test_a_billion_new_tokens_are_refused(refused):
+    text = refused(BLOCK | {"max_new_tokens": 10**9})
+    assert "kv.experiments[0].max_new_tokens is 1000000000; it must be at most 1000000" in text
+
+
+def test_no_experiment_in_a_suite_that_is_asked_for_is_refused(refused):
+    assert "kv.experiments is empty; name an experiment" in refused()
+
+
 def test_two_experiments_that_write_one_record_differently_are_refused(refused):
     text = refused(BLOCK, BLOCK | {"name": "second", "max_new_tokens": 8})
     assert "kv.experiments[1] (second) and experiment first both measure" in text

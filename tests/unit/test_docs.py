@@ -54,7 +54,7 @@ def text_of(name: str) -> str:
 def bounds(rules: Mapping[str, Any]) -> str:
     """The limits of a number as a reader sees them."""
     signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-    return ", ".join(f"{sign} {rules[key]:g}" for key, sign in signs.items() if key in rules)
+    return ", ".join(f"{sign} {rules[key]}" for key, sign in signs.items() if key in rules)
 
 
 def kind(rules: Mapping[str, Any]) -> str:

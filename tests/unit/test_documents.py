@@ -65,8 +65,8 @@ def test_writing_makes_missing_folders_and_a_readable_file(tmp_path):
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 def test_json_without_a_meaning_is_refused_and_nothing_is_written(tmp_path, number):
-    with pytest.raises(ValueError, match="JSON"):
-        documents.write_json(tmp_path / "record.json", {"e2e_s": number})
+    with pytest.raises(InputError, match=r"record\.json: turns\[1\]\.e2e_s is (nan|inf); "):
+        documents.write_json(tmp_path / "record.json", {"turns": [{}, {"e2e_s": number}]})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -163,3 +163,92 @@ def test_the_sha256_of_a_file_is_that_of_its_bytes(tmp_path):
     (tmp_path / "x").write_bytes(b"abc")
     known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert documents.sha256_of_file(tmp_path / "x") == known
+
+
+# What people write ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("suites: [kv]\n".encode("utf-16"), "not UTF-8 text; save it as UTF-8"),
+        ("title: Condições\n".encode("latin-1"), "not UTF-8 text; save it as UTF-8"),
+        (b"a: " + b"[" * 10_000 + b"]" * 10_000, "nested too deeply"),
+        (b"a: 1\nb: 2\na: 3\n", "not valid YAML at line 3: the key 'a' stands twice"),
+        (b"a:\n  - {x: 1, x: 2}\n", "line 2: the key 'x' stands twice"),
+        (b"kv:\n  budget_s: .nan\n", "kv.budget_s is nan; it must be a finite number"),
+        (b"list: [1, .inf]\n", "list[1] is inf; it must be a finite number"),
+        (b"day: 2025-02-30\n", "not valid YAML"),
+    ],
+)
+def test_a_configuration_that_cannot_be_meant_is_refused_in_one_line(tmp_path, content, told):
+    path = tmp_path / "config.yaml"
+    path.write_bytes(content)
+    with pytest.raises(InputError) as error:
+        documents.read_yaml(path)
+    assert one_line(error).startswith(f"{path}: ")
+    assert told in one_line(error)
+
+
+def test_a_folder_and_a_missing_file_are_named(tmp_path):
+    with pytest.raises(InputError, match="a folder; name a file"):
+        documents.read_yaml(tmp_path)
+    with pytest.raises(InputError, match=r"none\.yaml: no such file"):
+        documents.read_yaml(tmp_path / "none.yaml")
+
+
+def test_merged_keys_may_be_overridden(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("base: &base {a: 1, b: 2}\nown:\n  <<: *base\n  a: 3\n")
+    assert documents.read_yaml(path)["own"] == {"a": 3, "b": 2}
+
+
+def test_a_count_with_a_decimal_point_is_no_whole_number():
+    with pytest.raises(InputError, match=r"x\.yaml: count is 3\.0; it must be of type integer"):
+        documents.check({"name": "a", "count": 3.0}, RULES, "x.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[" * 10_000 + "]" * 10_000, "nested too deeply"),
+        ('{"turns": [{"e2e_s": NaN}]}', "turns[0].e2e_s is nan"),
+        ('{"a": -Infinity}', "a is -inf"),
+    ],
+)
+def test_a_file_of_the_program_that_was_damaged_names_file_and_place(tmp_path, text, told):
+    path = tmp_path / "r1.json"
+    path.write_text(text)
+    with pytest.raises(InputError) as error:
+        documents.read_json(path)
+    assert one_line(error).startswith(f"{path}: ")
+    assert told in one_line(error)
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "results").write_text("a file where a folder should be")
+    with pytest.raises(InputError, match=r"table\.csv: cannot be written"):
+        documents.write_text_atomic(tmp_path / "results" / "table.csv", "x")
+
+
+# Fingerprints ---------------------------------------------------------------------------------
+
+
+def test_a_fingerprint_sees_bytes_names_and_new_files_but_no_times(tmp_path):
+    (tmp_path / "a.json").write_text("1")
+    first = documents.fingerprint(tmp_path)
+    os.utime(tmp_path / "a.json", (0, 0))
+    assert documents.fingerprint(tmp_path) == first
+    (tmp_path / "a.json").write_text("2")
+    second = documents.fingerprint(tmp_path)
+    (tmp_path / "b.json").write_text("")
+    assert len({first, second, documents.fingerprint(tmp_path)}) == 3
+
+
+def test_a_fingerprint_of_a_large_file_sees_size_and_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(documents, "_READ_UP_TO", 4)
+    path = tmp_path / "weights"
+    path.write_text("12345")
+    first = documents.fingerprint(path)
+    os.utime(path, (0, 0))
+    assert documents.fingerprint(path) != first

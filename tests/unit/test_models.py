@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
@@ -300,6 +302,41 @@ def test_so_are_those_of_the_shipped_conversations(tokenizer, name):
     document = models.conversation_prompts(tokenizer, scenario)
     assert len(document["next"]) == 14
     assert joined(document) == whole(tokenizer, scenario)
+
+
+def test_a_text_may_hold_the_mark_of_the_prompt_builder(tokenizer):
+    """The marker that splits the chat template is data where a customer types it."""
+    marker = f"{models._MARK}-0-"
+    typed = replace(TALK, turns=(Turn(f"a {marker} b", "Yes."), Turn(f"{marker}?", "No.")))
+    plain = replace(TALK, turns=(Turn("a MARK b", "Yes."), Turn("MARK?", "No.")))
+    pieces = [models.conversation_prompts(tokenizer, talk) for talk in (typed, plain)]
+    with_mark, without = (tokenizer.decode(piece["next"][0]) for piece in pieces)
+    assert with_mark.replace(marker, "MARK") == without
+
+
+def test_a_template_language_in_a_text_is_text(tokenizer):
+    talk = replace(TALK, turns=(Turn("{{ 7 * 7 }}", "Yes."), Turn("{% if %}", "No.")))
+    pieces = models.conversation_prompts(tokenizer, talk)
+    assert "{{ 7 * 7 }}" in tokenizer.decode(pieces["first"])
+    assert "{% if %}" in tokenizer.decode(pieces["next"][0])
+
+
+def test_a_special_token_in_a_text_is_refused_with_its_key(tokenizer):
+    talk = replace(TALK, turns=(TALK.turns[0], Turn("Stop <|end|> now", "Yes.")))
+    with pytest.raises(InputError) as error:
+        models.conversation_prompts(tokenizer, talk)
+    assert "scenarios/talk.yaml: turns[1].user holds '<|end|>'" in str(error.value)
+
+
+def test_a_model_that_ends_with_token_0_ends(tiny):
+    config = SimpleNamespace(eos_token_id=None, to_dict=dict)
+    fake = SimpleNamespace(
+        generation_config=SimpleNamespace(eos_token_id=0),
+        config=config,
+        eval=lambda: None,
+        parameters=list,
+    )
+    assert 0 in models.adopt(fake, tiny._tokenizer).end_ids
 
 
 def test_a_base_model_without_template_gets_role_and_content_lines(tokenizer, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -132,10 +133,9 @@ def test_an_id_unlike_the_files_name_is_refused(write):
     assert "chat.yaml" in text
 
 
-def test_two_files_with_one_id_are_refused(write, tmp_path):
-    write(GOOD, "talk.yaml")
+def test_a_file_that_the_rules_would_not_find_is_refused(write, tmp_path):
     write(GOOD, "talk.yml")
-    with pytest.raises(InputError, match=r"talk\.yml: duplicate scenario id 'talk'"):
+    with pytest.raises(InputError, match=r"talk\.yml: ends in \.yml; rename it to talk\.yaml"):
         scenarios.load_all(tmp_path)
 
 
@@ -184,3 +184,43 @@ def test_an_unknown_kind_is_refused_with_the_known_ones(write):
 def test_a_folder_without_scenarios_is_refused(tmp_path):
     with pytest.raises(InputError, match="holds no scenario"):
         scenarios.load_all(tmp_path)
+
+
+# Texts are data -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("\ud800", "holds half a surrogate pair (U+D800)"),
+        ("Hello\x07", "holds the control character U+0007"),
+        ("\u200b\u200d \ufeff", "shows no character"),
+    ],
+)
+def test_a_text_that_no_model_can_read_names_its_key(tmp_path, text, told):
+    path = tmp_path / "talk.yaml"
+    turns = [GOOD["turns"][0], {"user": text, "reference": "Good."}]
+    path.write_text(json.dumps(GOOD | {"turns": turns}))
+    assert f"{path}: turns[1].user {told}" in refused(path)
+
+
+@pytest.mark.parametrize("text", ["REPLY-STANDS-HERE", "{{ 7 * 7 }} {% raw %}", "Olá\nçé 🙂"])
+def test_a_text_is_kept_as_it_was_typed(write, text):
+    turns = [{"user": text, "reference": "Good."}]
+    assert scenarios.load(write(GOOD | {"turns": turns})).turns[0].user == text
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"seed": 2**200}, "seed is"),
+        ({"steps": [{"prompt_tokens": 152.0, "new_tokens": 4}]}, "steps[0].prompt_tokens is 152.0"),
+        ({"steps": FIXED["steps"] * 2}, "steps"),
+    ],
+)
+def test_fixed_lengths_that_cannot_be_meant_are_refused(write, change, told):
+    assert told in refused(write(FIXED | change))
+
+
+def test_a_key_that_stands_twice_is_refused(write):
+    assert "the key 'title' stands twice" in refused(write(yaml.safe_dump(GOOD) + "title: Again\n"))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,31 +35,134 @@ def _compiled(name: str):
     return fastjsonschema.compile(schema(name))
 
 
-def read_yaml(path: Path) -> Any:
-    """Parse a YAML file; a missing or malformed one is an InputError naming file and line."""
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which a key may stand only once in a mapping; the parser would keep the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Refuse the second of two equal keys, with its line."""
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            # Merge keys are not keys of the mapping, and what cannot be hashed fails below.
+            if key_node.tag == "tag:yaml.org,2002:merge" or key_node.id != "scalar":
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key {key!r} stands twice; keep one of them",
+                    problem_mark=key_node.start_mark,
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _read_text(path: Path, not_text: str = "save it as UTF-8") -> str:
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: a folder; name a file") from None
     except UnicodeDecodeError:
-        raise InputError(f"{path}: not UTF-8 text; save it as UTF-8") from None
+        raise InputError(f"{path}: not UTF-8 text; {not_text}") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); mend its rights") from None
+
+
+def read_yaml(path: Path) -> Any:
+    """Parse a YAML file written by a person.
+
+    Raises
+    ------
+    InputError
+        One line naming the file and, where there is one, line or key: the file is missing, a folder,
+        not UTF-8, malformed or nested too deeply, a key stands twice, or a number is not finite.
+    """
+    text = _read_text(path)
+    try:
+        document = yaml.load(text, _UniqueKeys)
+        check_finite(document, str(path))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" at line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "cannot be parsed"
         raise InputError(f"{path}: not valid YAML{line}: {problem}") from None
+    except RecursionError:
+        raise InputError(f"{path}: nested too deeply; write it flatter") from None
+    except ValueError as error:
+        # A date such as 2025-02-30, or a whole number of thousands of digits.
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: not valid YAML: {error}") from None
+    return document
 
 
-def read_json(path: Path) -> Any:
-    """Parse a JSON file; a missing, truncated or malformed one is an InputError."""
+def yaml_files(folder: Path) -> list[Path]:
+    """Every ``*.yaml`` file of a folder, sorted by name.
+
+    Raises
+    ------
+    InputError
+        A file ends in ``.yml``: the rules would not find it.
+    """
+    for path in sorted(folder.glob("*.yml")):
+        raise InputError(f"{path}: ends in .yml; rename it to {path.stem}.yaml")
+    return sorted(folder.glob("*.yaml"))
+
+
+def read_json(path: Path, schema_name: str | None = None) -> Any:
+    """Parse a JSON file that this program wrote, and check it against a schema if one is named.
+
+    Raises
+    ------
+    InputError
+        One line naming the file, what is wrong and the remedy: missing, truncated, malformed,
+        nested too deeply, with a number that is not finite, or not what the schema says.
+    """
+    anew = "delete the file and run again to make it anew"
+    text = _read_text(path, anew)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(
-            f"{path}: not valid JSON ({error}); delete the file and run again to make it anew"
-        ) from None
+        document = json.loads(text, parse_constant=_refuse_constant)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: not valid JSON ({error}); {anew}") from None
+    except RecursionError:
+        raise InputError(f"{path}: nested too deeply; {anew}") from None
+    except ValueError:
+        check_finite(json.loads(text), str(path))
+        raise InputError(f"{path}: a number is out of range; {anew}") from None
+    if schema_name is not None:
+        try:
+            check_record(document, schema_name, str(path))
+        except InputError as error:
+            raise InputError(f"{error}; {anew}") from None
+    return document
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(name)
+
+
+def check_finite(document: Any, source: str) -> None:
+    """Refuse NaN and infinity, which pass every bound of a schema.
+
+    Raises
+    ------
+    InputError
+        One line: ``source``, the key, the value.
+    """
+    for parts, value in _numbers(document):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"{source}: {location(parts)} is {value}; it must be a finite number")
+
+
+def _numbers(document: Any, at: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple, Any]]:
+    if isinstance(document, Mapping):
+        for key, part in document.items():
+            yield from _numbers(part, (*at, str(key)))
+    elif isinstance(document, list | tuple):
+        for number, part in enumerate(document):
+            yield from _numbers(part, (*at, number))
+    else:
+        yield at, document
 
 
 def write_text_atomic(path: Path, text: str) -> None:
@@ -67,12 +171,13 @@ def write_text_atomic(path: Path, text: str) -> None:
     Raises
     ------
     InputError
-        For example when the disk is full; ``path`` is then as it was before, and the temporary
-        file is gone.
+        For example when the disk is full or the folder is read-only; ``path`` is then as it was
+        before, and the temporary file is gone.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
             stream.write(text)
             stream.flush()
@@ -85,11 +190,19 @@ def write_text_atomic(path: Path, text: str) -> None:
             "and run again"
         ) from None
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
 
 
 def write_json(path: Path, document: Any) -> None:
-    """Write JSON with sorted keys and a final newline, atomically; NaN is refused."""
+    """Write JSON with sorted keys and a final newline, atomically.
+
+    Raises
+    ------
+    InputError
+        A number is not finite, which JSON cannot hold, or the file cannot be written.
+    """
+    check_finite(document, str(path))
     write_text_atomic(path, json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
@@ -137,7 +250,7 @@ def explain(error: jsonschema.ValidationError) -> str:
 
 
 def check(document: Any, schema_name: str | Mapping[str, Any], source: str) -> None:
-    """Check ``document`` against a schema.
+    """Check what a person wrote against a schema; a count written as ``3.0`` is no whole number.
 
     Raises
     ------
@@ -145,14 +258,42 @@ def check(document: Any, schema_name: str | Mapping[str, Any], source: str) -> N
         One line: ``source``, the key, what is wrong.
     """
     if isinstance(schema_name, str):
-        try:
-            _compiled(schema_name)(document)
+        rules: Mapping[str, Any] = schema(schema_name)
+        like_counts = any(
+            isinstance(value, float) and value.is_integer() for _, value in _numbers(document)
+        )
+        if not like_counts and _passes(document, schema_name):
             return
-        except fastjsonschema.JsonSchemaValueException:
-            rules: Mapping[str, Any] = schema(schema_name)
     else:
         rules = schema_name
-    validator = jsonschema.validators.validator_for(rules)(rules)
+    _refuse(document, rules, source)
+
+
+def check_record(document: Any, schema_name: str, source: str) -> None:
+    """Check what a program wrote against a schema, as :func:`check` does (same InputErrors), but fast."""
+    if not _passes(document, schema_name):
+        _refuse(document, schema(schema_name), source)
+
+
+def _passes(document: Any, schema_name: str) -> bool:
+    try:
+        _compiled(schema_name)(document)
+    except fastjsonschema.JsonSchemaValueException:
+        return False
+    return True
+
+
+@cache
+def _strict(kind: type) -> Any:
+    """A validator for which 3.0 is no whole number."""
+    whole = kind.TYPE_CHECKER.redefine(
+        "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)
+    )
+    return jsonschema.validators.extend(kind, type_checker=whole)
+
+
+def _refuse(document: Any, rules: Mapping[str, Any], source: str) -> None:
+    validator = _strict(jsonschema.validators.validator_for(rules))(rules)
     errors = sorted(validator.iter_errors(document), key=lambda error: list(map(str, error.path)))
     if errors:
         raise InputError(f"{source}: {explain(jsonschema.exceptions.best_match(errors))}")

@@ -31,13 +31,16 @@ def config_source():
 
 def load():
     """Check the configuration with everything it names, and plan the cells."""
+    for path in {*workflow.configfiles, *workflow.config_settings.configfiles}:
+        # Snakemake keeps the last of two equal keys without a word.
+        documents.read_yaml(Path(path))
     filled = configuration.fill(config, config_source())
     scenarios, models = configuration.load_scenarios_and_models(ROOT / "config")
-    kv_cells, app_cells = {}, {}
-    if "kv" in filled["suites"]:
-        kv_cells = configuration.plan_kv(filled, scenarios, models, config_source())
-    if "app" in filled["suites"]:
-        app_cells = configuration.plan_app(filled, models, config_source())
+    # A name that is wrong in a suite that is left out would be found on the day it is taken in.
+    kv_cells = configuration.plan_kv(filled, scenarios, models, config_source())
+    app_cells = configuration.plan_app(filled, models, config_source())
+    kv_cells = kv_cells if "kv" in filled["suites"] else {}
+    app_cells = app_cells if "app" in filled["suites"] else {}
     aa_cells = configuration.plan_aa(filled, models, config_source())
     return filled, scenarios, models, kv_cells, app_cells, aa_cells
 

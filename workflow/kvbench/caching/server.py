@@ -6,17 +6,13 @@ import importlib.util
 import os
 import secrets
 import shutil
-import signal
-import socket
 import subprocess
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -24,14 +20,12 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from kvbench import processes
 from kvbench.errors import InputError, Unsupported
 
 #: Longest Unix socket path that Linux (108 bytes with the final zero) and macOS (104) both accept.
 _SOCKET_PATH_BYTES = 100
 _START_TIMEOUT_S = 10.0
-
-#: Ends the server and its folder when the process that started them dies without cleaning up.
-_WATCHDOG = 'cat >/dev/null; kill -TERM "$1" 2>/dev/null; rm -rf "$2"'
 
 
 class ServerRefused(RuntimeError):
@@ -112,7 +106,7 @@ def running(url: str | None, scratch: Path, tcp: bool = False) -> Iterator[Serve
         If no server is named and none is installed, or the installed one does not start.
     """
     url = url or os.environ.get("REDIS_URL") or None
-    with _terminate_as_exit():
+    with processes.sigterm_as_exit():
         if url is not None:
             yield from _configured(url)
         else:
@@ -195,7 +189,7 @@ def _must_store(client: redis.Redis, key: str) -> None:
 def _private(scratch: Path, tcp: bool) -> Iterator[Server]:
     kind, program = executable()
     folder = _socket_folder(scratch)
-    process = watchdog = server = None
+    server = None
     try:
         options = {
             "--save": "",
@@ -205,7 +199,7 @@ def _private(scratch: Path, tcp: bool) -> Iterator[Server]:
             "--daemonize": "no",
         }
         if tcp:
-            port = _free_port()
+            port = processes.free_port()
             options |= {"--port": str(port), "--bind": "127.0.0.1"}
             address = f"127.0.0.1:{port}"
         else:
@@ -218,41 +212,21 @@ def _private(scratch: Path, tcp: bool) -> Iterator[Server]:
                 return redis.Redis(host="127.0.0.1", port=port, **client_options)
             return redis.Redis(unix_socket_path=path, **client_options)
 
-        # A session of its own keeps the terminal's Ctrl-C away from the server: it is stopped in
-        # order by the code below, after the block has had its own chance to clean up.
-        process = subprocess.Popen(
-            [program, *(part for pair in options.items() for part in pair)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        watchdog = subprocess.Popen(
-            ["/bin/sh", "-c", _WATCHDOG, "watchdog", str(process.pid), str(folder)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        server = Server(
-            kind=kind,
-            transport="tcp" if tcp else "unix",
-            address=address,
-            private=True,
-            namespace=f"kvbench:{secrets.token_hex(4)}:",
-            _connect=connect,
-        )
-        _await_answer(server, process, folder / "log")
-        yield server
+        command = [program, *(part for pair in options.items() for part in pair)]
+        with processes.child(command, folder=folder) as process:
+            server = Server(
+                kind=kind,
+                transport="tcp" if tcp else "unix",
+                address=address,
+                private=True,
+                namespace=f"kvbench:{secrets.token_hex(4)}:",
+                _connect=connect,
+            )
+            _await_answer(server, process, folder / "log")
+            yield server
     finally:
         if server is not None:
             server._close_clients()
-        # The watchdog first: it must not signal a process number that is free for reuse.
-        if watchdog is not None:
-            watchdog.kill()
-            watchdog.communicate()
-        if process is not None:
-            _stop(process)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -283,12 +257,6 @@ def _socket_folder(scratch: Path) -> Path:
     raise Unsupported("no temporary folder with a path short enough for a Unix socket")
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def _await_answer(server: Server, process: subprocess.Popen, log: Path) -> None:
     """Wait until the server answers; a server that ends or stays silent is unsupported."""
     probe = server.client(retry=Retry(NoBackoff(), 0), socket_timeout=1.0)
@@ -313,37 +281,3 @@ def _version(client: redis.Redis) -> str:
     if "valkey_version" in facts:
         return f"valkey {facts['valkey_version']}"
     return f"redis {facts.get('redis_version', 'unknown')}"
-
-
-def _stop(process: subprocess.Popen) -> None:
-    process.terminate()
-    try:
-        process.wait(timeout=5.0)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-@contextmanager
-def _terminate_as_exit() -> Iterator[None]:
-    """Turn SIGTERM into :class:`SystemExit`, so that ``finally`` blocks run.
-
-    Ctrl-C already is an exception. A handler that somebody else installed is left alone, and
-    signals can only be handled in the main thread.
-    """
-    ours = (
-        threading.current_thread() is threading.main_thread()
-        and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    )
-    if not ours:
-        yield
-        return
-
-    def leave(number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)

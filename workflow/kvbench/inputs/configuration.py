@@ -69,7 +69,7 @@ def read_models(folder: Path) -> dict[str, dict[str, Any]]:
         A file is malformed, against the schema, or named unlike its ``name``.
     """
     found = {}
-    for path in sorted(folder.glob("*.yaml")):
+    for path in documents.yaml_files(folder):
         document = documents.read_yaml(path)
         documents.check(document, "model", str(path))
         if document["name"] != path.stem:
@@ -97,8 +97,13 @@ def fill(config: Mapping[str, Any], source: str) -> dict[str, Any]:
         An unknown key, a wrong type, a count below its minimum: one line naming it.
     """
     rules = documents.schema("config")
+    documents.check_finite(config, source)
     documents.check(dict(config), rules, source)
     filled = documents.fill_defaults(dict(config), rules)
+    if "kv" in filled["suites"] and config.get("kv", {}).get("experiments") == []:
+        raise InputError(
+            f"{source}: kv.experiments is empty; name an experiment, or take kv out of suites"
+        )
     # The command line gives words: --config claims_must_hold=true.
     filled["claims_must_hold"] = str(filled["claims_must_hold"]).lower() == "true"
     return filled

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -27,8 +28,8 @@ WRITE_WEIGHTS_UP_TO = 64 * 2**20
 #: Longest block of random numbers that is drawn; larger models repeat it. The length is odd and
 #: near a power of two, so that rows of a weight matrix never line up with the repetition.
 _BLOCK = 2**24 - 3
-#: Marks the place of a reply when the chat template is split around it.
-_SENTINEL = "REPLY-STANDS-HERE"
+#: Marks the place of a reply when the chat template is split around it, with a number.
+_MARK = "REPLY-STANDS-HERE"
 
 
 @dataclass(frozen=True)
@@ -272,8 +273,10 @@ def adopt(model: PreTrainedModel, tokenizer: Any) -> LoadedModel:
     """Take over a model in memory: evaluation mode, greedy, and no stop before the full length."""
     from transformers import GenerationConfig
 
-    ends = model.generation_config.eos_token_id or model.config.eos_token_id or []
-    ends = {ends} if isinstance(ends, int) else set(ends)
+    ends = model.generation_config.eos_token_id
+    if ends is None:
+        ends = model.config.eos_token_id
+    ends = {ends} if isinstance(ends, int) else set(ends or [])
     ends |= {
         tokenizer.token_to_id(token)
         for token in ("<|end|>", "<|eot_id|>", "<|im_end|>")
@@ -368,7 +371,14 @@ def conversation_prompts(tokenizer: PreTrainedTokenizerBase, scenario: Scenario)
 
     What stands between two replies is found by rendering the chat template around a marked reply
     and keeping what follows the mark. A tokenizer without template gets ``role: content`` lines.
+
+    Raises
+    ------
+    InputError
+        A text holds one of the tokenizer's special tokens, which would not be read as text.
     """
+    _refuse_special_tokens(tokenizer, scenario)
+    mark = _unused_mark(scenario)
     opening = [
         {"role": "system", "content": scenario.system},
         {"role": "user", "content": scenario.turns[0].user},
@@ -380,10 +390,10 @@ def conversation_prompts(tokenizer: PreTrainedTokenizerBase, scenario: Scenario)
     for turn in scenario.turns[1:]:
         marked = [
             *opening,
-            {"role": "assistant", "content": _SENTINEL},
+            {"role": "assistant", "content": mark},
             {"role": "user", "content": turn.user},
         ]
-        between = render(tokenizer, marked).partition(_SENTINEL)[2]
+        between = render(tokenizer, marked).partition(mark)[2]
         following.append(tokenizer(between, add_special_tokens=False)["input_ids"])
     references = [
         tokenizer(turn.reference, add_special_tokens=False)["input_ids"] for turn in scenario.turns
@@ -394,6 +404,28 @@ def conversation_prompts(tokenizer: PreTrainedTokenizerBase, scenario: Scenario)
         "references": references,
         "vocab_size": len(tokenizer),
     }
+
+
+def _refuse_special_tokens(tokenizer: PreTrainedTokenizerBase, scenario: Scenario) -> None:
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    special = {token.content for token in added.values() if token.special}
+    texts = {"system": scenario.system}
+    for number, turn in enumerate(scenario.turns):
+        texts |= {f"turns[{number}].user": turn.user, f"turns[{number}].reference": turn.reference}
+    for key, text in texts.items():
+        for token in sorted(special):
+            if token in text:
+                raise InputError(
+                    f"config/scenarios/{scenario.id}.yaml: {key} holds {token!r}, a special token of "
+                    "this model's tokenizer; it would not be read as text: write it otherwise"
+                )
+
+
+def _unused_mark(scenario: Scenario) -> str:
+    """A mark that no text of the scenario holds."""
+    texts = " ".join([scenario.system, *(turn.user for turn in scenario.turns)])
+    numbers = (number for number in itertools.count() if f"{_MARK}-{number}-" not in texts)
+    return f"{_MARK}-{next(numbers)}-"
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import unicodedata
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from kvbench import documents
 from kvbench.errors import InputError
@@ -63,6 +66,9 @@ def load(path: Path) -> Scenario:
                     f"{path}: turns[{number}].user is empty; every turn needs a question"
                 )
     documents.check(document, "scenario", str(path))
+    for key, text in _texts(document):
+        if problem := _unreadable(text):
+            raise InputError(f"{path}: {key} {problem}; write plain text")
     if document["id"] != path.stem:
         raise InputError(
             f"{path}: id is {document['id']!r} but the file is called {path.name}; make them equal"
@@ -75,20 +81,39 @@ def load(path: Path) -> Scenario:
     return Scenario(**fields)
 
 
+def _texts(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Key and text of everything that a model will read."""
+    yield "system", document.get("system", "x")
+    for number, turn in enumerate(document.get("turns", [])):
+        yield f"turns[{number}].user", turn["user"]
+        yield f"turns[{number}].reference", turn["reference"]
+
+
+def _unreadable(text: str) -> str | None:
+    """Why a text cannot be given to a model, or None."""
+    kinds = {character: unicodedata.category(character) for character in set(text)}
+    for character, kind in kinds.items():
+        if kind == "Cs":
+            return f"holds half a surrogate pair (U+{ord(character):04X})"
+        if kind == "Cc" and character not in "\n\t\r":
+            return f"holds the control character U+{ord(character):04X}"
+    # Separators and format characters, such as a zero-width space, show nothing.
+    if all(kind[0] in "CZ" for kind in kinds.values()):
+        return "shows no character"
+    return None
+
+
 def load_all(folder: Path) -> dict[str, Scenario]:
-    """Read every ``*.yaml`` and ``*.yml`` file of a folder.
+    """Read every ``*.yaml`` file of a folder.
 
     Raises
     ------
     InputError
-        Any file is wrong, two files have the same id, or the folder holds none.
+        Any file is wrong or has another suffix, or the folder holds none.
     """
     found: dict[str, Scenario] = {}
-    for path in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")]):
-        scenario = load(path)
-        if scenario.id in found:
-            raise InputError(f"{path}: duplicate scenario id {scenario.id!r}; ids must be unique")
-        found[scenario.id] = scenario
+    for path in documents.yaml_files(folder):
+        found[path.stem] = load(path)
     if not found:
         raise InputError(f"{folder}: holds no scenario; add a file such as banking.yaml")
     return found

@@ -40,9 +40,9 @@ def write(path: Path, record: Mapping[str, Any]) -> None:
 def _check(record: Any, path: Path) -> None:
     match record.get("schema") if isinstance(record, Mapping) else None:
         case "kvbench/kv-cell/1":
-            documents.check(record, "kv-cell", str(path))
+            documents.check_record(record, "kv-cell", str(path))
         case "kvbench/app-cell/1":
-            documents.check(record, "app-cell", str(path))
+            documents.check_record(record, "app-cell", str(path))
         case other:
             raise InputError(
                 f"{path}: schema is {other!r}; known: {KV_SCHEMA}, {APP_SCHEMA}; "

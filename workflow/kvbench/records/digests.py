@@ -28,7 +28,7 @@ from kvbench import layout
 
 _PACKAGE = "kvbench"
 #: Calls of :mod:`kvbench.documents` whose text argument names a schema.
-_SCHEMA_CALLS = ("check", "schema")
+_SCHEMA_CALLS = ("check", "check_record", "read_json", "schema")
 #: Words of a schema that explain it and decide nothing.
 _WORDS = ("$comment", "description", "title")
 

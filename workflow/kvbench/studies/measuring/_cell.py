@@ -7,15 +7,14 @@ import json
 import logging
 import math
 import shutil
-import signal
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kvbench import documents, records, studies
+from kvbench import documents, processes, records, studies
 from kvbench.errors import InputError, Unsupported
 from kvbench.measurement import lock, noise
 
@@ -88,7 +87,7 @@ def run(
     scratch = Path(tempfile.mkdtemp(prefix="kvbench-"))
     guard = lock.machine() if timed else contextlib.nullcontext(0.0)
     try:
-        with _ending_on_sigterm(), guard as waited:
+        with processes.sigterm_as_exit(), guard as waited:
             quiet = noise.wait_for_quiet(quiet_wait_s) if timed else 0.0
             before = noise.read()
             outcome = studies.get(study).measure(
@@ -123,20 +122,6 @@ def run(
         shutil.rmtree(scratch, ignore_errors=True)
     record["wall_s"] = round(time.perf_counter() - begin, 3)
     return record
-
-
-@contextlib.contextmanager
-def _ending_on_sigterm() -> Iterator[None]:
-    """Let a termination run the cleanup of servers and folders, as Ctrl-C does."""
-
-    def end(number: int, _frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _plain(value: Any) -> Any:

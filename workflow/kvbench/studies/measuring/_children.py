@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import os
-import signal
-import socket
 import subprocess
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import kvbench
+from kvbench import processes
 from kvbench.errors import Unsupported
-
-_STOP_S = 5.0
-
-#: Ends the child when the process that started it is killed without a chance to clean up.
-_WATCHDOG = 'cat >/dev/null; kill -TERM "$1" 2>/dev/null'
 
 
 def environment(offline: bool = True) -> dict[str, str]:
@@ -36,36 +28,9 @@ def environment(offline: bool = True) -> dict[str, str]:
 def child(
     command: Sequence[str], log: Path, env: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen]:
-    """Run a process while the block runs; stop it however the block ends.
-
-    SIGTERM to this process ends the block as SystemExit, so that the child goes with it.
-    """
-    process = watchdog = None
-    with log.open("wb") as output, _terminate_as_exit():
-        try:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=None if env is None else dict(env),
-                start_new_session=True,
-            )
-            watchdog = subprocess.Popen(
-                ["/bin/sh", "-c", _WATCHDOG, "watchdog", str(process.pid)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-            yield process
-        finally:
-            # The watchdog first: it must not signal a process number that is free for reuse.
-            if watchdog is not None:
-                watchdog.kill()
-                watchdog.communicate()
-            if process is not None:
-                _stop(process)
+    """Run a process while the block runs, with its output in a log; see :func:`processes.child`."""
+    with log.open("wb") as output, processes.child(command, output, env) as process:
+        yield process
 
 
 def await_ready(
@@ -95,37 +60,3 @@ def last_line(log: Path) -> str:
         if spoken:
             return spoken[-1][:300]
     return "nothing in its log"
-
-
-def free_port() -> int:
-    """Return a port of 127.0.0.1 that nothing listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def _stop(process: subprocess.Popen) -> None:
-    process.terminate()
-    try:
-        process.wait(_STOP_S)
-    except subprocess.TimeoutExpired:
-        # Its helpers share its session, and nothing else does.
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-@contextmanager
-def _terminate_as_exit() -> Iterator[None]:
-    """Turn SIGTERM into SystemExit, unless somebody else already handles it."""
-    ours = (
-        threading.current_thread() is threading.main_thread()
-        and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    )
-    if ours:
-        signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
-    try:
-        yield
-    finally:
-        if ours:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)

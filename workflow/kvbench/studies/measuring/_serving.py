@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from kvbench import processes
 from kvbench.engines import vllm
 from kvbench.errors import Unsupported
 from kvbench.studies import Context
@@ -59,7 +60,7 @@ def transformers_serve(context: Context, startup_timeout_s: float) -> Iterator[U
         raise Unsupported(f"transformers serve needs {', '.join(missing)}; install them")
     if context.model_dir is None:
         raise Unsupported("no local model for transformers serve")
-    port = children.free_port()
+    port = processes.free_port()
     model = str(context.model_dir.resolve())
     log = context.scratch / "server.log"
     command = [sys.executable, "-m", "transformers.cli.transformers", "serve", model]
@@ -93,7 +94,7 @@ def vllm_serve(context: Context, startup_timeout_s: float) -> Iterator[Upstream]
         raise Unsupported(why)
     if context.model_dir is None:
         raise Unsupported("no local model for vLLM's server")
-    port = children.free_port()
+    port = processes.free_port()
     model = str(context.model_dir.resolve())
     log = context.scratch / "vllm.log"
     command = [vllm.interpreter(), "-m", "vllm.entrypoints.openai.api_server", "--model", model]
