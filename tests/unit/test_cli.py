@@ -107,3 +107,47 @@ def test_a_lock_file_is_read_as_far_as_its_markers_fit(tmp_path):
     )
     assert doctor.pinned(lock) == {"a": "1.0", "c": "3"}
     assert doctor.pinned(tmp_path / "absent") == {}
+
+
+@pytest.fixture
+def stored(tmp_path, make_record):
+    """Write a kv record where a run would have it."""
+    from kvbench import records
+
+    def store(strategy: str, *arguments: object, **fields: object) -> Path:
+        path = tmp_path / "results/cells/kv/cpu/tiny/talk" / strategy / "r1.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        records.write(path, make_record(strategy, *arguments, **fields))
+        return path
+
+    return store
+
+
+def test_a_record_is_shown_with_every_turn(kvbench, stored):
+    done = kvbench("show", str(stored("dynamic", [[1.0, 2.0], [3.0, 4.0]])))
+    assert done.returncode == 0, done.stderr
+    assert "dynamic in" in done.stdout
+    turns = done.stdout.split("turns (medians")[1].splitlines()
+    numbers = [line.split()[0] for line in turns if line[:4].strip().isdigit()]
+    assert numbers == ["1", "2"]
+
+
+def test_what_is_no_record_is_refused_in_one_line(kvbench, tmp_path):
+    (tmp_path / "r1.json").write_text("{}")
+    for path in (tmp_path / "r1.json", tmp_path / "absent.json", tmp_path):
+        done = kvbench("show", str(path))
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1
+        assert path.name in done.stderr
+
+
+def test_sizes_have_three_digits_and_a_unit():
+    from kvbench.commands import show
+
+    assert [show.size(n) for n in (None, 0, 1023, 1536, 1_232_896)] == [
+        "-",
+        "0 B",
+        "1023 B",
+        "1.5 KiB",
+        "1.18 MiB",
+    ]
