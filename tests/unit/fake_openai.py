@@ -149,6 +149,7 @@ class _Handler(BaseHTTPRequestHandler):
         while not upstream.release.wait(0.005):
             readable, _, _ = select.select([self.connection], [], [], 0)
             if upstream.stop.is_set():
+                self.close_connection = True
                 return False
             if readable and not self.connection.recv(1, socket.MSG_PEEK):
                 upstream.left.set()

@@ -9,97 +9,17 @@ import socket
 import subprocess
 import sys
 import time
-import zlib
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import fake_openai
 import kvbench
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kvbench.caching import proxy as proxies
 from kvbench.caching.resilience import black_hole, refused_port
 from kvbench.errors import InputError
-
-
-class WordEncoder:
-    dimension = 64
-
-    def __call__(self, text):
-        vector = np.zeros(self.dimension, dtype=np.float32)
-        for word in re.findall(r"\w+", text.lower()):
-            vector[zlib.crc32(word.encode()) % self.dimension] += 1
-        return vector
-
-    def fits(self, text):
-        return len(text) < 2000
-
-
-@pytest.fixture
-def upstream():
-    with fake_openai.serving() as server:
-        yield server
-
-
-@dataclass
-class Reply:
-    status: int
-    headers: http.client.HTTPMessage
-    body: bytes
-    seconds: float = 0.0
-
-    @property
-    def cache(self):
-        return self.headers["x-cache"]
-
-    @property
-    def text(self):
-        return json.loads(self.body)["choices"][0]["message"]["content"]
-
-
-@dataclass
-class Client:
-    """Sends chat requests to a proxy, each on a connection of its own."""
-
-    proxy: proxies.Proxy
-    headers: dict = field(default_factory=dict)
-
-    def ask(self, text, headers=None, messages=None, **fields):
-        body = {"model": "m", "temperature": 0} | fields
-        body["messages"] = [*(messages or []), {"role": "user", "content": text}]
-        return self.send("POST", "/v1/chat/completions", json.dumps(body), headers)
-
-    def send(self, method, path, body=None, headers=None):
-        connection = http.client.HTTPConnection(*self.proxy.address, timeout=10)
-        started = time.monotonic()
-        try:
-            connection.request(method, path, body, {**self.headers, **(headers or {})})
-            response = connection.getresponse()
-            return Reply(
-                response.status, response.headers, response.read(), time.monotonic() - started
-            )
-        finally:
-            connection.close()
-
-
-@pytest.fixture
-def start(upstream):
-    """Return a function that starts a proxy with settings and returns a client of it."""
-    running = []
-
-    def begin(**settings):
-        options = {"upstream": upstream.url} | settings
-        encoder = WordEncoder() if options.get("threshold") is not None else None
-        manager = proxies.serving(proxies.Settings(**options), encoder)
-        running.append(manager)
-        return Client(manager.__enter__())
-
-    yield begin
-    for manager in running:
-        manager.__exit__(None, None, None)
-
+from proxying import said
 
 # --- hits -----------------------------------------------------------------------------------------
 
@@ -331,12 +251,6 @@ def test_answers_larger_than_the_limit_pass_through_and_are_not_kept(start, upst
 
 
 # --- streams --------------------------------------------------------------------------------------
-
-
-def said(body):
-    events = [line[6:] for line in body.decode().split("\n") if line.startswith("data: {")]
-    deltas = [json.loads(event)["choices"][0]["delta"] for event in events]
-    return "".join(delta.get("content", "") for delta in deltas)
 
 
 def test_a_complete_stream_is_passed_on_and_replayed(start, upstream):

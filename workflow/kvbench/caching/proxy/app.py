@@ -385,6 +385,12 @@ class Proxy:
         if question.form != entry.form:
             content_type = answers.content_type_of(question.form)
         prompt, completion = entry.tokens or (0, 0)
+        metrics, prices = self.metrics, self.settings.prices
+        metrics.hits.labels(kind).inc()
+        metrics.tokens.labels("prompt", "cache").inc(prompt)
+        metrics.tokens.labels("completion", "cache").inc(completion)
+        saved = (prompt * prices[0] + completion * prices[1]) / 1e6
+        metrics.money.labels(self.settings.currency).inc(saved)
         await self._begin(
             exchange,
             200,
@@ -400,12 +406,6 @@ class Proxy:
         )
         await self._write(exchange, body)
         await self._write(exchange, b"", last=True)
-        metrics, prices = self.metrics, self.settings.prices
-        metrics.hits.labels(kind).inc()
-        metrics.tokens.labels("prompt", "cache").inc(prompt)
-        metrics.tokens.labels("completion", "cache").inc(completion)
-        saved = (prompt * prices[0] + completion * prices[1]) / 1e6
-        metrics.money.labels(self.settings.currency).inc(saved)
         metrics.hit_seconds.observe(time.perf_counter() - exchange.started)
 
     # --- misses -----------------------------------------------------------------------------------

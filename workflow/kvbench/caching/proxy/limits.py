@@ -32,6 +32,7 @@ def protocol(settings: Settings, metrics: Metrics) -> type[HttpToolsProtocol]:
         """uvicorn's protocol, with a head that is bounded in bytes and in time."""
 
         _head: int | None = 0
+        _begun = False
         _deadline: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -59,10 +60,14 @@ def protocol(settings: Settings, metrics: Metrics) -> type[HttpToolsProtocol]:
             super().data_received(data)
             if self._head is not None and self._head > settings.max_header_bytes:
                 self._refuse("header")
+            elif self._begun and self._deadline is None:
+                # The beginning of a next request came with the end of this one.
+                self._await_head()
 
         def on_message_begin(self) -> None:
             super().on_message_begin()
             self.scope["state"]["abort"] = self.transport.abort
+            self._begun = True
             self._size = 0
 
         def on_url(self, url: bytes) -> None:
@@ -75,6 +80,7 @@ def protocol(settings: Settings, metrics: Metrics) -> type[HttpToolsProtocol]:
 
         def on_headers_complete(self) -> None:
             self._head = None
+            self._begun = False
             self._stop_waiting()
             super().on_headers_complete()
 
@@ -107,9 +113,11 @@ def protocol(settings: Settings, metrics: Metrics) -> type[HttpToolsProtocol]:
             if self.transport.is_closing():
                 return
             metrics.refused.labels(reason).inc()
-            self.transport.write(
-                b"HTTP/1.1 %b\r\ncontent-length: 0\r\nconnection: close\r\n\r\n" % _REFUSALS[reason]
-            )
+            if self.cycle is None or self.cycle.response_complete:
+                self.transport.write(
+                    b"HTTP/1.1 %b\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+                    % _REFUSALS[reason]
+                )
             self.transport.close()
 
     return Bounded

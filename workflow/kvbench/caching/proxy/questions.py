@@ -152,10 +152,9 @@ def parsed(body: bytes, encoding: str, settings: Settings) -> dict[str, Any]:
     return fields
 
 
-def without(parts: Mapping[str, bytes], name: str, tenant: bytes) -> bytes:
-    """Return a digest of all parts but one: equal for requests that differ in that part only."""
-    items = [tenant, name.encode()]
-    items += [item for key in sorted(parts) if key != name for item in (key.encode(), parts[key])]
+def without(parts: Mapping[str, bytes], name: str | None) -> bytes:
+    """Return a digest of all parts but one (or of all): equal for requests that share the rest."""
+    items = [item for key in sorted(parts) if key != name for item in (key.encode(), parts[key])]
     return _combined(items, b"")[:12]
 
 

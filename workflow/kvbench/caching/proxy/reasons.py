@@ -6,8 +6,8 @@ from collections import OrderedDict
 
 from kvbench.caching.proxy.questions import ASKED, Question, label, without
 
-#: What is remembered of each request: one short digest for each of its parts, and one of it all.
-_MOST = 65_536
+#: Most digests that are remembered: two for each part of a request, and one of it all.
+_MOST = 50_000
 
 
 class Reasons:
@@ -15,7 +15,8 @@ class Reasons:
 
     def __init__(self, most: int = _MOST) -> None:
         self._most = most
-        self._rests: OrderedDict[bytes, None] = OrderedDict()
+        #: Digest of a request without one part, by that part; and the part, by the digest alone.
+        self._rests: OrderedDict[tuple[bytes, bytes, str | None], str | None] = OrderedDict()
         self._outcomes: OrderedDict[str, str] = OrderedDict()
 
     def explain(self, question: Question, tenant: bytes) -> tuple[str, list[str]]:
@@ -23,15 +24,23 @@ class Reasons:
 
         The reason is what became of the same request before, or ``<part> changed`` if an earlier
         request differed in that part only (the question itself before others, because that is
-        what traffic is made of), or ``new``.
+        what traffic is made of), or ``new``. A part that came or went has changed, too.
         """
         if question.exact in self._outcomes:
             return self._outcomes[question.exact], []
-        rests = {part: without(question.parts, part, tenant) for part in question.parts}
-        changed = [part for part, rest in rests.items() if rest in self._rests]
-        for rest in rests.values():
-            self._rests[rest] = None
-            self._rests.move_to_end(rest)
+        rests = {part: without(question.parts, part) for part in question.parts}
+        whole = without(question.parts, None)
+        changed = [
+            part
+            for part, rest in rests.items()
+            if (tenant, rest, part) in self._rests or (tenant, rest, "") in self._rests
+        ]
+        gone = self._rests.get((tenant, whole, None))
+        changed += [gone] if gone else []
+        for part, rest in rests.items():
+            self._rests[tenant, rest, part] = None
+            self._rests[tenant, rest, None] = part
+        self._rests[tenant, whole, ""] = None
         while len(self._rests) > self._most:
             self._rests.popitem(last=False)
         if not changed:

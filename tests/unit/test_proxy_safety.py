@@ -1,0 +1,489 @@
+"""What the proxy refuses: malformed requests, foreign names, slow and large clients, itself."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import socket
+import threading
+import time
+
+import fake_openai
+import pytest
+from kvbench.caching import proxy as proxies
+from kvbench.errors import InputError
+from proxying import until
+
+HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        b"foo\r\n",
+        b"Foo : a\r\n",
+        b" Foo: a\r\n",
+        b": a\r\n",
+        b"Foo: a\r\n b\r\n",
+        b"Foo: a\rb\r\n",
+        b"Foo: a\nBar: b\r\n",
+        b"Foo: a\x00b\r\n",
+        b"Content-Length: 1\r\nContent-Length: 2\r\n",
+        b"Content-Length: 2, 2\r\n",
+        b"Content-Length: +2\r\n",
+        b"Transfer-Encoding: chunked\r\nContent-Length: 2\r\n",
+        b"Transfer-Encoding: chunked, identity\r\n",
+        b"Transfer-Encoding: xchunked\r\n",
+        b"Host: localhost\r\n",
+    ],
+)
+def test_a_malformed_request_is_refused_and_the_connection_closed(start, upstream, lines):
+    smuggled = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    answer = start().raw(HEAD + lines + b"\r\n" + smuggled)
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert answer.count(b"HTTP/1.1") == 1
+    assert upstream.paths == []
+
+
+@pytest.mark.parametrize("size", [b"-5", b"0x5", b"5;a\n", b""])
+def test_a_malformed_chunk_is_refused(start, upstream, size):
+    answer = start().raw(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + size + b"\r\nhello\r\n")
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert upstream.paths == []
+
+
+@pytest.mark.parametrize("name", ["evil.example", "127.0.0.1.evil.example", "10.0.0.1:80", ""])
+def test_a_foreign_name_is_refused_on_loopback(start, upstream, name):
+    client = start()
+    client.ask("hello")
+    assert client.ask("hello", headers={"Host": name}).status == 403
+    assert upstream.calls == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["localhost", "LOCALHOST:80", "127.0.0.1:1", "[::1]:8", "a.localhost"]
+)
+def test_the_names_of_this_machine_are_known(start, name):
+    assert start().ask("hello", headers={"Host": name}).status == 200
+
+
+def test_a_name_that_the_operator_allows_is_known(start):
+    client = start(allowed_hosts=("cache.example",))
+    assert client.ask("hello", headers={"Host": "cache.example:8001"}).status == 200
+    assert client.ask("hello", headers={"Host": "other.example"}).status == 403
+
+
+def test_an_upgrade_is_refused_because_its_body_would_be_lost(start, upstream):
+    headers = {"Connection": "Upgrade", "Upgrade": "h2c"}
+    assert start().ask("hello", headers=headers).status == 501
+    assert upstream.calls == 0
+
+
+def test_a_request_that_this_proxy_sent_is_refused(start, upstream):
+    client = start()
+    via = {"Via": f"1.1 {client.proxy._upstream.name}"}
+    assert client.ask("hello", headers=via).status == 508
+    assert upstream.calls == 0
+
+
+def test_a_proxy_in_front_of_itself_is_refused_at_start():
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        port = holder.getsockname()[1]
+    for host in ("127.0.0.1", "localhost"):
+        settings = proxies.Settings(upstream=f"http://{host}:{port}/v1", port=port)
+        with pytest.raises(InputError, match="is the proxy itself"):
+            settings.check()
+
+
+# --- time and room --------------------------------------------------------------------------------
+
+
+def test_a_body_that_drips_is_cut(start, upstream):
+    client = start(receive_timeout_s=0.3)
+    answer = client.raw(HEAD + b"Content-Length: 100\r\n\r\n{")
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert upstream.calls == 0
+
+
+@pytest.mark.parametrize("head", [b"", b"POST /v1/chat", HEAD + b"Foo: "])
+def test_a_head_that_does_not_come_is_cut(start, head):
+    assert start(receive_timeout_s=0.3).raw(head).startswith(b"HTTP/1.1 408")
+
+
+def test_the_next_head_of_a_connection_is_limited_too(start):
+    client = start(receive_timeout_s=0.3)
+    answer = client.raw(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET /heal")
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert b"HTTP/1.1 408" in answer
+
+
+def test_a_large_body_of_another_path_has_to_keep_coming(start, upstream):
+    client = start(receive_timeout_s=0.3)
+    answer = client.raw(
+        b"POST /v1/files HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999999\r\n\r\nx"
+    )
+    assert answer.startswith(b"HTTP/1.1 408")
+
+
+def test_open_connections_are_capped(start):
+    client = start(max_connections=4)
+    waiting = [socket.create_connection(client.proxy.address, timeout=5) for _ in range(4)]
+    until(lambda: client.metric("open_connections") == 4)
+    assert client.raw(b"").startswith(b"HTTP/1.1 503")
+    for connection in waiting:
+        connection.close()
+    until(lambda: client.metric("open_connections") == 0)
+    assert client.ask("hello").status == 200
+
+
+def test_slow_connections_start_no_threads(start):
+    client = start(max_connections=60)
+    before = threading.active_count()
+    waiting = [socket.create_connection(client.proxy.address, timeout=5) for _ in range(50)]
+    for connection in waiting:
+        connection.sendall(HEAD + b"Content-Length: 10\r\n\r\n{")
+    until(lambda: client.metric("open_connections") == 50)
+    assert threading.active_count() == before
+    assert client.ask("hello").status == 200
+    for connection in waiting:
+        connection.close()
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        HEAD + b"Foo: " + b"a" * 2000,
+        HEAD + b"".join(b"Foo%d: a\r\n" % n for n in range(200)) + b"\r\n",
+        b"GET /" + b"a" * 2000,
+    ],
+)
+def test_a_head_that_is_too_large_is_refused(start, upstream, head):
+    assert start(max_header_bytes=1000).raw(head).startswith(b"HTTP/1.1 431")
+    assert upstream.paths == []
+
+
+def test_a_client_that_takes_nothing_is_cut(start, upstream):
+    client = start(send_timeout_s=0.3, max_stored_bytes=2**25, max_request_bytes=2**25)
+    text = "x" * (8 * 2**20)
+    client.ask(text)
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.connect(client.proxy.address)
+    body = client.body(text).encode()
+    connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+    until(lambda: client.metric("open_connections") == 1)
+    until(lambda: client.metric("open_connections") == 0)
+    connection.close()
+
+
+# --- bodies ---------------------------------------------------------------------------------------
+
+
+def chunked(body):
+    return (
+        b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (body[:7], body[7:]))
+        + b"0\r\n\r\n"
+    )
+
+
+def test_a_chunked_body_is_served(start, upstream):
+    client = start()
+    body = client.body("hello").encode()
+    request = HEAD + b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n" + chunked(body)
+    assert b"x-cache: miss" in client.raw(request)
+    assert b"x-cache: hit" in client.raw(request)
+    assert client.ask("hello").cache == "hit"
+    assert upstream.bodies == [body]
+
+
+def test_a_client_that_waits_to_continue_is_told_to(start, upstream):
+    client = start()
+    body = client.body("hello").encode()
+    with socket.create_connection(client.proxy.address, timeout=5) as connection:
+        connection.sendall(HEAD + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(body))
+        assert connection.recv(100).startswith(b"HTTP/1.1 100")
+        connection.sendall(body)
+        assert connection.recv(100).startswith(b"HTTP/1.1 200")
+    assert "expect" not in upstream.sent_headers[0]
+
+
+def test_a_compressed_body_has_the_key_of_the_plain_one(start, upstream):
+    client = start()
+    assert client.ask("hello").cache == "miss"
+    body = gzip.compress(client.body("hello").encode())
+    headers = {"Content-Encoding": "gzip"}
+    assert client.send("POST", "/v1/chat/completions", body, headers).cache == "hit"
+
+
+def test_a_body_that_unpacks_to_too_much_is_not_read(start, upstream):
+    client = start(max_request_bytes=10_000)
+    body = gzip.compress(client.body("x" * 1_000_000).encode())
+    headers = {"Content-Encoding": "gzip", "Cache-Control": "only-if-cached"}
+    reply = client.send("POST", "/v1/chat/completions", body, headers)
+    assert (reply.status, upstream.calls) == (504, 0)
+
+
+def test_a_large_body_of_another_path_is_passed_on(start, upstream):
+    client = start(max_request_bytes=100)
+    body = b"x" * 2**20
+    assert client.send("POST", "/v1/files", body).status == 200
+    assert upstream.bodies == [body]
+
+
+def test_a_chunked_body_of_another_path_is_passed_on(start, upstream):
+    client = start()
+    request = b"POST /v1/files HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+    answer = client.raw(request + b"Transfer-Encoding: chunked\r\n\r\n" + chunked(b"some bytes"))
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert upstream.bodies == [b"some bytes"]
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (
+            '{"model": "m", "model": "n", "temperature": 0, "messages": [{"role": "user"}]}',
+            "duplicate name",
+        ),
+        (
+            '{"temperature": false, "messages": [{"role": "user", "content": "a"}]}',
+            "temperature is no number",
+        ),
+        (
+            '{"temperature": "0", "messages": [{"role": "user", "content": "a"}]}',
+            "temperature is no number",
+        ),
+        (
+            '{"temperature": 0, "stream": 1, "messages": [{"role": "user", "content": "a"}]}',
+            "stream is no boolean",
+        ),
+        (
+            '{"temperature": 0, "a": NaN, "messages": [{"role": "user", "content": "a"}]}',
+            "not plain JSON",
+        ),
+        (
+            '{"temperature": 0, "a": ' + "[" * 80 + "]" * 80 + ', "messages": [{"content": "a"}]}',
+            "nesting",
+        ),
+        (
+            '{"temperature": 0, "messages": [{"role": "user", "content": "\\ud800"}]}',
+            "not plain JSON",
+        ),
+        (
+            '{"temperature": 0, "messages/system": [], "messages": [{"content": "a"}]}',
+            "unknown field",
+        ),
+    ],
+)
+def test_a_body_without_a_certain_meaning_is_passed_on_and_not_cached(
+    start, upstream, body, reason
+):
+    client = start()
+    for _ in range(2):
+        reply = client.send("POST", "/v1/chat/completions", body)
+        assert (reply.cache, reply.reason) == ("bypass", reason)
+    assert upstream.calls == 2
+
+
+def test_brackets_without_end_are_no_trouble(start, upstream):
+    client = start()
+    for text in ("[" * 1_000_000, '{"a":' * 100_000):
+        headers = {"Cache-Control": "only-if-cached"}
+        assert client.send("POST", "/v1/chat/completions", text, headers).status == 504
+    assert client.ask("hello").status == 200
+
+
+# --- what comes back ------------------------------------------------------------------------------
+
+
+def test_an_interim_answer_is_not_taken_for_the_answer(start, upstream):
+    client = start()
+    upstream.mode = "interim"
+    assert client.ask("hello").text == fake_openai.answer_to("hello")
+    assert client.ask("hello").cache == "hit"
+
+
+def test_the_servers_own_cache_headers_are_replaced(start, upstream):
+    client = start()
+    upstream.headers = {"x-cache": "HIT", "x-cache-reason": "mine", "X-Similarity": "2"}
+    reply = client.ask("hello")
+    assert reply.headers.get_all("x-cache") == ["miss"]
+    assert reply.headers.get_all("x-cache-reason") == ["new"]
+    assert reply.headers.get_all("x-similarity") is None
+
+
+def test_a_hit_keeps_what_a_browser_needs_and_drops_what_was_the_first_askers(start, upstream):
+    client = start()
+    upstream.headers = {
+        "Access-Control-Allow-Origin": "https://app.example",
+        "Vary": "Origin",
+        "Set-Cookie": "session=1",
+        "x-request-id": "1",
+        "x-ratelimit-remaining-requests": "9",
+    }
+    origin = {"Origin": "https://app.example"}
+    client.ask("hello", headers=origin)
+    reply = client.ask("hello", headers=origin)
+    assert reply.cache == "hit"
+    assert reply.headers["access-control-allow-origin"] == "https://app.example"
+    assert reply.headers["vary"] == "Origin"
+    for name in ("set-cookie", "x-request-id", "x-ratelimit-remaining-requests"):
+        assert reply.headers[name] is None
+    assert client.ask("hello", headers={"Origin": "https://other.example"}).cache == "miss"
+
+
+@pytest.mark.parametrize("vary", ["*", "User-Agent", "Accept-Encoding, X-Stainless-Lang"])
+def test_an_answer_that_varies_with_what_the_key_leaves_out_is_not_kept(start, upstream, vary):
+    client = start()
+    upstream.headers = {"Vary": vary}
+    client.ask("hello")
+    reply = client.ask("hello")
+    assert (reply.cache, reply.reason) == ("miss", "not stored: vary")
+
+
+def test_the_proxys_own_request_headers_are_not_forwarded(start, upstream):
+    client = start()
+    client.ask("hello", headers={"x-cache-namespace": "a", "x-cache-ttl": "5", "x-keep": "1"})
+    assert not [name for name in upstream.sent_headers[0] if name.startswith("x-cache")]
+    assert upstream.sent_headers[0]["x-keep"] == "1"
+
+
+def test_no_request_leaves_for_a_proxy_of_the_environment(start, upstream, monkeypatch):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    assert start().ask("hello").status == 200
+
+
+@pytest.mark.parametrize(
+    "target", [b"http://evil.example/v1/models", b"/v1/../../models", b"//evil.example/v1/models"]
+)
+def test_every_target_is_asked_of_the_configured_server(start, upstream, target):
+    client = start()
+    answer = client.raw(
+        b"GET " + target + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    )
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert len(upstream.paths) == 1
+
+
+# --- long texts and the encoder -------------------------------------------------------------------
+
+
+def test_a_request_beside_a_text_that_is_being_encoded_is_not_held_up(start, upstream):
+    started, go_on = threading.Event(), threading.Event()
+
+    class Slow:
+        dimension = 2
+
+        def __call__(self, text):
+            started.set()
+            go_on.wait(10)
+            return [1.0, 0.0]
+
+        def fits(self, _text):
+            return True
+
+    client = start(encoder=Slow(), threshold=0.9)
+    (slow,) = client.ask_at_once(1, "long text")
+    assert started.wait(5) or slow
+    began = time.monotonic()
+    assert client.send("GET", "/v1/models").status == 200
+    assert client.ask("hello", temperature=1).status == 200
+    assert time.monotonic() - began < 5
+    go_on.set()
+    assert slow.result().status == 200
+
+
+def test_the_vector_index_is_bounded_in_bytes(start, upstream):
+    client = start(threshold=0.99, max_bytes=20_000)
+    for number in range(60):
+        client.ask(f"what is thing number {number} in list {number * 7}?")
+    assert client.proxy._semantic.footprint()[1] <= 20_000
+
+
+# --- settings -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "upstream_url",
+    [
+        "http://h:99999/v1",
+        "http://h/v 1",
+        "http://h/açúcar",
+        "http://[::1/v1",
+        "http://h/v1?key=secret",
+        "http://h/v1#a",
+        "http://user:secret@h/v1",
+        "h",
+    ],
+)
+def test_an_upstream_that_cannot_be_is_refused_without_showing_a_password(upstream_url):
+    with pytest.raises(InputError, match="--upstream") as error:
+        proxies.Settings(upstream=upstream_url).check()
+    assert "\n" not in str(error.value)
+    if "@" in upstream_url:
+        assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--read-timeout", "inf"),
+        ("--read-timeout", "nan"),
+        ("--total-timeout", "0"),
+        ("--ttl", "inf"),
+        ("--receive-timeout", "-1"),
+        ("--linger", "nan"),
+        ("--max-bytes", "0"),
+        ("--deterministic", "gpt"),
+        ("--deterministic", "gpt*=sometimes"),
+        ("--store", "mongodb://h"),
+        ("--second-opinion", "nowhere"),
+        ("--listen", "::1:0"),
+    ],
+)
+def test_an_option_that_cannot_be_ends_the_command_in_one_line(capsys, option, value):
+    arguments = ["--upstream", "http://127.0.0.1:1/v1", "--listen", "127.0.0.1:0", option, value]
+    assert proxies.main(arguments) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {option}")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("address", ["redis://:p@ss:w0rd/x@h", "rediss://u:p@ss:w0rd@h:1x/3"])
+def test_no_part_of_a_password_is_shown(capsys, address):
+    arguments = ["--upstream", "http://127.0.0.1:1/v1", "--listen", "127.0.0.1:0"]
+    assert proxies.main([*arguments, "--store", address]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: --store")
+    for part in ("p@ss", "w0rd", "ss:"):
+        assert part not in said
+
+
+def test_the_loopback_address_of_ipv6_can_be_listened_on(upstream):
+    with socket.socket(socket.AF_INET6) as probe:
+        try:
+            probe.bind(("::1", 0))
+        except OSError:
+            pytest.skip("this machine has no ::1")
+    settings = proxies.Settings(upstream=upstream.url, host="::1")
+    with proxies.serving(settings) as proxy:
+        with socket.create_connection(proxy.address, timeout=5) as connection:
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: [::1]\r\nConnection: close\r\n\r\n")
+            assert connection.recv(100).startswith(b"HTTP/1.1 200")
+        assert proxy.url.startswith("http://[::1]:")
+
+
+def test_requests_are_logged_in_one_line_without_prompt_key_or_query(start, caplog):
+    client = start(log=True)
+    with caplog.at_level("INFO", logger="kvbench.proxy"):
+        secret = {"Authorization": "Bearer very-secret"}
+        body = client.body("my private question")
+        client.send("POST", "/v1/chat/completions?token=hidden", body, secret)
+        until(lambda: caplog.records)
+    (record,) = caplog.records
+    line = record.getMessage()
+    assert line.startswith("POST /v1/chat/completions 200 miss (new)")
+    for word in ("private", "secret", "hidden", json.loads(body)["model"] + " "):
+        assert word not in line
