@@ -177,9 +177,8 @@ def _facts(
     table.add_row("status", Text(record["status"], style=colours.get(record["status"], "red")))
     if record["reason"]:
         table.add_row("reason", Text(record["reason"]))
-    where = (
-        f"{machine or environment['cpu']}, {environment['cores']} cores, {cell['threads']} threads"
-    )
+    name = machine or environment.get("cpu", "unknown processor")
+    where = f"{name}, {environment.get('cores', '?')} cores, {cell['threads']} threads"
     table.add_row("machine", Text(where))
     if "dtype" in cell:
         table.add_row("precision", Text(f"{cell['dtype']} on {cell['device']}"))
