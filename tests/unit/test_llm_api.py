@@ -10,6 +10,7 @@ import fake_openai
 import jsonschema
 import pandas as pd
 import pytest
+from kvbench.caching.proxy import cli
 from kvbench.errors import Unsupported
 from kvbench.paper import tex
 from kvbench.studies import Context, llm_api
@@ -111,6 +112,26 @@ def test_repeats_are_hits_and_everything_else_reaches_the_server(external, tmp_p
     assert external.calls == 2 + 2 * 6
 
 
+def test_every_question_is_a_round_of_all_ways_in_an_order_drawn_anew(external, tmp_path):
+    arms = run(tmp_path, prompts=6).samples["arms"]
+    assert arms["direct"]["round"] == arms["first"]["round"] == list(range(6))
+    assert arms["repeated"]["round"] == [number for number in range(6) for _ in range(3)]
+    first_is_later = {
+        first > direct
+        for first, direct in zip(arms["first"]["slot"], arms["direct"]["slot"], strict=True)
+    }
+    assert first_is_later == {True, False}
+
+
+def test_a_server_may_take_as_long_as_the_call_may():
+    """62 s for an answer are fine if 200 are allowed: no other limit of the proxy is shorter."""
+    factors = defaults() | {"call_timeout_s": 200}
+    command = measuring._proxy_command("http://127.0.0.1:9/v1", factors)
+    settings = cli.settings_of(cli._parser().parse_args(command[3:]))
+    assert settings.total_timeout_s == 200
+    assert settings.read_timeout_s is None
+
+
 def test_a_server_that_fails_is_unsupported_in_one_line(external, tmp_path):
     external.mode = "error"
     with pytest.raises(Unsupported, match="does not answer a chat request") as error:
@@ -160,15 +181,28 @@ def sample(seconds, cache="miss", kind="", right=True):
     return {"seconds": seconds, "cache": cache, "kind": kind, "right": right}
 
 
+def calls(seconds, cache="miss", kind="", rounds=range(12)):
+    count = len(rounds)
+    return {
+        "round": list(rounds),
+        "seconds": [seconds] * count,
+        "cache": [cache] * count,
+        "kind": [kind] * count,
+        "right": [True] * count,
+    }
+
+
 @pytest.fixture
 def table():
-    return pd.DataFrame(
-        [
-            measuring._row("direct", [sample(1.0)] * 7, "external"),
-            measuring._row("first", [sample(1.25)] * 7, "external"),
-            measuring._row("repeated", [sample(0.005, "hit", "exact")] * 7, "external"),
-        ]
-    )
+    arms = {
+        "direct": calls(1.0),
+        "first": calls(1.25),
+        "repeated": calls(0.005, "hit", "exact", [number // 3 for number in range(36)]),
+        "paraphrased": calls(0.01, "hit", "semantic", range(3)),
+        "near_miss": calls(1.25),
+    }
+    rows = [measuring._row(name, arm, "external") for name, arm in arms.items()]
+    return pd.DataFrame(llm_api.aggregate({"rows": rows, "samples": {"arms": arms}}))
 
 
 def test_values_come_from_the_rows(table):
@@ -176,7 +210,10 @@ def test_values_come_from_the_rows(table):
     assert values["llm_api_repeated_speedup"].value == pytest.approx(250)
     assert values["llm_api_miss_overhead_ms"].value == pytest.approx(250)
     assert values["llm_api_repeated_ms"].value == pytest.approx(5)
-    assert values["llm_api_paraphrased_hit_speedup"].value is None
+    # Twelve questions for the exact hits, three for the others: too few for an interval.
+    assert values["llm_api_repeated_speedup"].ci == pytest.approx((250, 250))
+    assert values["llm_api_paraphrased_hit_speedup"].value == pytest.approx(125)
+    assert values["llm_api_paraphrased_hit_speedup"].ci is None
     assert set(table.columns) <= set(llm_api.STUDY.columns)
 
 

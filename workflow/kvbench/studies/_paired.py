@@ -10,6 +10,7 @@ import numpy as np
 
 from kvbench.analysis import paired
 from kvbench.paper.values import Value
+from kvbench.studies._estimates import mean_interval
 
 
 def log_ratios(
@@ -24,11 +25,34 @@ def log_ratios(
     measured:
         Which of their lists is compared; it must be positive.
     """
-    one, other = (
-        dict(zip(arm.get("round", ()), arm.get(measured, ()), strict=True))
-        for arm in (above, below)
-    )
+    one, other = _by_round(above, measured), _by_round(below, measured)
     return [math.log(one[n] / other[n]) for n in sorted(one.keys() & other.keys())]
+
+
+def _by_round(arm: Mapping[str, Sequence], measured: str) -> dict[int, float]:
+    """Return the mean of each round; an arm may have several turns in one."""
+    held: dict[int, list[float]] = {}
+    for number, value in zip(arm.get("round", ()), arm.get(measured, ()), strict=True):
+        held.setdefault(number, []).append(value)
+    return {number: sum(values) / len(values) for number, values in held.items()}
+
+
+def difference(
+    name: str, more: Mapping[str, Sequence], less: Mapping[str, Sequence]
+) -> dict[str, float]:
+    """Return the mean difference of two arms over rounds, as the columns of :func:`columns_of`.
+
+    Its interval is Student's over the rounds' differences.
+    """
+    one, other = _by_round(more, "seconds"), _by_round(less, "seconds")
+    gaps = [one[n] - other[n] for n in sorted(one.keys() & other.keys())]
+    if not gaps:
+        return {}
+    mean, ends = mean_interval(gaps)
+    row = {name: mean, f"{name}_rounds": len(gaps)}
+    if ends is not None and len(gaps) >= paired.FEWEST_ROUNDS:
+        row |= {f"{name}_ci_low": ends[0], f"{name}_ci_high": ends[1]}
+    return row
 
 
 def columns_of(name: str, logs: Iterable[float]) -> dict[str, float]:

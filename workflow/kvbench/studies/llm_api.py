@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from kvbench.paper.values import Value
-from kvbench.studies import Cell, Study
+from kvbench.studies import Cell, Study, _paired
 from kvbench.studies import _option as option
-from kvbench.studies._estimates import summary_columns
-from kvbench.studies._values import first, milliseconds, number
+from kvbench.studies._estimates import summary, summary_columns
+from kvbench.studies._values import first, milliseconds, number, with_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,9 +31,9 @@ CALLS = (
 OPTIONS = option.schema(
     prompts=option.integer("Questions that are asked in every way.", 10, minimum=1, maximum=60),
     repeats=option.integer(
-        "How often each question is repeated through the proxy.", 5, minimum=1, maximum=1000
+        "How often each question is repeated through the proxy.", 3, minimum=1, maximum=1000
     ),
-    max_tokens=option.integer("Tokens of an answer.", 32, minimum=1, maximum=4096),
+    max_tokens=option.integer("Tokens of an answer.", 16, minimum=1, maximum=4096),
     threshold=option.number(
         "Cosine from which the proxy answers a question alike.", 0.8, minimum=0, maximum=1
     ),
@@ -69,8 +69,50 @@ COLUMNS: dict[str, str] = {
     "right": "answers that are right: equal to the direct one; no hit on a near miss",
     "min_s": "fastest call (s)",
     "max_s": "slowest call (s)",
+    **_paired.meanings("speedup", "first call of the same question over this call"),
+    **_paired.meanings("overhead_s", "time beyond the direct call of the same question (s)"),
     **summary_columns("call", "time from the call to the whole answer"),
 }
+
+
+#: Call, and the call that the same question makes without its cache.
+_FIRST = {"repeated": "first", "paraphrased_hit": "first", "stream_repeated": "stream_first"}
+
+
+def aggregate(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows, those of hits on paraphrases, and what is paired question by question.
+
+    In records made before there were rounds nothing is paired.
+    """
+    arms = dict(record["samples"].get("arms", {}))
+    rows = [dict(row) for row in record["rows"]]
+    alike = arms.get("paraphrased", {})
+    hit = [cache == "hit" for cache in alike.get("cache", ())]
+    if any(hit):
+        only = {
+            name: [held for held, wanted in zip(part, hit, strict=True) if wanted]
+            for name, part in alike.items()
+        }
+        arms["paraphrased_hit"] = only
+        rows.append(
+            {
+                "call": "paraphrased_hit",
+                "server": rows[0]["server"],
+                "calls": len(only["seconds"]),
+                "hits": len(only["seconds"]),
+                "semantic_hits": only["kind"].count("semantic"),
+                "right": only["right"].count(True),
+                "min_s": min(only["seconds"]),
+                "max_s": max(only["seconds"]),
+                **summary(only["seconds"], "call"),
+            }
+        )
+    for row in rows:
+        own, base = arms.get(row["call"], {}), arms.get(_FIRST.get(row["call"]), {})
+        row |= _paired.columns_of("speedup", _paired.log_ratios(base, own))
+        if row["call"] in ("first", "no_store"):
+            row |= _paired.difference("overhead_s", own, arms.get("direct", {}))
+    return rows
 
 
 def values(table: pd.DataFrame) -> dict[str, Value]:
@@ -82,10 +124,11 @@ def values(table: pd.DataFrame) -> dict[str, Value]:
         found[f"llm_api_{name}_ms"] = milliseconds(row, "call_p50_s", 2)
         for column in ("calls", "hits", "semantic_hits", "right"):
             found[f"llm_api_{name}_{column}"] = number(row, column, "", 0)
-    for name in ("repeated", "paraphrased_hit", "stream_repeated"):
-        base = rows["stream_first" if name.startswith("stream") else "first"]
-        found[f"llm_api_{name}_speedup"] = _speedup(base, rows[name])
-    found["llm_api_miss_overhead_ms"] = _difference(rows["first"], rows["direct"])
+    for name, base in _FIRST.items():
+        otherwise = _paired.quotient(rows[base], rows[name], "call_p50_s")
+        found[f"llm_api_{name}_speedup"] = _paired.value(rows[name], "speedup", "x", 1, otherwise)
+    found["llm_api_miss_overhead_ms"] = with_interval(rows["first"], "overhead_s", "ms", 1, 1000)
+    found["llm_api_rounds"] = number(rows["repeated"], "speedup_rounds", "", 0)
     for name, seconds in PUBLISHED.items():
         found[f"llm_api_published_{name}_ms"] = Value(1000 * seconds, unit="ms", digits=2)
     ratio = PUBLISHED["first"] / PUBLISHED["repeated"]
@@ -95,25 +138,6 @@ def values(table: pd.DataFrame) -> dict[str, Value]:
     return found
 
 
-def _speedup(slow: Mapping[str, Any] | None, fast: Mapping[str, Any] | None) -> Value:
-    """Return the ratio of two medians; its interval combines the ends of theirs (conservative)."""
-    above, below = (number(row, "call_p50_s", "s", 6).value for row in (slow, fast))
-    if above is None or not below:
-        return Value(None, unit="x", digits=1)
-    ends = (
-        slow["call_p50_s_ci_low"] / fast["call_p50_s_ci_high"],
-        slow["call_p50_s_ci_high"] / fast["call_p50_s_ci_low"],
-    )
-    return Value(above / below, (float(ends[0]), float(ends[1])), "x", 1)
-
-
-def _difference(more: Mapping[str, Any] | None, less: Mapping[str, Any] | None) -> Value:
-    above, below = (number(row, "call_p50_s", "s", 6).value for row in (more, less))
-    if above is None or below is None:
-        return Value(None, unit="ms", digits=1)
-    return Value(1000 * (above - below), unit="ms", digits=1)
-
-
 STUDY = Study(
     name="llm_api",
     question="What does a caching proxy do to the time of a call to a language model's API?",
@@ -121,5 +145,6 @@ STUDY = Study(
     plan=plan,
     columns=COLUMNS,
     values=values,
+    aggregate=aggregate,
     needs_model=True,
 )

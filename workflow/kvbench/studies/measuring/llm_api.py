@@ -6,7 +6,7 @@ import importlib.util
 import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,10 @@ from kvbench.studies import Context, Outcome
 from kvbench.studies._estimates import summary
 from kvbench.studies.measuring import _children as children
 from kvbench.studies.measuring import _serving as serving
+from kvbench.studies.measuring._rounds import Log, turns
+
+#: Calls and what they took, in the order in which they were made.
+Calls = Iterator[tuple[str, dict[str, Any]]]
 
 
 def measure(factors: Mapping[str, Any], context: Context) -> Outcome:
@@ -26,27 +30,24 @@ def measure(factors: Mapping[str, Any], context: Context) -> Outcome:
     """
     if importlib.util.find_spec("openai") is None:
         raise Unsupported("the openai client is not installed")
-    log = context.scratch / "proxy.log"
+    spoken = context.scratch / "proxy.log"
     with (
         serving.upstream(factors, context) as server,
         # Both children load at the same time.
         children.child(
             _proxy_command(server.base_url, factors),
-            log,
+            spoken,
             children.environment(offline=factors["encoder_revision"] is None),
         ) as proxy,
     ):
         children.await_ready(
-            proxy, log, lambda: _listening(log), factors["startup_timeout_s"], "proxy"
+            proxy, spoken, lambda: _listening(spoken), factors["startup_timeout_s"], "proxy"
         )
         server.wait()
-        address = re.search(r"listening on (\S+)", log.read_text())[1]
-        samples = _ask(server, f"{address}/v1", factors)
-    rows = [_row(name, found, server.kind) for name, found in samples.items()]
-    alike = [sample for sample in samples["paraphrased"] if sample["cache"] == "hit"]
-    if alike:
-        rows.append(_row("paraphrased_hit", alike, server.kind))
-    return Outcome(rows, samples)
+        address = re.search(r"listening on (\S+)", spoken.read_text())[1]
+        log = _ask(server, f"{address}/v1", factors, context.seed)
+    rows = [_row(name, turns, server.kind) for name, turns in log.arms().items()]
+    return Outcome(rows, {"arms": log.arms()})
 
 
 def _proxy_command(upstream: str, factors: Mapping[str, Any]) -> list[str]:
@@ -64,10 +65,11 @@ def _listening(log: Path) -> bool:
     return log.exists() and "listening on " in log.read_text(errors="replace")
 
 
-def _ask(
-    server: serving.Upstream, proxied: str, factors: Mapping[str, Any]
-) -> dict[str, list[dict[str, Any]]]:
-    """Return one sample per call: seconds, what the cache said, and whether the answer is right."""
+def _ask(server: serving.Upstream, proxied: str, factors: Mapping[str, Any], seed: int) -> Log:
+    """Ask every question in every way: a question is a round, whose ways come in an order drawn anew.
+
+    What is stored comes before what is served from it; otherwise any way may come first.
+    """
     import openai
 
     shared = {"api_key": server.key, "max_retries": 0, "timeout": factors["call_timeout_s"]}
@@ -94,7 +96,8 @@ def _ask(
             "answer": answer,
         }
 
-    samples: dict[str, list[dict[str, Any]]] = {}
+    log = Log()
+    questions = _questions(factors["prompts"])
     try:
         with (
             openai.OpenAI(base_url=server.base_url, **shared) as direct,
@@ -103,25 +106,41 @@ def _ask(
             # The first answer of a server is slower than any later one; it is nobody's result.
             call(direct, "Warm up, please.")
             call(proxy, "Warm up, please.", **{"Cache-Control": "no-store"})
-            for question in _questions(factors["prompts"]):
+
+            def cached(question: dict[str, str]) -> Calls:
                 text = question["canonical"]
-                found = {"direct": [call(direct, text)], "first": [call(proxy, text)]}
-                found["repeated"] = [call(proxy, text) for _ in range(factors["repeats"])]
-                found["paraphrased"] = [call(proxy, question["paraphrase"])]
-                found["near_miss"] = [call(proxy, question["near_miss"])]
-                found["no_store"] = [call(proxy, text, **{"Cache-Control": "no-store"})]
+                yield "first", call(proxy, text)
+                for _ in range(factors["repeats"]):
+                    yield "repeated", call(proxy, text)
+                yield "paraphrased", call(proxy, question["paraphrase"])
+                yield "near_miss", call(proxy, question["near_miss"])
+
+            def streamed(question: dict[str, str]) -> Calls:
                 # Both forms are served from one entry; streams of their own need a namespace.
                 apart = {"x-cache-namespace": "streams"}
-                found["stream_first"] = [call(proxy, text, stream=True, **apart)]
-                found["stream_repeated"] = [call(proxy, text, stream=True, **apart)]
-                expected = found["direct"][0]["answer"]
-                for name, calls in found.items():
-                    judged = [_judged(name, sample, expected) for sample in calls]
-                    samples.setdefault(name, []).extend(judged)
+                for name in ("stream_first", "stream_repeated"):
+                    yield name, call(proxy, question["canonical"], stream=True, **apart)
+
+            def alone(question: dict[str, str]) -> Calls:
+                yield "direct", call(direct, question["canonical"])
+
+            def unstored(question: dict[str, str]) -> Calls:
+                headers = {"Cache-Control": "no-store"}
+                yield "no_store", call(proxy, question["canonical"], **headers)
+
+            ways = {"direct": alone, "cached": cached, "no_store": unstored, "streamed": streamed}
+            found: list[tuple[str, dict[str, Any]]] = []
+            for taken, (number, way) in enumerate(turns(list(ways), len(questions), seed), 1):
+                found += ways[way](questions[number])
+                if taken % len(ways) == 0:
+                    expected = next(one["answer"] for name, one in found if name == "direct")
+                    for name, sample in found:
+                        log.add(name, number, **_judged(name, sample, expected))
+                    found = []
     except openai.OpenAIError as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise Unsupported(f"the server does not answer a chat request: {reason}") from error
-    return samples
+    return log
 
 
 def _judged(name: str, sample: dict[str, Any], expected: str) -> dict[str, Any]:
@@ -151,15 +170,15 @@ def _questions(count: int) -> list[dict[str, str]]:
     return chosen[::step][:count]
 
 
-def _row(name: str, found: list[dict[str, Any]], server: str) -> dict[str, Any]:
-    seconds = [sample["seconds"] for sample in found]
+def _row(name: str, turns_taken: Mapping[str, list], server: str) -> dict[str, Any]:
+    seconds = turns_taken["seconds"]
     return {
         "call": name,
         "server": server,
-        "calls": len(found),
-        "hits": sum(sample["cache"] == "hit" for sample in found),
-        "semantic_hits": sum(sample["kind"] == "semantic" for sample in found),
-        "right": sum(sample["right"] for sample in found),
+        "calls": len(seconds),
+        "hits": turns_taken["cache"].count("hit"),
+        "semantic_hits": turns_taken["kind"].count("semantic"),
+        "right": turns_taken["right"].count(True),
         "min_s": min(seconds),
         "max_s": max(seconds),
         **summary(seconds, "call"),
