@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 
 import jsonschema
 import pandas as pd
 import pytest
 import redis
+import study_runs
 from kvbench.caching.keys import Request
 from kvbench.caching.resilience import (
     CircuitBreaker,
@@ -213,14 +215,7 @@ def test_preloading_generates_only_what_is_missing():
 
 
 def run(tmp_path, cells, **changed):
-    options = {name: entry["default"] for name, entry in STUDY.options["properties"].items()}
-    options |= changed
-    jsonschema.validate(options, STUDY.options)
-    rows = []
-    for name, cell in STUDY.plan(options).items():
-        if name in cells:
-            rows += STUDY.measure(cell.factors, Context(tmp_path, seed=3)).rows
-    return pd.DataFrame(rows).reindex(columns=list(STUDY.columns))
+    return study_runs.table("resilience", tmp_path, only=lambda name, _: name in cells, **changed)
 
 
 def test_study_bounded_clients_always_succeed_and_never_lie(tmp_path):
@@ -247,9 +242,22 @@ def test_study_bounded_clients_always_succeed_and_never_lie(tmp_path):
 
 
 def test_study_the_default_client_blocks_on_a_black_hole(tmp_path):
-    table = run(tmp_path, {"fallback-default"}, faults=["black_hole"], give_up_s=0.5)
-    assert table["blocked"].tolist() == [True]
-    assert table["success_rate"].tolist() == [0]
+    begun = time.monotonic()
+    table = run(tmp_path, {"fallback-default"}, faults=["black_hole", "refused"], give_up_s=0.5)
+    assert table["blocked"].tolist() == [True, True]
+    # Both wait at the same time.
+    assert time.monotonic() - begun < 5
+
+
+def test_study_tells_nothing_about_requests_that_it_did_not_wait_for(tmp_path):
+    table = run(tmp_path, {"fallback-default"}, faults=["up", "black_hole"], give_up_s=0.5)
+    assert table.set_index("fault")["success_rate"].isna().to_dict() == {
+        "up": False,
+        "black_hole": True,
+    }
+    values = STUDY.values(table)
+    assert values["resilience_default_success_min"].value == 100
+    assert values["resilience_default_blocked_faults"].value == 1
 
 
 def test_study_changes_no_settings_of_a_server_that_is_not_its_own(tmp_path):

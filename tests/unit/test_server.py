@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import psutil
 import pytest
 import redis
+import study_runs
+from kvbench import studies
+from kvbench.caching import addresses
+from kvbench.caching import response_cache as response_cache_module
 from kvbench.caching import server as server_module
-from kvbench.caching.resilience import impatient
-from kvbench.caching.server import delete_prefix, running
+from kvbench.caching.resilience import impatient, slow_proxy
+from kvbench.caching.server import ServerRefused, delete_prefix, running
 from kvbench.errors import InputError, Unsupported
+from kvbench.studies.measuring import write_policy as write_policies_study
 
 WORKFLOW = Path(__file__).parents[2] / "workflow"
 
@@ -171,3 +178,130 @@ def test_delete_prefix_takes_the_prefix_literally(tmp_path):
         client.mset({"a*:1": 1, "a*:2": 2, "ab:1": 3})
         assert delete_prefix(client, "a*:") == 2
         assert client.keys() == [b"ab:1"]
+
+
+# --- a server that belongs to somebody else ---
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:p@ss:w0rd/x@h",
+        "redis://:123/456@h",
+        "redis://:w0rd@h:port",
+        "redis://:w0rd#x@h",
+        "redis://:w0rd@h/not-a-number",
+        "http://:w0rd@h",
+    ],
+)
+def test_no_part_of_a_password_is_in_the_message_about_an_address(tmp_path, url):
+    with pytest.raises(InputError) as caught, running(url, tmp_path):
+        pass
+    told = str(caught.value)
+    assert told.startswith("app.server_url")
+    # Of the whole chain, because a log shows it.
+    shown = "".join(traceback.format_exception(caught.value))
+    shown = shown[shown.index("InputError") :]
+    for part in ("w0rd", "p@ss", "123", "456", "not-a-number"):
+        assert part not in shown
+
+
+@pytest.mark.parametrize(
+    ("url", "where"),
+    [
+        ("redis://h", "h:6379/0"),
+        ("redis://u:p%40ss@h:7000/3", "h:7000/3"),
+        ("rediss://:secret@h?db=2&ssl_cert_reqs=none", "h:6379/2"),
+        ("valkey://h/1", "h:6379/1"),
+        ("unix://:secret@/run/s?db=4", "unix:/run/s/4"),
+    ],
+)
+def test_a_server_is_named_without_its_password(url, where):
+    assert addresses.label(url) == where
+
+
+def test_a_password_is_blotted_out_of_a_text_in_every_spelling():
+    text = addresses.without_secrets("p%40ss or p@ss", "redis://:p%40ss@h")
+    assert text == "*** or ***"
+
+
+@pytest.fixture
+def guarded(tmp_path):
+    """A server with a password, as somebody might run it, and its address with database 3."""
+    with running(None, tmp_path) as real:
+        real.client().config_set("requirepass", "open sesame")
+        path = real.address.removeprefix("unix:")
+        yield (
+            redis.Redis(unix_socket_path=path, password="open sesame", db=3),
+            (f"unix://:open%20sesame@{path}?db=3"),
+        )
+
+
+def test_a_way_around_to_a_server_keeps_its_account_and_database(guarded, tmp_path):
+    admin, url = guarded
+    path = admin.connection_pool.connection_kwargs["path"]
+
+    def connect():
+        end = socket.socket(socket.AF_UNIX)
+        end.connect(path)
+        return end
+
+    with running(url, tmp_path) as server, slow_proxy(connect, 0.0) as port:
+        server.client_at(port).set(f"{server.namespace}around", "x", ex=60)
+        assert admin.keys("*around") == [f"{server.namespace}around".encode()]
+
+
+def test_a_server_that_refuses_to_store_is_refused_with_its_own_reason(guarded, tmp_path):
+    admin, url = guarded
+    admin.config_set("maxmemory", 1)
+    with (
+        pytest.raises(ServerRefused, match="command not allowed when used memory"),
+        running(url, tmp_path),
+    ):
+        pass
+
+
+def test_a_read_only_replica_is_refused_with_its_own_reason(guarded, tmp_path):
+    admin, url = guarded
+    admin.execute_command("REPLICAOF", "127.0.0.1", "1")
+    with pytest.raises(ServerRefused, match="read only replica"), running(url, tmp_path):
+        pass
+
+
+#: Studies that ask a server which is not theirs alone, in their smallest form.
+ON_A_SERVER = {
+    "layered": {"rounds": 1, "workers": [1], "service_ms": [0.1]},
+    "response_cache": {"rounds": 1, "backends": ["server_unix"], "service_ms": 0.1},
+    "resilience": {
+        "clients": ["short_timeout"],
+        "faults": ["up", "corrupt", "wrong_type", "slow"],
+        "requests": 10,
+        "keys": 2,
+        "service_ms": 0.1,
+        "slow_ms": 1,
+    },
+    "stampede": {"protections": ["set_nx"], "threads": [2], "duration_ms": 100, "service_ms": 1},
+    "write_policy": {"operations": 40, "rounds": 2, "crashes": 0, "write_shares": [0.5]},
+}
+
+
+@pytest.mark.parametrize("name", ON_A_SERVER)
+def test_what_a_killed_study_leaves_on_a_server_has_an_expiry_and_a_place(
+    name, guarded, tmp_path, monkeypatch
+):
+    """Killed before it cleans up: every key is in the given database, in its namespace, and expires."""
+    admin, url = guarded
+    for module in (server_module, write_policies_study, response_cache_module):
+        if hasattr(module, "delete_prefix"):
+            monkeypatch.setattr(module, "delete_prefix", lambda *_: 0)
+    study = studies.get(name)
+    planned = study.plan(study_runs.options(name, **ON_A_SERVER[name]))
+    timed = [cell for cell in planned.values() if cell.timed]
+    assert timed
+    for cell in timed:
+        study.measure(cell.factors, studies.Context(tmp_path, 3, server_url=url))
+    left = admin.keys()
+    assert left and all(key.startswith(b"kvbench:") for key in left)
+    # -1 would be a key for good; -2 is one that has expired meanwhile.
+    assert not [key for key in left if admin.pttl(key) == -1]
+    assert set(admin.info("keyspace")) == {"db3"}

@@ -245,7 +245,9 @@ def explain(error: jsonschema.ValidationError) -> str:
         }[kind]
         return f"{where} is {value!r}; it must be {sign} {expected}{hint}"
     if kind == "pattern":
-        return f"{where} is {str(value)[:60]!r}; it does not look right{hint or f' (pattern {expected})'}"
+        # An address may hold a password.
+        shown = "" if "://" in str(value) else f" is {str(value)[:60]!r}; it"
+        return f"{where}{shown} does not look right{hint or f' (pattern {expected})'}"
     return f"{where}: {deepest.message}{hint}"
 
 

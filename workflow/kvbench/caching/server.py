@@ -14,13 +14,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from kvbench import processes
+from kvbench.caching.addresses import label, without_secrets
 from kvbench.errors import InputError, Unsupported
 
 #: Longest Unix socket path that Linux (108 bytes with the final zero) and macOS (104) both accept.
@@ -59,6 +59,7 @@ class Server:
     private: bool
     namespace: str
     _connect: Callable[..., redis.Redis] = field(repr=False)
+    _elsewhere: Callable[..., redis.Redis] = field(repr=False)
     version: str = ""
     _clients: list[redis.Redis] = field(default_factory=list, repr=False)
 
@@ -69,6 +70,16 @@ class Server:
         its retries included.
         """
         client = self._connect(**{"protocol": 2, **options})
+        self._clients.append(client)
+        return client
+
+    def client_at(self, port: int, **options: Any) -> redis.Redis:
+        """Return a client as :meth:`client` does, that goes to a port of 127.0.0.1 instead.
+
+        Database, account and encryption are those of the server, which a broken line in front of
+        it would not change either.
+        """
+        client = self._elsewhere(port, **{"protocol": 2, **options})
         self._clients.append(client)
         return client
 
@@ -135,23 +146,36 @@ def executable() -> tuple[str, str]:
 
 
 def _configured(url: str) -> Iterator[Server]:
+    address, _, _ = label(url).rpartition("/")
+    unix = address.startswith("unix:")
+    # The library knows no schemes of Valkey's own; they mean the same.
+    known = url.replace("valkey", "redis", 1) if url.startswith("valkey") else url
     try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-        client = redis.Redis.from_url(url)
-    except ValueError as error:
-        raise InputError(f"app.server_url (or REDIS_URL): not a server address: {error}") from error
-    unix = parts.scheme == "unix"
-    # Rebuilt without user name and password, because addresses end up in messages and records.
-    address = f"unix:{parts.path}" if unix else f"{host or '127.0.0.1'}:{port or 6379}"
-    client.close()
+        pool = redis.ConnectionPool.from_url(known)
+    except ValueError:
+        # Its text quotes the address, and with it the password.
+        raise InputError(
+            f"app.server_url (or REDIS_URL): an option behind the address {address} cannot be read"
+        ) from None
+
+    def elsewhere(port: int, **options: Any) -> redis.Redis:
+        """Account, database and encryption of the address, at a port of this machine."""
+        settings = {k: v for k, v in pool.connection_kwargs.items() if k not in ("path", "host")}
+        kind = redis.Connection if unix else pool.connection_class
+        if issubclass(kind, redis.SSLConnection):
+            # Its certificate names the server, not this machine.
+            settings |= {"ssl_check_hostname": False}
+        settings |= {"host": "127.0.0.1", "port": port, **options}
+        return redis.Redis(connection_pool=redis.ConnectionPool(connection_class=kind, **settings))
+
     server = Server(
         kind="configured",
         transport="unix" if unix else "tcp",
         address=address,
         private=False,
         namespace=f"kvbench:{secrets.token_hex(4)}:",
-        _connect=lambda **options: redis.Redis.from_url(url, **options),
+        _connect=lambda **options: redis.Redis.from_url(known, **options),
+        _elsewhere=elsewhere,
     )
     try:
         probe = server.client(
@@ -161,6 +185,7 @@ def _configured(url: str) -> Iterator[Server]:
     except (redis.RedisError, OSError) as error:
         server._close_clients()
         problem = str(error).splitlines()[0] if str(error) else type(error).__name__
+        problem = without_secrets(problem, url)
         raise InputError(
             f"app.server_url (or REDIS_URL): no usable server at {address} ({problem}); "
             "start it, or remove the setting to use the embedded one"
@@ -221,6 +246,9 @@ def _private(scratch: Path, tcp: bool) -> Iterator[Server]:
                 private=True,
                 namespace=f"kvbench:{secrets.token_hex(4)}:",
                 _connect=connect,
+                _elsewhere=lambda port, **options: redis.Redis(
+                    host="127.0.0.1", port=port, **options
+                ),
             )
             _await_answer(server, process, folder / "log")
             yield server

@@ -88,6 +88,10 @@ class Store:
         self._connection.close()
 
 
+#: Life of a copy: none stays on a server for good if its process dies without cleaning up.
+_TTL_S = 3600
+
+
 class ServerCache:
     """The cache server: one string per key, below a prefix."""
 
@@ -102,7 +106,7 @@ class ServerCache:
 
     def set(self, key: str, value: int) -> None:
         """See :class:`Cache`."""
-        self._client.set(self._prefix + key, value)
+        self._client.set(self._prefix + key, value, ex=_TTL_S)
 
     def delete(self, key: str) -> None:
         """See :class:`Cache`."""

@@ -42,7 +42,7 @@ OPTIONS = option.schema(
     keys=option.integer("Different requests that a stream draws from.", 40, minimum=2),
     service_ms=option.number(
         "Fixed service time of the source of answers, in ms; not a model.",
-        5,
+        2,
         minimum=0.1,
         maximum=10_000,
     ),

@@ -9,12 +9,14 @@ import math
 import shutil
 import tempfile
 import time
+import traceback
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from kvbench import documents, processes, records, studies
+from kvbench.caching import addresses
 from kvbench.errors import InputError, Unsupported
 from kvbench.measurement import lock, noise
 
@@ -72,6 +74,8 @@ def run(
             "timed": timed,
             "seed": seed,
             "threads": threads,
+            # Without user and password; null is the embedded server, or none.
+            "server": None if server_url is None else addresses.label(server_url),
         },
         "status": "ok",
         "reason": None,
@@ -115,8 +119,9 @@ def run(
     except Unsupported as error:
         record |= {"status": "unsupported", "reason": str(error)}
     except Exception as error:
-        logger.exception("cell failed")
-        message = " ".join(str(error).split())[:500]
+        told = addresses.without_secrets(traceback.format_exc(), server_url)
+        logger.error("cell failed\n%s", told)
+        message = " ".join(addresses.without_secrets(str(error), server_url).split())[:500]
         record |= {"status": "failed", "reason": f"{type(error).__name__}: {message}"}
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import random
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -33,9 +35,10 @@ from kvbench.studies._estimates import summary
 if TYPE_CHECKING:
     pass
 
-#: Faults on which redis-py's defaults wait for seconds or for ever: one request is enough to see.
+#: Faults on which redis-py's defaults wait for seconds or a minute: one request is enough to see.
 _ENDLESS = ("refused", "black_hole")
 _NEGATIVE_TTL_S = 1.0
+_TTL_S = 3600
 _SECONDS_PER_REQUEST = 0.01
 
 
@@ -53,11 +56,36 @@ def measure(factors: Mapping[str, Any], context: Context) -> Outcome:
                 "fault out_of_memory changes the server's settings, and the configured server "
                 "belongs to somebody else; remove the fault or app.server_url"
             )
+        ended = _in_turn_or_together(factors, server, context)
         for fault in factors["faults"]:
-            with _broken(fault, server, factors) as (connect, spoil):
-                row, samples[fault] = _fallback(fault, factors, server, connect, spoil, context)
+            row, samples[fault] = ended[fault]
             rows.append(row)
     return Outcome(rows, samples)
+
+
+def _in_turn_or_together(
+    factors: Mapping[str, Any], server: Server, context: Context
+) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """Try every fault, one after the other; those that only wait do so at the same time."""
+    ended: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
+
+    def attempt(fault: str) -> None:
+        with _broken(fault, server, factors) as (connect, spoil):
+            ended[fault] = _fallback(fault, factors, server, connect, spoil, context)
+
+    waiting = [fault for fault in factors["faults"] if _endless(factors, fault)]
+    with ThreadPoolExecutor(max(1, len(waiting))) as pool:
+        pending = [pool.submit(attempt, fault) for fault in waiting]
+        for one in pending:
+            one.result()
+    for fault in factors["faults"]:
+        if fault not in waiting:
+            attempt(fault)
+    return ended
+
+
+def _endless(factors: Mapping[str, Any], fault: str) -> bool:
+    return factors["client"] == "default" and fault in _ENDLESS
 
 
 #: Opens a client with options, and does damage to the entry of a key before it is asked for.
@@ -72,7 +100,7 @@ def _broken(
     """Give a way to reach a server that has ``fault``, for as long as the block runs."""
 
     def at(port: int) -> _Connect:
-        return lambda **options: redis.Redis(host="127.0.0.1", port=port, protocol=2, **options)
+        return lambda **options: server.client_at(port, **options)
 
     def nothing(_key: str) -> None:
         pass
@@ -116,14 +144,16 @@ def _flip_a_digit(admin: redis.Redis, key: str) -> None:
     """Change the answer inside an entry so that it stays valid JSON and reads well."""
     stored = admin.get(key)
     if stored is not None:
-        admin.set(key, stored.replace(b"answer is 4", b"answer is 5"))
+        admin.set(key, stored.replace(b"answer is 4", b"answer is 5"), ex=_TTL_S)
 
 
 def _make_a_list(admin: redis.Redis, key: str) -> None:
     """Put a list where a text is expected."""
     if admin.type(key) == b"string":
-        admin.unlink(key)
-        admin.rpush(key, "not a text")
+        # In one transaction: nothing without an expiry may stay behind, whenever this is killed.
+        pipeline = admin.pipeline(transaction=True)
+        pipeline.unlink(key).rpush(key, "not a text").expire(key, _TTL_S)
+        pipeline.execute()
 
 
 def _fallback(
@@ -144,8 +174,8 @@ def _fallback(
     if client_kind == "breaker":
         breaker = CircuitBreaker(factors["breaker_failures"], factors["breaker_reset_s"])
         backend = GuardedBackend(backend, breaker)
-    cache = ResponseCache(backend)
-    endless = client_kind == "default" and fault in _ENDLESS
+    cache = ResponseCache(backend, ttl_s=_TTL_S)
+    endless = _endless(factors, fault)
     count = 1 if endless else factors["requests"]
     rng = random.Random(context.seed)
     asked = [rng.randrange(factors["keys"]) for _ in range(count)]
@@ -197,7 +227,8 @@ def _fallback(
         "client": client_kind,
         "requests": count,
         "answered": answered,
-        "success_rate": answered / count,
+        # A request that was not waited for is neither answered nor failed.
+        "success_rate": math.nan if blocked else answered / count,
         "wrong_answers": outcome["wrong"],
         "hits": outcome["hits"],
         "corrupt_entries_refused": cache.stats.corrupt,
