@@ -87,7 +87,7 @@ def test_work_runs_once_to_warm_up_and_then_once_per_repeat():
 
 @pytest.mark.parametrize(
     ("device", "dtype", "words"),
-    [("tpu", "float32", "choose cpu or cuda"), ("cpu", "int4", "int4")],
+    [("tpu", "float32", "unknown device 'tpu'"), ("cpu", "int4", "int4")],
 )
 def test_unknown_devices_and_dtypes_are_refused(device, dtype, words):
     with pytest.raises(InputError, match=words):

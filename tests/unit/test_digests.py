@@ -191,6 +191,8 @@ def test_an_import_by_name_says_which_package():
     library = Library(WORKFLOW)
     scripts = [path for path in (WORKFLOW / "scripts").glob("*.py") if path.stem != "_job"]
     behind = {name for path in scripts for name in library.closure(script=path.stem)}
+    # The command line starts whatever it is asked for; no job asks it.
+    behind -= {"kvbench.cli"}
     files = [*scripts, *(library.paths[name] for name in behind if name in library.paths)]
     for path in files:
         for node in ast.walk(ast.parse(path.read_bytes())):
@@ -226,11 +228,17 @@ def test_editing_the_physics_that_a_record_holds_measures_anew(edited):
 
 @pytest.mark.parametrize(
     "name",
-    ["kvbench/figures/style.py", "kvbench/paper/sections.py", "kvbench/caching/proxy.py"],
+    ["kvbench/figures/style.py", "kvbench/paper/sections.py", "kvbench/commands/doctor.py"],
 )
 def test_editing_what_only_shows_or_serves_measures_nothing(edited, name):
     changed = edited(name)
     assert (changed["strategies"], changed["studies"]) == (set(), set())
+
+
+def test_editing_the_proxy_measures_the_studies_that_start_it(edited):
+    changed = edited("kvbench/caching/proxy/__init__.py")
+    assert changed["studies"] == {"llm_api", "endpoint"}
+    assert changed["strategies"] == set()
 
 
 def test_editing_a_policy_measures_the_studies_that_use_it(edited):

@@ -36,7 +36,9 @@ def test_recorded_machines_are_found_by_name(tmp_path):
 
 def test_an_unknown_machine_is_refused_with_the_known_ones(tmp_path):
     (tmp_path / "laptop").mkdir()
-    with pytest.raises(InputError, match=r"no machine 'labtop'.*recorded are: laptop"):
+    with pytest.raises(
+        InputError, match=r"unknown machine 'labtop' \(did you mean 'laptop'\?\); known: laptop"
+    ):
         gathering.list_machines(tmp_path, ["labtop"])
 
 

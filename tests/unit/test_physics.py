@@ -378,8 +378,8 @@ def test_a_preallocated_offloaded_cache_crosses_the_link_whole():
 @pytest.mark.parametrize(
     ("traffic", "words"),
     [
-        ({"kind": "magic"}, "'magic' is unknown"),
-        ({}, "None is unknown"),
+        ({"kind": "magic"}, "unknown traffic kind 'magic'"),
+        ({}, "unknown traffic kind None"),
         ({"kind": "static"}, "lacks 'max_length'"),
         ({"kind": "window"}, "lacks 'window'"),
         ({"kind": "quantized", "backend": "hqq"}, "lacks 'bits'"),

@@ -38,7 +38,15 @@ SETTINGS = {
     },
     "app": {
         "model": "mine",
-        "exclude": ["http", "layered", "llm_api", "resilience", "stampede", "write_policy"],
+        "exclude": [
+            "endpoint",
+            "http",
+            "layered",
+            "llm_api",
+            "resilience",
+            "stampede",
+            "write_policy",
+        ],
         "studies": {"semantic": {"paraphrases": "mine.jsonl"}},
     },
 }
@@ -119,7 +127,7 @@ def test_words_waiting_and_what_serves_others_redo_nothing(edit, planned):
     edit("config/scenarios/banking_open_account.yaml", lambda text: f"# Words.\n{text}")
     edit("config/models/mine.yaml", lambda text: text.replace("Mine", "Ours"))
     edit("workflow/kvbench/strategies/dynamic.py", lambda text: f"{text}\n# Words.\n")
-    edit("workflow/kvbench/caching/proxy.py", lambda text: f'{text}\n"""Words."""\n')
+    edit("workflow/kvbench/caching/proxy/__init__.py", code)
     edit("config/stale.yaml", lambda text: text.replace("kv:", "kv:\n  quiet_wait_s: 3"))
     assert planned() == set()
 

@@ -7,7 +7,7 @@ from statistics import mean, median
 from typing import TYPE_CHECKING, Any
 
 from kvbench import layout, strategies
-from kvbench.errors import InputError
+from kvbench.errors import InputError, one_of
 from kvbench.inputs import models, scenarios
 from kvbench.measurement import conversation, lock
 from kvbench.measurement.memory import meter_for
@@ -112,10 +112,7 @@ class KVCacheBenchmark:
         self, name: str, turns: int, new_tokens: int
     ) -> tuple[conversation.Script, list[str]]:
         known = {key: s for key, s in self.scenarios.items() if s.kind == "conversation"}
-        if name not in known:
-            raise InputError(
-                f"unknown scenario {name!r}; known scenarios: {', '.join(sorted(known))}"
-            )
+        one_of("scenario", name, sorted(known))
         chosen = known[name]
         if not 1 <= turns <= chosen.length:
             raise InputError(f"num_turns is {turns}; {name} has 1 to {chosen.length} turns")

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from kvbench.errors import InputError, Unsupported
+from kvbench.errors import Unsupported, one_of
 
 if TYPE_CHECKING:
     import requests
@@ -246,8 +246,7 @@ def client(name: str) -> Iterator[Fetch]:
     Unsupported
         If its library is not installed.
     """
-    if name not in CLIENTS:
-        raise InputError(f"unknown client {name!r}; known clients: {', '.join(CLIENTS)}")
+    one_of("client", name, CLIENTS)
     yield from CLIENTS[name]()
 
 

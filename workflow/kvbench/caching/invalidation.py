@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import redis
 
 from kvbench.caching.server import delete_prefix
-from kvbench.errors import InputError
+from kvbench.errors import one_of
 
 
 class Invalidation(ABC):
@@ -199,6 +199,5 @@ def build(name: str, client: redis.Redis, prefix: str, parts: int, ttl_s: int) -
     InputError
         If there is no such method; the message names the known ones.
     """
-    if name not in METHODS:
-        raise InputError(f"unknown invalidation {name!r}; known ones: {', '.join(METHODS)}")
+    one_of("invalidation", name, METHODS)
     return METHODS[name](client, prefix, parts, ttl_s)

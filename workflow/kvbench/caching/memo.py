@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kvbench.errors import InputError
+from kvbench.errors import one_of
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,7 @@ def build(variant: str) -> Memo:
     InputError
         If there is no such variant; the message names the known ones.
     """
-    if variant not in VARIANTS:
-        raise InputError(f"unknown variant {variant!r}; known variants: {', '.join(VARIANTS)}")
+    one_of("variant", variant, VARIANTS)
     return VARIANTS[variant]()
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kvbench.errors import InputError
+from kvbench.errors import InputError, one_of
 from kvbench.layout import shipped
 
 #: The set that comes with the repository; its README says how the labels were given.
@@ -102,12 +102,11 @@ def _text(line: str, place: str) -> Text:
         if not isinstance(record.get(name), str) or not record[name].strip():
             raise InputError(f"{place}: {name} is missing or empty; every line needs it")
     for name in record:
-        if name not in _REQUIRED + _OPTIONAL:
-            raise InputError(f"{place}: unknown field {name!r}; known: {_list(_OPTIONAL)}")
+        one_of("field", name, _REQUIRED + _OPTIONAL, place)
     if not isinstance(record.get("ambiguous", False), bool):
         raise InputError(f"{place}: ambiguous is {record['ambiguous']!r}; true or false")
-    _one_of(record["label"], LABELS, "label", place)
-    _one_of(record["half"], HALVES, "half", place)
+    one_of("label", record["label"], LABELS, place)
+    one_of("half", record["half"], HALVES, place)
     needed = {
         "paraphrase": ("form", FORMS),
         "near_miss": ("kind", KINDS),
@@ -118,7 +117,7 @@ def _text(line: str, place: str) -> Text:
             verb = "unexpected" if name in record else "missing"
             raise InputError(f"{place}: {name} is {verb} with label {record['label']!r}")
     if needed is not None and needed[1] is not None:
-        _one_of(record[needed[0]], needed[1], needed[0], place)
+        one_of(needed[0], record[needed[0]], needed[1], place)
     return Text(**record)
 
 
@@ -148,11 +147,6 @@ def _check_intents(texts: Iterable[Text], path: Path) -> None:
                 )
         elif labels[0] in ("follow_up", "long") and labels != [labels[0]] * 2:
             raise InputError(f"{path}: intent {intent!r} is no pair of {labels[0]} texts")
-
-
-def _one_of(value: Any, known: tuple[str, ...], name: str, place: str) -> None:
-    if value not in known:
-        raise InputError(f"{place}: unknown {name} {value!r}; known: {_list(known)}")
 
 
 def _list(names: Iterable[str]) -> str:

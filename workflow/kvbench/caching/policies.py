@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvbench.errors import InputError
+from kvbench.errors import InputError, one_of
 
 #: The string by which Belady, Nelson and Shedler (CACM 12(6), 1969) showed that FIFO may miss
 #: more often in a larger cache: 9 misses in 3 places, 10 misses in 4.
@@ -647,8 +647,7 @@ def build(name: str, capacity: int, **rest) -> Policy:
     InputError
         If there is no such policy, or the capacity is less than 1.
     """
-    if name not in POLICIES:
-        raise InputError(f"unknown policy {name!r}; known policies: {', '.join(POLICIES)}")
+    one_of("policy", name, POLICIES)
     return POLICIES[name](capacity, **rest)
 
 

@@ -16,7 +16,7 @@ from typing import Protocol
 
 import redis
 
-from kvbench.errors import InputError
+from kvbench.errors import InputError, one_of
 
 
 class Cache(Protocol):
@@ -307,8 +307,7 @@ def build(name: str, store: Store, cache: BoundedCache, flush_every: int = 1) ->
     InputError
         If there is no such policy; the message names the known ones.
     """
-    if name not in POLICIES:
-        raise InputError(f"unknown write policy {name!r}; known ones: {', '.join(POLICIES)}")
+    one_of("write policy", name, POLICIES)
     if name == "write_back":
         return WriteBack(store, cache, flush_every)
     return POLICIES[name](store, cache)

@@ -9,7 +9,7 @@ from typing import Any
 
 from kvbench import documents, strategies, studies
 from kvbench.analysis import statistics
-from kvbench.errors import InputError
+from kvbench.errors import InputError, one_of
 from kvbench.inputs import scenarios
 from kvbench.inputs.scenarios import Scenario
 
@@ -117,11 +117,8 @@ def resolve_device(device: str) -> str:
 
 
 def _known(kind: str, name: str, known: Any, where: str, source: str, folder: str = "") -> None:
-    if name not in known:
-        remedy = f"; or add {folder}/{name}.yaml" if folder else ""
-        raise InputError(
-            f"{source}: {where}: unknown {kind} {name!r}; known: {', '.join(sorted(known))}{remedy}"
-        )
+    remedy = f"or add {folder}/{name}.yaml" if folder else ""
+    one_of(kind, name, sorted(known), f"{source}: {where}", remedy)
 
 
 def _longest_context(scenario: Scenario, block: Mapping[str, Any]) -> int:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from kvbench.errors import InputError
+from kvbench.errors import InputError, one_of
 from kvbench.physics import bytes_per_element
 
 if TYPE_CHECKING:
@@ -81,8 +81,7 @@ def measure(
     import torch
 
     bytes_per_element(dtype)
-    if device not in ARRAY_BYTES:
-        raise InputError(f"device {device!r} is unknown; choose cpu or cuda")
+    one_of("device", device, ARRAY_BYTES)
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device cuda: torch sees no GPU; choose device cpu")
     started = time.perf_counter()

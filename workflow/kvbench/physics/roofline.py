@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from kvbench.errors import InputError
+from kvbench.errors import InputError, one_of
 from kvbench.physics import traffic as cached
 from kvbench.physics.architecture import Architecture, Layer
 from kvbench.physics.traffic import Traffic, kv_bytes, new_bytes
@@ -26,10 +26,7 @@ def bytes_per_element(dtype: str) -> int:
         If the dtype is not one of :data:`BYTES_PER_ELEMENT`.
     """
     name = dtype.removeprefix("torch.")
-    if name not in BYTES_PER_ELEMENT:
-        raise InputError(
-            f"dtype {dtype!r} is unknown; choose one of {', '.join(BYTES_PER_ELEMENT)}"
-        )
+    one_of("dtype", name, BYTES_PER_ELEMENT)
     return BYTES_PER_ELEMENT[name]
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, ClassVar
 
-from kvbench.errors import InputError
+from kvbench.errors import InputError, one_of
 from kvbench.physics.architecture import Architecture, Layer
 
 #: Values packed into one storage item by hqq, and bytes of that item (hqq/core/bitpack.py, 0.2.8).
@@ -588,8 +588,7 @@ def read(found: Mapping[str, Any] | Traffic) -> Traffic:
     if isinstance(found, Traffic):
         return found
     kind = found.get("kind")
-    if kind not in KINDS:
-        raise InputError(f"traffic kind {kind!r} is unknown; known kinds: {', '.join(KINDS)}")
+    one_of("traffic kind", kind, KINDS)
     options = {}
     for option in fields(KINDS[kind]):
         if option.name in found:

@@ -4,7 +4,8 @@ Snakemake sees edits to a rule's script but not to the modules that the script i
 parameter of the rule, a digest of them makes it work again when they change, and only then.
 
 The modules behind a job are found by reading, not by importing: every ``import`` in a file counts,
-also one inside a function, but for those under ``if TYPE_CHECKING``. A package's own page counts
+also one inside a function or named in a text (``python -m kvbench.caching.proxy``), but for those
+under ``if TYPE_CHECKING``. A package's own page counts
 where something is taken from it, not where one of its modules is. Modules of other distributions
 are not followed; their versions are facts about the machine. A package whose modules are imported
 by name at run time (strategies, studies, figures) stands for all of them, unless the job says which
@@ -135,8 +136,11 @@ class Library:
         for imported in module.imports:
             name = imported if imported in self.paths else imported.rpartition(".")[0]
             # The library's own page holds its version and the way to the notebook.
-            if name != _PACKAGE:
+            if name in self.paths and name != _PACKAGE:
                 yield name
+            # A package that is started as a program begins there.
+            if imported == name and f"{name}.__main__" in self.paths:
+                yield f"{name}.__main__"
         for package in module.by_name:
             inside = (name for name in self.paths if name.rpartition(".")[0] == package)
             yield from only.get(package, inside)
@@ -213,6 +217,10 @@ def _parse(source: bytes, package: str) -> Module:
                     for part in ast.walk(argument)
                     if isinstance(part, ast.Constant) and isinstance(part.value, str)
                 )
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            # Such as the module of a program that is started: python -m kvbench.caching.proxy.
+            if node.value.startswith(f"{_PACKAGE}.") and node.value.replace(".", "").isidentifier():
+                imports.add(node.value)
         elif parts := _shipped_parts(node):
             files.add(parts)
 

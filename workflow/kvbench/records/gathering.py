@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvbench import documents, records
 from kvbench.analysis.selection import HERE
-from kvbench.errors import InputError
+from kvbench.errors import InputError, one_of
 from kvbench.physics import Ceilings
 
 if TYPE_CHECKING:
@@ -34,9 +34,7 @@ def list_machines(folder: Path, names: Sequence[str]) -> list[Path]:
     if "all" in names:
         return found
     for name in names:
-        if name not in by_name:
-            known = ", ".join(sorted(by_name)) or "none"
-            raise InputError(f"recorded: no machine {name!r} in {folder}; recorded are: {known}")
+        one_of("machine", name, sorted(by_name), f"recorded, in {folder}")
     return [by_name[name] for name in names]
 
 

@@ -11,7 +11,7 @@ import importlib
 import pkgutil
 from functools import cache
 
-from kvbench.errors import InputError
+from kvbench.errors import InputError, one_of
 from kvbench.strategies.base import Generation, Session, Strategy
 
 __all__ = ["REFERENCE", "Generation", "Session", "Strategy", "get", "names", "without_reuse"]
@@ -51,8 +51,7 @@ def get(name: str) -> Strategy:
     InputError
         If there is none; the message names the known ones.
     """
-    if name not in _registry():
-        raise InputError(f"unknown strategy {name!r}; known strategies: {', '.join(names())}")
+    one_of("strategy", name, names())
     return _registry()[name]()
 
 

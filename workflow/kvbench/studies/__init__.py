@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kvbench.errors import InputError
+from kvbench.errors import InputError, one_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -149,8 +149,7 @@ def get(name: str) -> Study:
     InputError
         If there is no such study; the message names the known ones.
     """
-    if name not in names():
-        raise InputError(f"unknown study {name!r}; known studies: {', '.join(names())}")
+    one_of("study", name, names())
     study = importlib.import_module(f"{__name__}.{name}").STUDY
     if study.name != name:
         raise InputError(
