@@ -11,7 +11,7 @@ import argparse
 import math
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -276,6 +276,119 @@ def grid(
             continue
         length = min(tokens, arch.max_positions or tokens)
         rows += sweep(arch, length, model=model, ceilings=bandwidth)
+    return rows
+
+
+#: Columns of a fleet's plan from measured traffic, with their meaning and unit.
+FLEET_COLUMNS: Mapping[str, str] = {
+    "prefix_caching": "whether blocks of equal prefixes are kept once and reused",
+    "conversations": "open conversations of the fleet",
+    "tokens": "mean length of a conversation in the log, prompt and answer (tokens)",
+    "held_share": "blocks a full machine really holds per block its conversations ask for",
+    "concurrent": "conversations that fit one machine at once",
+    "machines": "machines (GPUs of the given memory) that hold the fleet's conversations",
+    "fleet_memory_bytes": "memory of these machines together (bytes)",
+    "prefill_tokens": "prompt tokens that must be computed for the fleet's conversations, once each",
+    "prefill_saved_share": "prompt tokens that a cache of one machine's memory makes unnecessary",
+    "prefill_machine_hours": "least time of that prefill on one machine (hours)",
+    "reason": "why there is no number",
+}
+
+
+def fleet(
+    arch: Architecture,
+    memory_bytes: int,
+    prompt_tokens: float,
+    answer_tokens: float,
+    *,
+    reused_share: float | None,
+    held_share: Callable[[int], float] | None,
+    prefill_flops: float,
+    prefill_flops_reusing: float | None,
+    most_concurrent: int,
+    dtype: str = "bfloat16",
+    conversations: int = 1_000_000,
+    ceilings: Ceilings | None = None,
+) -> list[dict[str, Any]]:
+    """Plan a fleet for conversations like those of a log: one row without prefix caching, one with.
+
+    Parameters
+    ----------
+    memory_bytes:
+        Memory of one machine.
+    prompt_tokens, answer_tokens:
+        Mean lengths in the log.
+    reused_share:
+        Measured share of prompt tokens found in a cache of one machine's memory; None where the
+        log does not tell, and then there is only the row without.
+    held_share:
+        Measured share of distinct blocks among ``n`` requests in a row: what ``n`` conversations
+        that are open at once hold when equal prefixes are kept once.
+    prefill_flops, prefill_flops_reusing:
+        Mean work of a conversation's prefill, without and with reuse.
+    most_concurrent:
+        Requests of the log: sharing among more conversations than these was never seen.
+
+    Raises
+    ------
+    InputError
+        If a length or the memory is not positive.
+    """
+    if memory_bytes < 1 or prompt_tokens <= 0 or answer_tokens < 0 or conversations < 1:
+        raise InputError(
+            f"fleet: memory {memory_bytes}, prompt {prompt_tokens:g}, answer {answer_tokens:g}, "
+            f"conversations {conversations}; sizes must be positive"
+        )
+    size = physics.bytes_per_element(dtype)
+    free = memory_bytes - physics.weight_bytes(arch, size)
+    token = physics.kv_bytes(arch, 1, size)
+    # The working copy of one layer that a paged cache needs beside its blocks.
+    working = (prompt_tokens + answer_tokens) * token / arch.layers
+
+    def needed(count: int, share: float) -> float:
+        return count * ((prompt_tokens * share + answer_tokens) * token + working)
+
+    rate = ceilings.prefill_flops_per_s if ceilings else None
+    rows = []
+    for caching in (False, True):
+        row: dict[str, Any] = dict.fromkeys(FLEET_COLUMNS)
+        rows.append(row)
+        row |= {
+            "prefix_caching": caching,
+            "conversations": conversations,
+            "tokens": prompt_tokens + answer_tokens,
+            "reason": "",
+        }
+        if caching and (reused_share is None or held_share is None):
+            row["reason"] = "the log does not show which prompts begin alike"
+            continue
+        fitting = max(0, int(free // needed(1, 1.0)))
+        share = 1.0
+        if caching and held_share is not None and fitting:
+            # More conversations share more, so more fit: the largest number that still does.
+            low, high = fitting, max(fitting, most_concurrent)
+            while low < high:
+                middle = (low + high + 1) // 2
+                fits = needed(middle, held_share(middle)) <= free
+                low, high = (middle, high) if fits else (low, middle - 1)
+            fitting, share = low, held_share(low)
+        work = prefill_flops_reusing if caching else prefill_flops
+        saved = float(reused_share or 0.0) if caching else 0.0
+        row |= {
+            "held_share": share,
+            "concurrent": fitting,
+            "prefill_tokens": conversations * prompt_tokens * (1 - saved),
+            "prefill_saved_share": saved,
+        }
+        if rate and work is not None:
+            row["prefill_machine_hours"] = conversations * work / rate / 3600
+        if fitting:
+            row["machines"] = math.ceil(conversations / fitting)
+            row["fleet_memory_bytes"] = row["machines"] * memory_bytes
+        else:
+            row["reason"] = (
+                "the weights do not fit" if free <= 0 else "no conversation fits beside the weights"
+            )
     return rows
 
 

@@ -1,0 +1,43 @@
+"""Formats of request logs, one module each, found by being there and told apart by content.
+
+A format is one file in this folder with a subclass of :class:`~kvbench.traffic.readers.base.Format`
+that has a ``name``. Nothing else lists the formats.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from functools import cache
+
+from kvbench.errors import InputError
+from kvbench.traffic.readers.base import Format
+
+
+@cache
+def formats() -> dict[str, type[Format]]:
+    """Every format by name, the most particular first."""
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+    found = [kind for kind in Format.__subclasses__() if kind.name]
+    return {kind.name: kind for kind in sorted(found, key=lambda kind: (-kind.rank, kind.name))}
+
+
+def detect(head: str, source: str) -> type[Format]:
+    """The format of a log from its first characters.
+
+    Raises
+    ------
+    InputError
+        Nothing but blanks, or what no format recognises.
+    """
+    lines = [line for line in head.splitlines()[:50] if line.strip()]
+    if not lines:
+        raise InputError(f"{source}: the log is empty; a replay needs at least two requests")
+    for kind in formats().values():
+        if kind.matches(lines):
+            return kind
+    known = "; ".join(kind.title for kind in formats().values())
+    raise InputError(
+        f"{source}: not a log of a known format (first line: {lines[0][:60]!r}); known are: {known}"
+    )

@@ -1,0 +1,133 @@
+"""OpenAI request bodies as JSONL, with or without timestamp, response, usage and user."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from kvbench.traffic.readers.base import Format, Malformed, Request, document, length, seconds
+
+#: Fields of a body that say who asks or how the answer travels, not what it is.
+_NOT_IDENTITY = {"user", "stream", "stream_options", "metadata", "store", "timestamp"}
+_TIMES = ("timestamp", "time", "ts", "created_at", "created")
+
+
+class OpenAI(Format):
+    """A body a line (``messages`` or ``prompt``), or an object that holds it as ``body``.
+
+    The wrapper of the batch API (``custom_id``, ``method``, ``url``, ``body``) and wrappers named
+    ``request`` are taken alike. ``timestamp``, ``response``, ``usage`` and ``user`` may stand in
+    the wrapper or in the body.
+    """
+
+    name = "openai"
+    title = "OpenAI request bodies as JSONL (messages)"
+    rank = 2
+
+    @classmethod
+    def matches(cls, lines: Sequence[str]) -> bool:
+        """Whether one of the first lines is an object with messages."""
+        for line in lines:
+            try:
+                found = json.loads(line)
+            except ValueError:
+                if '"messages"' in line:
+                    return line.lstrip().startswith("{")
+                continue
+            if isinstance(found, dict) and ({"messages", "prompt"} & set(_body(found))):
+                return True
+        return False
+
+    def parse(self, text: str) -> Iterable[Request]:
+        """The request of one line."""
+        outer = document(text)
+        body = _body(outer)
+        messages = _messages(body)
+        response = outer.get("response", body.get("response"))
+        usage = outer.get("usage") or body.get("usage") or _inside(response).get("usage") or {}
+        if not isinstance(usage, Mapping):
+            raise Malformed("usage must be an object")
+        moment = next((box[k] for box in (outer, body) for k in _TIMES if k in box), None)
+        client = outer.get("user", body.get("user"))
+        asking = [place for place, message in enumerate(messages) if message[0] == "user"]
+        last = asking[-1] if asking else len(messages) - 1
+        rest = {
+            key: value
+            for key, value in body.items()
+            if key not in _NOT_IDENTITY | {"messages", "prompt", "response", "usage"}
+        }
+        settings = json.dumps(rest, sort_keys=True)
+        answer = _answer(response)
+        tokens = {
+            name: length(usage[key], f"usage.{key}") if usage.get(key) is not None else None
+            for name, key in (("input", "prompt_tokens"), ("output", "completion_tokens"))
+        }
+        return [
+            Request(
+                identity=(messages, settings),
+                time_s=None if moment is None else seconds(moment),
+                client=None if client is None else str(client),
+                input_tokens=tokens["input"],
+                output_tokens=tokens["output"],
+                prompt="".join(f"{role}\n{said}\n" for role, said in messages),
+                question=messages[last][1],
+                context=(messages[:last], messages[last + 1 :], settings),
+                answer_bytes=None if answer is None else len(answer.encode("utf-8", "replace")),
+            )
+        ]
+
+
+def _body(outer: Mapping[str, Any]) -> Mapping[str, Any]:
+    for key in ("body", "request"):
+        if isinstance(outer.get(key), Mapping):
+            return outer[key]
+    return outer
+
+
+def _messages(body: Mapping[str, Any]) -> list[tuple[str, str]]:
+    found = body.get("messages")
+    if found is None and isinstance(body.get("prompt"), str):
+        return [("user", body["prompt"])]
+    if not isinstance(found, list) or not found:
+        raise Malformed("messages is missing or empty; it must be a list of {role, content}")
+    messages = []
+    for place, message in enumerate(found):
+        if not isinstance(message, Mapping) or "role" not in message:
+            raise Malformed(f"messages[{place}] has no role")
+        content = message.get("content")
+        if content is None or isinstance(content, list | Mapping):
+            # Parts, images and tool calls: their JSON is what stands for them.
+            content = _parts(content, message)
+        elif not isinstance(content, str):
+            raise Malformed(f"messages[{place}].content must be a text or a list of parts")
+        messages.append((str(message["role"]), content))
+    return messages
+
+
+def _parts(content: Any, message: Mapping[str, Any]) -> str:
+    if isinstance(content, list) and all(
+        isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in content
+    ):
+        return "\n".join(part["text"] for part in content)
+    rest = {key: value for key, value in message.items() if key != "role"}
+    return json.dumps(rest, sort_keys=True)
+
+
+def _inside(response: Any) -> Mapping[str, Any]:
+    if isinstance(response, Mapping):
+        body = response.get("body")
+        return body if isinstance(body, Mapping) else response
+    return {}
+
+
+def _answer(response: Any) -> str | None:
+    """The text of an answer: plain, or within the first choice."""
+    if isinstance(response, str):
+        return response
+    choices = _inside(response).get("choices")
+    if isinstance(choices, list) and choices and isinstance(choices[0], Mapping):
+        message = choices[0].get("message")
+        text = message.get("content") if isinstance(message, Mapping) else choices[0].get("text")
+        return text if isinstance(text, str) else None
+    return None
