@@ -177,7 +177,7 @@ def distinct(asked: Blocks) -> int:
     return len(np.unique(asked.ids))
 
 
-def capacities(asked: Blocks, points: int = 9) -> list[int]:
+def capacities(asked: Blocks, points: int = 10) -> list[int]:
     """Round capacities up to what the log ever asks for, the largest last (blocks)."""
     most = min(distinct(asked), MOST_BLOCKS)
     return simulators.series(max(1, most / 500), most)[-points:]

@@ -142,11 +142,11 @@ def next_uses(keys: np.ndarray) -> np.ndarray:
 
 
 def series(low: float, high: float) -> list[int]:
-    """Round capacities (1, 2, 5, 10 ...) from ``low`` to ``high``, with ``high`` as the last."""
+    """Round capacities (1, 2, 3, 5, 10 ...) from ``low`` to ``high``, with ``high`` as the last."""
     high = max(1, int(high))
     found = {high}
     power = 0
     while 10**power <= high:
-        found |= {n for d in (1, 2, 5) if low <= (n := d * 10**power) < high}
+        found |= {n for d in (1, 2, 3, 5) if low <= (n := d * 10**power) < high}
         power += 1
     return sorted(found)

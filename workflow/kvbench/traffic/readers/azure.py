@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 from kvbench.traffic.readers.base import Request, Table, length, seconds
 
@@ -13,7 +14,7 @@ class Azure(Table):
     name = "azure"
     title = "Azure LLM trace CSV (TIMESTAMP, ContextTokens, GeneratedTokens)"
     rank = 2
-    columns = {
+    columns: ClassVar = {
         "time": ("timestamp",),
         "input": ("contexttokens",),
         "output": ("generatedtokens",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 from kvbench.traffic.readers.base import Request, Table, length, seconds
 
@@ -13,7 +14,7 @@ class BurstGPT(Table):
     name = "burstgpt"
     title = "BurstGPT CSV (Timestamp, Request tokens, Response tokens)"
     rank = 2
-    columns = {
+    columns: ClassVar = {
         "time": ("timestamp",),
         "input": ("request tokens",),
         "output": ("response tokens",),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
-from kvbench.traffic.readers.base import Malformed, Request, Table, length, seconds
+from kvbench.traffic.readers.base import Malformed, Request, Table, cells, length, seconds
 
 
 class LibCacheSimCsv(Table):
@@ -13,7 +14,7 @@ class LibCacheSimCsv(Table):
     name = "libcachesim-csv"
     title = "libCacheSim CSV (header with obj_id, and time or obj_size)"
     rank = 1
-    columns = {
+    columns: ClassVar = {
         "time": ("time", "timestamp", "clock_time", "ts", "#time", "# time"),
         "key": ("obj_id", "obj-id", "objid", "id", "key", "lbn", "object"),
         "size": ("obj_size", "obj-size", "objsize", "size", "value_size"),
@@ -21,13 +22,9 @@ class LibCacheSimCsv(Table):
     required = ("key",)
 
     @classmethod
-    def matches(cls, lines):
+    def matches(cls, lines: Sequence[str]) -> bool:
         """Whether the header names a key and at least one thing more."""
-        return "," in lines[0] and super().matches(lines) and len(cls._find_first(lines)) > 1
-
-    @classmethod
-    def _find_first(cls, lines):
-        return cls._find(lines[0].split(","))
+        return super().matches(lines) and len(cls._find(cells(lines[0]))) > 1
 
     def request(self, row: Mapping[str, str]) -> Request:
         """The request of one row."""

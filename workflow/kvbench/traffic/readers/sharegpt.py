@@ -33,9 +33,7 @@ class ShareGPT(Format):
 
     def records(self, stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
         """Objects of a list one by one, without reading the list whole; or one object a line."""
-        number = 0
-        for text in _objects(stream):
-            number += 1
+        for number, text in enumerate(_objects(stream), start=1):
             yield number, text.encode("utf-8", "surrogatepass")
 
     def parse(self, text: str) -> Iterable[Request]:

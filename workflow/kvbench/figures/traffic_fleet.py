@@ -1,0 +1,47 @@
+"""Reused input tokens and balance of a fleet, cache-aware against random routing, by replicas."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, ScalarFormatter
+
+from kvbench.figures import _kv, _traffic, style
+
+TABLES = ("traffic_fleet",)
+
+QUESTION = "Your traffic: what does cache-aware routing save in a fleet?"
+
+_ROUTINGS = {"random": ("random", "orange", "s"), "cache_aware": ("cache-aware", "blue", "o")}
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    """Draw reused tokens and the busiest replica's load against the number of replicas."""
+    rows = _traffic.one(table)
+    if rows.empty:
+        return _kv.empty(QUESTION, "the log does not show which prompts begin alike")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(style.PAGE_WIDTH, 2.5))
+    for routing, (label, colour, marker) in _ROUTINGS.items():
+        own = rows[rows["routing"] == routing].sort_values("replicas")
+        for axes, values in ((left, 100 * own["token_share"]), (right, own["imbalance"])):
+            axes.plot(
+                own["replicas"],
+                values,
+                f"{marker}-",
+                markersize=3,
+                color=style.OKABE_ITO[colour],
+                label=label,
+            )
+    left.set(ylabel="input tokens without prefill (%)")
+    left.set_ylim(bottom=0)
+    right.set(ylabel="work of the busiest replica over the mean")
+    right.set_ylim(bottom=0.9)
+    for axes in (left, right):
+        axes.set_xscale("log", base=2)
+        axes.set_xlabel("replicas")
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    left.legend(frameon=False, title="routing", title_fontsize=6.5)
+    figure.suptitle(_traffic.title(QUESTION, rows))
+    return figure

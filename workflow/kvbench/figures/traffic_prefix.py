@@ -1,0 +1,64 @@
+"""Input tokens of a log that need no prefill, by memory of the prefix cache, policy and block size."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+
+from kvbench.figures import _kv, _traffic, style
+
+TABLES = ("traffic_prefix",)
+
+QUESTION = "Your traffic: how much prefill does a prefix cache save?"
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    """Draw reused tokens against the cache's memory, and against the block size."""
+    rows = _traffic.one(table)
+    if rows.empty:
+        return _kv.empty(QUESTION, "the log does not show which prompts begin alike")
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(style.PAGE_WIDTH, 2.8), width_ratios=[1.7, 1]
+    )
+    shared = rows[rows["sharing"] == "shared"]
+    finest = shared[shared["block_tokens"] == shared["block_tokens"].min()]
+    limit = finest.loc[finest["policy"] == "unlimited", "token_share"]
+    _traffic.lines(left, finest[finest["policy"] != "unlimited"], "capacity_gib", "token_share")
+    for level in limit.head(1):
+        left.axhline(100 * level, color="black", linestyle=":", linewidth=1, label="unlimited")
+    own = rows[(rows["sharing"] == "per_client") & (rows["policy"] == "unlimited")]
+    for level in own["token_share"].head(1):
+        left.axhline(
+            100 * level,
+            color=style.OKABE_ITO["grey"],
+            linestyle="--",
+            label="unlimited, per client",
+        )
+    fitting = finest.loc[finest["fits"].astype(bool) & (finest["policy"] == "lru"), "capacity_gib"]
+    if len(fitting) and not finest["fits"].astype(bool).all():
+        left.axvspan(left.get_xlim()[0], fitting.max(), color="#EEEEEE", zorder=0)
+        left.annotate(
+            "fits this machine",
+            (fitting.max(), 0.97),
+            xycoords=("data", "axes fraction"),
+            ha="right",
+            va="top",
+            fontsize=6.5,
+        )
+    left.set(
+        xscale="log",
+        xlabel="memory of the cache (GiB)",
+        ylabel="input tokens without prefill (%)",
+    )
+    left.set_ylim(bottom=0)
+    left.legend(frameon=False, fontsize=6.5)
+    sizes = shared[shared["policy"] == "unlimited"].sort_values("block_tokens")
+    right.bar(
+        [f"{tokens}" for tokens in sizes["block_tokens"]],
+        100 * sizes["token_share"],
+        color=style.OKABE_ITO["sky"],
+    )
+    right.set(xlabel="tokens of a block, unlimited cache", ylabel="without prefill (%)")
+    figure.suptitle(_traffic.title(QUESTION, rows))
+    return figure

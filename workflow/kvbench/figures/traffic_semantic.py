@@ -1,0 +1,51 @@
+"""Candidate hits of a semantic cache on a log by threshold, and what its guards refuse."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+
+from kvbench.figures import _kv, _traffic, style
+
+TABLES = ("traffic_semantic",)
+
+QUESTION = "Your traffic: how much could a semantic cache answer?"
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    """Draw candidate hits with and without guards against the threshold, and refusals by guard."""
+    rows = _traffic.one(table)
+    if rows.empty:
+        return _kv.empty(QUESTION, "the log has no texts, or no sentence encoder was there")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(style.PAGE_WIDTH, 2.5))
+    for column, label, colour, marker in (
+        ("exact_share", "exact repeats", "black", "o"),
+        ("unguarded_share", "close enough", "grey", "s"),
+        ("candidate_share", "close enough, guards agree", "green", "^"),
+    ):
+        left.plot(
+            rows["threshold"],
+            100 * rows[column],
+            f"{marker}-",
+            markersize=3,
+            color=style.OKABE_ITO[colour],
+            label=label,
+        )
+    left.set(xlabel="threshold (cosine)", ylabel="share of the requests (%)")
+    left.set_ylim(bottom=0)
+    left.legend(frameon=False, fontsize=6.5)
+    for name, colour in (("numbers", "blue"), ("names", "orange"), ("polarity", "vermilion")):
+        right.plot(
+            rows["threshold"],
+            rows[f"refused_{name}"],
+            "o-",
+            markersize=3,
+            color=style.OKABE_ITO[colour],
+            label=name,
+        )
+    right.set(xlabel="threshold (cosine)", ylabel="pairs that the guard refuses")
+    right.set_ylim(bottom=0)
+    right.legend(frameon=False, fontsize=6.5, title="guard", title_fontsize=6.5)
+    figure.suptitle(_traffic.title(QUESTION, rows))
+    return figure

@@ -1,0 +1,303 @@
+"""Advice from a replay: Markdown, one self-contained page, tables and figures; nothing leaves here."""
+
+from __future__ import annotations
+
+import base64
+import importlib
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+
+from kvbench import documents, figures
+from kvbench.analysis import capacity
+from kvbench.errors import InputError
+from kvbench.records import gathering
+from kvbench.traffic import log as logs
+from kvbench.traffic import replay, semantic, verdicts, worth
+
+LANGUAGES = ("en", "pt")
+_TEMPLATES = Path(__file__).parent / "templates"
+
+#: Shares that the command prints, in the words of each language.
+_SHARES = {
+    "repeat_share": ("exact repeats, per request", "repetições exatas, por pedido"),
+    "exact_hit_ratio": ("exact cache, LRU, hit ratio", "cache exato, LRU, taxa de acertos"),
+    "prefix_unlimited_share": (
+        "prefix cache, unlimited, input tokens",
+        "cache de prefixos, sem limite, tokens de entrada",
+    ),
+    "prefix_token_share": (
+        "prefix cache, LRU, in this memory, input tokens",
+        "cache de prefixos, LRU, nesta memória, tokens de entrada",
+    ),
+    "prefix_client_share": (
+        "prefix cache, unlimited, per client, input tokens",
+        "cache de prefixos, sem limite, por cliente, tokens de entrada",
+    ),
+    "semantic_share": (
+        "semantic cache, candidate hits with guards",
+        "cache semântico, acertos candidatos com guardas",
+    ),
+    "left_share": ("left to compute, all caches, input tokens", "por computar, todos os caches"),
+}
+
+
+def run(
+    paths: Sequence[Path],
+    model: str,
+    memory: str,
+    output: Path,
+    *,
+    language: str = "en",
+    dtype: str = "bfloat16",
+    keep_text: bool = False,
+    skip_bad: bool = False,
+    with_semantic: bool = True,
+    rates: str | None = None,
+    price: str | None = None,
+    tokenizer: Path | None = None,
+    marks: Path | None = None,
+    conversations: int = 1_000_000,
+) -> str:
+    """Replay one log given in parts, write everything into ``output``, and return what to print.
+
+    Raises
+    ------
+    InputError
+        Anything the user gave is wrong: one line.
+    """
+    if language not in LANGUAGES:
+        raise InputError(f"language {language!r}: choose one of {', '.join(LANGUAGES)}")
+    if conversations < 1:
+        raise InputError(f"conversations is {conversations}; it must be positive")
+    folder = Path(model)
+    setting = replay.Setting(
+        name=_name(paths),
+        model=folder.name if folder.exists() else model,
+        architecture=capacity.architecture(model),
+        memory_bytes=capacity.parse_bytes(memory),
+        dtype=dtype,
+        ceilings=worth.ceilings(rates),
+        price=None if price is None else worth.price(price),
+        conversations=conversations,
+        keep_text=keep_text,
+    )
+    judged = None if marks is None else semantic.judged(marks)
+    if tokenizer is None and folder.is_dir() and (folder / "tokenizer.json").is_file():
+        tokenizer = folder / "tokenizer.json"
+    log = logs.read(paths, skip_bad=skip_bad, tokenizer=tokenizer)
+    encode = replay.encoder() if with_semantic and log.questions else None
+    record = replay.run(log, setting, encode, judged)
+    write_tables(output, [record])
+    draw(output / "figures", record, ("pdf", "svg", "png"))
+    write_advice(output, record, language)
+    return (
+        shares(record, language)
+        + f"\n\n{output / f'advice.{language}.md'}\n{_page(output, language)}"
+    )
+
+
+def _page(output: Path, language: str) -> Path:
+    return output / f"advice.{language}.html"
+
+
+def _name(paths: Sequence[Path]) -> str:
+    """The first part's name without its endings, in characters that a path may have."""
+    stem = paths[0].name.split(".")[0] if paths else ""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-") or "log"
+
+
+def shares(record: Mapping[str, Any], language: str) -> str:
+    """The main shares to four digits, one a line; a dash where the log cannot tell."""
+    place = LANGUAGES.index(language)
+    width = max(len(words[place]) for words in _SHARES.values())
+    lines = [
+        f"{record['log']['name']}: {record['summary']['requests']:,} ({record['log']['format']})"
+    ]
+    for name, words in _SHARES.items():
+        value = record["summary"][name]
+        lines.append(f"{words[place]:<{width}}  {'-' if value is None else format(value, '.4f')}")
+    heading = ("prefix cache, LRU: blocks, GiB, blocks found, input tokens reused",)
+    heading += ("cache de prefixos, LRU: blocos, GiB, blocos achados, tokens reusados",)
+    rows = [
+        row
+        for row in record["tables"]["prefix"]
+        if (row["policy"], row["sharing"]) == ("lru", "shared")
+    ]
+    if rows:
+        lines.append(heading[place])
+    lines += [
+        f"{row['capacity_blocks']:>12,}{row['capacity_gib']:>12,.2f}"
+        f"{row['block_share']:>10.4f}{row['token_share']:>10.4f}"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+# ------------------------------------------------------------------------------------- tables
+
+
+def frames(records: Sequence[Mapping[str, Any]]) -> dict[str, pd.DataFrame]:
+    """Every table of some replays by name, ``summary`` included, with the same columns always."""
+    found: dict[str, pd.DataFrame] = {}
+    for name, columns in {**replay.TABLES, "summary": replay.SUMMARY}.items():
+        rows = []
+        for record in records:
+            identity = {
+                "log": record["log"]["name"],
+                "model": record["setting"]["model"],
+                "memory_bytes": record["setting"]["memory_bytes"],
+            }
+            own = [record["summary"]] if name == "summary" else record["tables"][name]
+            rows += [{**identity, **row} for row in own]
+        found[f"traffic_{name}"] = pd.DataFrame(rows, columns=[*replay.IDENTITY, *columns])
+    return found
+
+
+def write_tables(folder: Path, records: Sequence[Mapping[str, Any]]) -> list[Path]:
+    """Write every table of some replays as CSV; returns the paths."""
+    written = []
+    for name, table in frames(records).items():
+        written.append(folder / f"{name}.csv")
+        gathering.write_csv(table, written[-1])
+    return written
+
+
+# ------------------------------------------------------------------------------------- figures
+
+
+def figure_names() -> list[str]:
+    """Figures of the suite ``traffic``."""
+    return [name for name in figures.names() if name.startswith("traffic_")]
+
+
+def draw(folder: Path, record: Mapping[str, Any], suffixes: Sequence[str]) -> list[Path]:
+    """Draw every figure of one replay; returns the paths."""
+    from kvbench.figures import style
+
+    style.apply()
+    tables = frames([record])
+    written = []
+    for name in figure_names():
+        module = importlib.import_module(f"kvbench.figures.{name}")
+        figure = module.draw(*(tables[table] for table in figures.tables_of(name, ())))
+        for path in style.save(figure, folder / name):
+            if path.suffix[1:] in suffixes:
+                written.append(path)
+            else:
+                path.unlink()
+    return written
+
+
+# ------------------------------------------------------------------------------------- advice
+
+
+def write_advice(folder: Path, record: Mapping[str, Any], language: str) -> list[Path]:
+    """Write ``advice.<language>.md`` and ``.html``; the page holds its figures, drawn before."""
+    text = advice(record, language)
+    markdown, page = folder / f"advice.{language}.md", _page(folder, language)
+    documents.write_text_atomic(markdown, text)
+    documents.write_text_atomic(page, html(text, folder, language))
+    return [markdown, page]
+
+
+def advice(record: Mapping[str, Any], language: str) -> str:
+    """The advice in Markdown."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    environment.filters |= _filters(language)
+    text = environment.get_template(f"advice.{language}.md.j2").render(
+        **{**record, "missing": defaultdict(str, record["missing"])},
+        verdict=verdicts.decide(record),
+        ttl=verdicts.ttl_enough(record),
+        exact_decays=verdicts.decays(record, "exact_hit_ratio"),
+        prefix_decays=verdicts.decays(record, "prefix_token_share"),
+        pays=verdicts.PAYS,
+        little=verdicts.LITTLE,
+        better=verdicts.BETTER_POLICY,
+        sheet_threshold=semantic.SHEET_THRESHOLD,
+    )
+    return re.sub(r"\n{3,}", "\n\n", text)
+
+
+def html(markdown: str, folder: Path, language: str) -> str:
+    """One self-contained page: the Markdown as HTML, its figures within it."""
+    from markdown_it import MarkdownIt
+
+    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
+
+    def inline(match: re.Match[str]) -> str:
+        path = folder / match[1]
+        if not path.is_file():
+            return match[0]
+        return (
+            'src="data:image/svg+xml;base64,' + base64.b64encode(path.read_bytes()).decode() + '"'
+        )
+
+    body = re.sub(r'src="(figures/[a-z_]+\.svg)"', inline, body)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES), undefined=jinja2.StrictUndefined
+    )
+    title = markdown.partition("\n")[0].lstrip("# ")
+    return environment.get_template("page.html.j2").render(
+        language={"pt": "pt-BR"}.get(language, language), title=title, body=body
+    )
+
+
+def _filters(language: str) -> dict[str, Any]:
+    """Numbers as a reader of the language writes them; a dash for what is not known."""
+
+    def local(text: str) -> str:
+        return text.translate(str.maketrans(",.", ".,")) if language == "pt" else text
+
+    def number(value: float | None, digits: int = 2) -> str:
+        return "–" if value is None else local(f"{value:,.{digits}f}")
+
+    def count(value: float | None) -> str:
+        if value is None:
+            return "–"
+        return number(value, 1 if 0 < abs(value) < 10 and value != int(value) else 0)
+
+    def pct(value: float | None, digits: int = 2) -> str:
+        return "–" if value is None else number(100 * value, digits) + " %"
+
+    def size(value: float | None) -> str:
+        if value is None:
+            return "–"
+        unit = "B"
+        for larger in ("KiB", "MiB", "GiB", "TiB", "PiB"):
+            if value < 1024:
+                break
+            value, unit = value / 1024, larger
+        return f"{local(f'{value:.3g}' if value < 1000 else f'{value:,.0f}')} {unit}"
+
+    days = {"en": "days", "pt": "dias"}[language]
+
+    def seconds(value: float | None) -> str:
+        if value is None:
+            return "–"
+        for unit, length in ((days, 86400.0), ("h", 3600.0), ("min", 60.0)):
+            if value >= 2 * length:
+                return f"{local(f'{value / length:,.3g}' if value < 1000 * length else f'{value / length:,.0f}')} {unit}"
+        return local(f"{value:.3g}") + " s"
+
+    def capfirst(text: str) -> str:
+        return text[:1].upper() + text[1:]
+
+    return {
+        "number": number,
+        "count": count,
+        "pct": pct,
+        "bytes": size,
+        "seconds": seconds,
+        "capfirst": capfirst,
+    }
