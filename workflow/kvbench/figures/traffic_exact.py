@@ -22,6 +22,6 @@ def draw(table: pd.DataFrame) -> Figure:
     _traffic.lines(axes, rows, "capacity", "hit_ratio")
     axes.set(xscale="log", xlabel="capacity (entries)", ylabel="hit ratio (% of the requests)")
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, ncols=2, fontsize=6.5)
+    figure.legend(frameon=False, loc="outside right center", fontsize=6.5)
     figure.suptitle(_traffic.title(QUESTION, rows))
     return figure

@@ -40,10 +40,10 @@ def draw(table: pd.DataFrame) -> Figure:
         left.axvspan(left.get_xlim()[0], fitting.max(), color="#EEEEEE", zorder=0)
         left.annotate(
             "fits this machine",
-            (fitting.max(), 0.97),
+            (fitting.max(), 0.03),
             xycoords=("data", "axes fraction"),
             ha="right",
-            va="top",
+            va="bottom",
             fontsize=6.5,
         )
     left.set(

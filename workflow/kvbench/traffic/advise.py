@@ -287,7 +287,8 @@ def _filters(language: str) -> dict[str, Any]:
             return "–"
         for unit, length in ((days, 86400.0), ("h", 3600.0), ("min", 60.0)):
             if value >= 2 * length:
-                return f"{local(f'{value / length:,.3g}' if value < 1000 * length else f'{value / length:,.0f}')} {unit}"
+                times = value / length
+                return local(f"{times:.3g}" if times < 1000 else f"{times:,.0f}") + f" {unit}"
         return local(f"{value:.3g}") + " s"
 
     def capfirst(text: str) -> str:

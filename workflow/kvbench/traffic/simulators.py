@@ -26,9 +26,13 @@ _NATIVE = {
 }
 
 
-def native(policy: str) -> bool:
-    """Whether libCacheSim plays this policy here."""
-    return policy in _NATIVE and _library() is not None
+#: Below this capacity libCacheSim is not asked: with queues of no length it ends the process.
+_LEAST_NATIVE = 64
+
+
+def native(policy: str, capacity: int) -> bool:
+    """Whether libCacheSim plays this policy at this capacity here."""
+    return policy in _NATIVE and capacity >= _LEAST_NATIVE and _library() is not None
 
 
 def _library():
@@ -54,7 +58,7 @@ def requester(policy: str, capacity: int, *, own: bool = False) -> Callable[[int
     own:
         Take our implementation even where libCacheSim has one.
     """
-    if own or not native(policy):
+    if own or not native(policy, capacity):
         return policies.build(policy, capacity).request
     library = _library()
     cache = getattr(library, _NATIVE[policy])(capacity, hashpower=_hashpower(capacity))
@@ -91,7 +95,7 @@ class Stream:
 
     def hits(self, policy: str, capacity: int, *, own: bool = False) -> int:
         """Requests found in a cache of ``capacity`` equal entries that begins empty."""
-        if own or not native(policy):
+        if own or not native(policy, capacity):
             if self._list is None:
                 self._list = self._keys.tolist()
             future = self._list if policy == "opt" else ()
