@@ -78,6 +78,11 @@ def loaded_by(modules: list[str]) -> set[str]:
             id="caches",
         ),
         pytest.param(
+            [*modules_of("traffic"), *modules_of("traffic.readers")],
+            (*TORCH, *PLOTS, "libcachesim"),
+            id="traffic",
+        ),
+        pytest.param(
             [*modules_of("strategies"), *modules_of("measurement")],
             (*TORCH, *PLOTS, "kvbench.caching"),
             id="measuring",

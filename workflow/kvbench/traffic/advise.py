@@ -91,8 +91,8 @@ def run(
     if tokenizer is None and folder.is_dir() and (folder / "tokenizer.json").is_file():
         tokenizer = folder / "tokenizer.json"
     log = logs.read(paths, skip_bad=skip_bad, tokenizer=tokenizer)
-    encode = replay.encoder() if with_semantic and log.questions else None
-    record = replay.run(log, setting, encode, judged)
+    encoder = replay.sentence_encoder() if with_semantic and log.questions else None
+    record = replay.run(log, setting, encoder, judged)
     write_tables(output, [record])
     draw(output / "figures", record, ("pdf", "svg", "png"))
     write_advice(output, record, language)

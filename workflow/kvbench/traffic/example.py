@@ -16,8 +16,6 @@ from pathlib import Path
 import numpy as np
 
 from kvbench import layout
-from kvbench.caching import paraphrases
-from kvbench.studies.measuring.one_stream import stream
 
 #: The log that ships with the project.
 PATH = layout.shipped("resources") / "traffic" / "one_stream.jsonl.gz"
@@ -40,6 +38,9 @@ _SYSTEM = (
 def lines() -> Iterator[str]:
     """The log's lines: times from 0, a question every 20 seconds in the mean, twelve users."""
     from tokenizers import Tokenizer
+
+    from kvbench.caching import paraphrases
+    from kvbench.studies.measuring.one_stream import stream
 
     folder = layout.shipped("resources") / "embedded-llama"
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))

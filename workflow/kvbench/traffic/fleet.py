@@ -63,7 +63,7 @@ def route(
     """
     machines = [_Replica(max(1, capacity)) for _ in range(replicas)]
     draw = random.Random(seed)
-    edges, tokens = asked.offsets.tolist(), asked.input_tokens.tolist()
+    edges, tokens = asked.offsets.tolist(), asked.cut_tokens.tolist()
     reused = work = 0
     for number in range(asked.requests):
         blocks = asked.ids[edges[number] : edges[number + 1]].tolist()

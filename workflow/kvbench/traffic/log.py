@@ -26,8 +26,10 @@ FINEST_BLOCK = 16
 BYTES_PER_TOKEN = 4
 #: Most block references that are held; beyond it every second one is dropped, blocks double.
 MOST_REFERENCES = 24_000_000
-#: Most questions whose text is kept for the semantic part.
+#: Most questions whose text is kept for the semantic part, and the longest that is (characters);
+#: no sentence encoder reads a longer one whole.
 MOST_QUESTIONS = 2_000
+LONGEST_QUESTION = 4_000
 _HEAD = 2**16
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _WIDE = (b"\xff\xfe", b"\xfe\xff")
@@ -50,6 +52,9 @@ class Log:
         Number of the client; None where the log names none.
     input_tokens, output_tokens:
         Lengths; None where they are neither stated nor known from texts.
+    cut_tokens:
+        Lengths in the unit that blocks were cut in. It differs from ``input_tokens`` where the log
+        states token counts and texts were cut by bytes.
     answer_bytes:
         Size of the answer; 0 where unknown. None if no answer's size is known.
     offsets, blocks, block_tokens:
@@ -58,8 +63,8 @@ class Log:
     partial_blocks:
         Whether a last, incomplete block has a number too (as in Mooncake's traces).
     questions, question_of, contexts, lines:
-        Texts of the first questions, and for each of the first requests which question it asks,
-        in which context, and where in the log it stands.
+        Texts of the first questions, cut at :data:`LONGEST_QUESTION`; for each of the first
+        requests which question it asks, in which context, and where in the log it stands.
     tokens_from:
         ``log`` if lengths are the log's own, ``tokenizer``, or ``estimate`` from bytes.
     skipped:
@@ -73,6 +78,7 @@ class Log:
     times_s: np.ndarray | None = None
     clients: np.ndarray | None = None
     input_tokens: np.ndarray | None = None
+    cut_tokens: np.ndarray | None = None
     output_tokens: np.ndarray | None = None
     answer_bytes: np.ndarray | None = None
     offsets: np.ndarray | None = None
@@ -227,21 +233,34 @@ def _zstandard(file: BinaryIO, path: Path) -> BinaryIO:
         raise InputError(f"{path}: packed with zstd; install zstandard, or unpack it") from None
 
     class Stream(io.RawIOBase):
-        """Frames of a file one after the other, with zstd's error as one of ours."""
+        """Frames of a file one after the other; one that was cut short is an error."""
 
         def __init__(self) -> None:
-            self._reader = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
+            self._frame = None
+            self._rest, self._ready = b"", b""
 
         def readable(self) -> bool:
             return True
 
         def readinto(self, buffer) -> int:
-            try:
-                data = self._reader.read(len(buffer))
-            except zstandard.ZstdError as error:
-                raise EOFError(str(error)) from None
-            buffer[: len(data)] = data
-            return len(data)
+            while not self._ready:
+                packed = self._rest or file.read(_HEAD)
+                self._rest = b""
+                if not packed:
+                    if self._frame is not None:
+                        raise EOFError("the last frame has no end")
+                    return 0
+                if self._frame is None:
+                    self._frame = zstandard.ZstdDecompressor().decompressobj()
+                try:
+                    self._ready = self._frame.decompress(packed)
+                except zstandard.ZstdError as error:
+                    raise EOFError(str(error)) from None
+                if self._frame.eof:
+                    self._rest, self._frame = self._frame.unused_data, None
+            count = min(len(buffer), len(self._ready))
+            buffer[:count], self._ready = self._ready[:count], self._ready[count:]
+            return count
 
     return Stream()
 
@@ -263,7 +282,8 @@ class _Columns:
         self._first: Request | None = None
         self._stated = 0
         self._answered = False
-        self._texts: dict[str, int] = {}
+        self._texts: dict[int, int] = {}
+        self.questions: list[str] = []
         self.question_of: list[int] = []
         self.contexts: list[int] = []
         self.lines: list[str] = []
@@ -303,11 +323,15 @@ class _Columns:
 
     def _add_question(self, request: Request, where: str) -> None:
         text = request.question or ""
-        if text not in self._texts and len(self._texts) >= MOST_QUESTIONS:
+        number = fingerprint(text)
+        if number not in self._texts and len(self._texts) >= MOST_QUESTIONS:
             return
-        if self.question_of and len(self.question_of) < len(self._who) - 1:
+        if len(self.question_of) < len(self._who) - 1:
             return  # Only an unbroken beginning of the log can be replayed.
-        self.question_of.append(self._texts.setdefault(text, len(self._texts)))
+        if number not in self._texts:
+            self._texts[number] = len(self._texts)
+            self.questions.append(text[:LONGEST_QUESTION])
+        self.question_of.append(self._texts[number])
         self.contexts.append(fingerprint(request.context))
         self.lines.append(where)
 
@@ -366,14 +390,17 @@ class _Columns:
             log.blocks = _dense(np.frombuffer(self._blocks, dtype=np.uint64))
         if self._answered:
             log.answer_bytes = np.array(self._answers, dtype=np.int64)
-        log.questions = list(self._texts)
+        log.questions = self.questions
         log.question_of, log.contexts, log.lines = self.question_of, self.contexts, self.lines
         return log
 
     def _set_lengths(self, log: Log) -> None:
         stated, measured = np.array(self._inputs), np.array(self._measured)
+        log.cut_tokens = measured if (measured >= 0).all() else None
         if self._stated == log.requests:
             log.input_tokens, log.tokens_from = stated, "log"
+            if log.cut_tokens is None:
+                log.cut_tokens = stated
         elif (measured >= 0).all():
             log.input_tokens = measured
             log.tokens_from = "tokenizer" if getattr(self._cut, "exact", False) else "estimate"

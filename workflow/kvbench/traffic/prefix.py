@@ -7,7 +7,7 @@ the run times the block's tokens, and never more than the request has.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -34,12 +34,16 @@ class Blocks:
         Length of each request.
     tokens:
         Tokens of a block.
+    cut_tokens:
+        Length of each request in the unit that its blocks were cut in; see
+        :class:`~kvbench.traffic.log.Log`.
     """
 
     ids: np.ndarray
     offsets: np.ndarray
     input_tokens: np.ndarray
     tokens: int
+    cut_tokens: np.ndarray
 
     @property
     def requests(self) -> int:
@@ -51,14 +55,24 @@ class Blocks:
         if requests >= self.requests:
             return self
         offsets = self.offsets[: requests + 1]
-        return Blocks(self.ids[: offsets[-1]], offsets, self.input_tokens[:requests], self.tokens)
+        return Blocks(
+            self.ids[: offsets[-1]],
+            offsets,
+            self.input_tokens[:requests],
+            self.tokens,
+            self.cut_tokens[:requests],
+        )
 
     def where(self, kept: np.ndarray) -> Blocks:
         """The requests for which ``kept`` is true."""
         lengths = np.diff(self.offsets)
         offsets = np.concatenate([[0], np.cumsum(lengths[kept])])
         return Blocks(
-            self.ids[np.repeat(kept, lengths)], offsets, self.input_tokens[kept], self.tokens
+            self.ids[np.repeat(kept, lengths)],
+            offsets,
+            self.input_tokens[kept],
+            self.tokens,
+            self.cut_tokens[kept],
         )
 
 
@@ -72,7 +86,7 @@ def blocks(log: Log, tokens: int | None = None) -> Blocks | None:
     """
     if log.blocks is None or log.input_tokens is None or log.block_tokens is None:
         return None
-    assert log.offsets is not None
+    assert log.offsets is not None and log.cut_tokens is not None
     step, rest = divmod(tokens or log.block_tokens, log.block_tokens)
     if rest or step < 1:
         raise InputError(
@@ -80,7 +94,7 @@ def blocks(log: Log, tokens: int | None = None) -> Blocks | None:
         )
     size = step * log.block_tokens
     if step == 1:
-        return Blocks(log.blocks, log.offsets, log.input_tokens, size)
+        return Blocks(log.blocks, log.offsets, log.input_tokens, size, log.cut_tokens)
     lengths = np.diff(log.offsets)
     place = np.arange(len(log.blocks)) - np.repeat(log.offsets[:-1], lengths)
     kept = place % step == step - 1
@@ -89,7 +103,7 @@ def blocks(log: Log, tokens: int | None = None) -> Blocks | None:
     counts = np.zeros(len(lengths) + 1, dtype=np.int64)
     counts[1:] = np.cumsum(kept)[log.offsets[1:] - 1] if len(kept) else 0
     counts[1:][log.offsets[1:] == 0] = 0
-    return Blocks(log.blocks[kept], counts, log.input_tokens, size)
+    return Blocks(log.blocks[kept], counts, log.input_tokens, size, log.cut_tokens)
 
 
 def sizes(log: Log) -> list[int]:
@@ -120,7 +134,10 @@ class Reuse:
 
 
 def _reuse(asked: Blocks, runs: np.ndarray, hits: int) -> Reuse:
-    reused = np.minimum(runs * asked.tokens, asked.input_tokens)
+    reused = np.minimum(runs * asked.tokens, asked.cut_tokens)
+    if asked.cut_tokens is not asked.input_tokens:
+        share = reused / np.maximum(asked.cut_tokens, 1)
+        reused = np.floor(share * asked.input_tokens).astype(np.int64)
     total = int(asked.input_tokens.sum())
     return Reuse(
         reused,
@@ -167,9 +184,7 @@ def per_client(asked: Blocks, clients: np.ndarray) -> Blocks:
     owner = np.repeat(clients.astype(np.int64), np.diff(asked.offsets))
     width = int(asked.ids.max()) + 1 if len(asked.ids) else 1
     mixed = owner * width + asked.ids
-    return Blocks(
-        np.unique(mixed, return_inverse=True)[1], asked.offsets, asked.input_tokens, asked.tokens
-    )
+    return replace(asked, ids=np.unique(mixed, return_inverse=True)[1])
 
 
 def distinct(asked: Blocks) -> int:

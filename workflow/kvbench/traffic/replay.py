@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -188,17 +188,17 @@ class Setting:
     keep_text: bool = False
 
 
-Encode = Callable[[Sequence[str]], np.ndarray]
-
-
 def run(
-    log: Log, setting: Setting, encode: Encode | None, judged: semantic.Judged | None = None
+    log: Log,
+    setting: Setting,
+    encoder: semantic.Encoder | None,
+    judged: semantic.Judged | None = None,
 ) -> dict[str, Any]:
     """Replay a log.
 
     Parameters
     ----------
-    encode:
+    encoder:
         Sentence encoder of the semantic part, or None to leave it out.
     judged:
         What a person marked on the sheet of an earlier replay.
@@ -214,7 +214,7 @@ def run(
     replay.lengths()
     replay.exact()
     replay.prefix()
-    replay.semantic(encode, judged)
+    replay.semantic(encoder, judged)
     replay.time()
     replay.together()
     replay.fleet()
@@ -424,15 +424,15 @@ class _Replay:
             }
         )
 
-    def semantic(self, encode: Encode | None, judged: semantic.Judged | None) -> None:
+    def semantic(self, encoder: semantic.Encoder | None, judged: semantic.Judged | None) -> None:
         log, note = self.log, self.summary
         if not log.questions:
             self.missing["semantic"] = "no_texts"
             return
-        if encode is None:
+        if encoder is None:
             self.missing["semantic"] = "no_encoder"
             return
-        cosines = semantic.similarities(log, encode)
+        cosines = semantic.similarities(log, encoder)
         chosen = None
         for threshold in semantic.THRESHOLDS:
             swept = semantic.sweep(log, cosines, threshold)
@@ -548,12 +548,12 @@ class _Replay:
         }
 
 
-def encoder() -> Encode | None:
+def sentence_encoder() -> semantic.Encoder | None:
     """The embedded sentence encoder, or None where it is not installed."""
     try:
         from kvbench.caching.encoder import SentenceEncoder
 
-        return SentenceEncoder().encode
+        return SentenceEncoder()
     except (Unsupported, ImportError) as error:
         _LOG.info("no semantic part: %s", error)
         return None

@@ -11,15 +11,16 @@ import csv
 import hashlib
 import hmac
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from kvbench.caching.semantic_cache import GUARDS
 from kvbench.errors import InputError
-from kvbench.traffic.log import Log
+from kvbench.traffic.log import LONGEST_QUESTION, Log
 
 THRESHOLDS = (0.70, 0.75, 0.80, 0.85, 0.90, 0.95, 0.99)
 #: Threshold of the sheet and of the summary.
@@ -65,10 +66,28 @@ class Swept:
     pairs: tuple[Pair, ...]
 
 
-def similarities(log: Log, encode: Callable[[Sequence[str]], np.ndarray]) -> np.ndarray:
-    """Cosines between the log's questions, shape (questions, questions)."""
-    vectors = np.asarray(encode(log.questions), dtype=np.float32)
-    return vectors @ vectors.T
+class Encoder(Protocol):
+    """What the semantic part needs of :class:`kvbench.caching.encoder.SentenceEncoder`."""
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit vectors of shape (texts, dimension)."""
+
+    def fits(self, text: str) -> bool:
+        """Whether the whole text is read."""
+
+
+def similarities(log: Log, encoder: Encoder) -> np.ndarray:
+    """Cosines between the log's questions, shape (questions, questions).
+
+    A question that the encoder would cut off is like no other: what differs behind the cut would
+    be overlooked.
+    """
+    vectors = np.asarray(encoder.encode(log.questions), dtype=np.float32)
+    cosines = vectors @ vectors.T
+    for place, text in enumerate(log.questions):
+        if len(text) >= LONGEST_QUESTION or not encoder.fits(text):
+            cosines[place, :] = cosines[:, place] = -1
+    return cosines
 
 
 def sweep(log: Log, cosines: np.ndarray, threshold: float, guarded: bool = True) -> Swept:

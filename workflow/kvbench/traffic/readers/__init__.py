@@ -19,8 +19,12 @@ def formats() -> dict[str, type[Format]]:
     """Every format by name, the most particular first."""
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
-    found = [kind for kind in Format.__subclasses__() if kind.name]
-    return {kind.name: kind for kind in sorted(found, key=lambda kind: (-kind.rank, kind.name))}
+    found, pending = [], [Format]
+    while pending:
+        kind = pending.pop()
+        pending += kind.__subclasses__()
+        found += [kind] if kind.name else []
+    return {kind.name: kind for kind in sorted(found, key=lambda one: (-one.rank, one.name))}
 
 
 def detect(head: str, source: str) -> type[Format]:

@@ -16,8 +16,8 @@ class LibCacheSimText(Format):
 
     @classmethod
     def matches(cls, lines: Sequence[str]) -> bool:
-        """Whether every line is a single word. The last one may have been cut off."""
-        return all(_is_key(line) for line in lines)
+        """Whether the first line is a single word."""
+        return _is_key(lines[0])
 
     def parse(self, text: str) -> Iterable[Request]:
         """The request of one line."""
