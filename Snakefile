@@ -24,6 +24,7 @@ report: "workflow/report/workflow.rst"
 include: "workflow/rules/inputs.smk"
 include: "workflow/rules/kv_cache.smk"
 include: "workflow/rules/app_cache.smk"
+include: "workflow/rules/traffic.smk"
 include: "workflow/rules/analysis.smk"
 include: "workflow/rules/figures.smk"
 include: "workflow/rules/paper.smk"
@@ -66,6 +67,7 @@ rule cells:
     input:
         KV_RECORDS,
         APP_RECORDS,
+        TRAFFIC_RECORDS,
 
 
 rule tables:

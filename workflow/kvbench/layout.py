@@ -30,6 +30,11 @@ def app_record(study: str, cell: str) -> str:
     return f"results/cells/app/{study}/{cell}.json"
 
 
+def traffic_record(key: str) -> str:
+    """Path of a replay's record by :attr:`kvbench.traffic.cells.TrafficCell.key`."""
+    return f"results/cells/traffic/{key}.json"
+
+
 def table(name: str) -> str:
     """Path of a table that a figure is drawn from; two of them lie elsewhere."""
     elsewhere = {

@@ -127,6 +127,7 @@ rule describe_tables:
         "../../envs/analysis.yaml"
     params:
         studies=STUDIES,
+        traffic=bool(TRAFFIC_CELLS),
         code=code_of("describe_tables"),
     message:
         "Writing what each column of each table means"

@@ -16,6 +16,7 @@ from kvbench.errors import InputError
 from kvbench.inputs import configuration
 from kvbench.measurement import environment
 from kvbench.records import digests, gathering
+from kvbench.traffic import cells as traffic, columns as traffic_columns
 
 
 def stop(error):
@@ -41,12 +42,15 @@ def load():
     app_cells = configuration.plan_app(filled, models, config_source())
     kv_cells = kv_cells if "kv" in filled["suites"] else {}
     app_cells = app_cells if "app" in filled["suites"] else {}
+    replayed = "traffic" in filled["suites"]
+    traffic_cells = traffic.plan(filled, models, config_source(), files=replayed)
+    traffic_cells = traffic_cells if replayed else {}
     aa_cells = configuration.plan_aa(filled, models, config_source())
-    return filled, scenarios, models, kv_cells, app_cells, aa_cells
+    return filled, scenarios, models, kv_cells, app_cells, traffic_cells, aa_cells
 
 
 try:
-    CONFIG, SCENARIOS, MODELS, KV_CELLS, APP_CELLS, AA_CELLS = load()
+    CONFIG, SCENARIOS, MODELS, KV_CELLS, APP_CELLS, TRAFFIC_CELLS, AA_CELLS = load()
     RECORDED = gathering.list_machines(HERE / "results" / "recorded", CONFIG["recorded"])
 except InputError as error:
     stop(error)
@@ -61,6 +65,7 @@ SOFTWARE = environment.software(ROOT / "envs" / "requirements.lock")
 KV_RECORDS = [layout.kv_record(key) for key in sorted(KV_CELLS)]
 AA_RECORDS = [f"results/cells/aa/{key}.json" for key in sorted(AA_CELLS)]
 APP_RECORDS = [layout.app_record(study, cell) for study in APP_CELLS for cell in APP_CELLS[study]]
+TRAFFIC_RECORDS = [layout.traffic_record(key) for key in sorted(TRAFFIC_CELLS)]
 # Every file of a recorded machine is an input: an altered one must be noticed.
 RECORDED_FILES = [str(path) for machine in RECORDED for path in gathering.files_of(machine)]
 # Snakemake's environments are per rule: one CUDA block makes the measuring jobs use the GPU one.
@@ -69,17 +74,22 @@ BENCH_ENV = "../../envs/bench-gpu.yaml" if ON_GPU else "../../envs/bench-cpu.yam
 STUDIES = sorted({*APP_CELLS, *gathering.studies_of(RECORDED)})
 KV_TABLES = ["results/tables/kv_samples.csv", "results/tables/kv_summary.csv"]
 APP_TABLES = [f"results/tables/app_{study}.csv" for study in STUDIES]
+TRAFFIC_TABLES = [
+    layout.table(name) for name in (traffic_columns.described() if TRAFFIC_CELLS else ())
+]
 TABLES = [
     *KV_TABLES,
     "results/tables/kv_replies.csv",
     "results/tables/kv_quality.csv",
     *APP_TABLES,
+    *TRAFFIC_TABLES,
     "results/tables/capacity.csv",
     "results/tables/aa_test.csv",
     "results/tables/README.md",
 ]
 CLAIMS = [f"results/claims/claims.{suffix}" for suffix in ("csv", "json", "md")]
-FIGURE_NAMES = figure_modules.drawable(STUDIES)
+FIGURE_NAMES = figure_modules.drawable(STUDIES, traffic=bool(TRAFFIC_CELLS))
+TRAFFIC_FIGURES = [name for name in FIGURE_NAMES if name.startswith("traffic_")]
 FIGURES = [
     f"results/figures/{name}.{suffix}" for name in FIGURE_NAMES for suffix in ("pdf", "svg", "png")
 ]
@@ -93,8 +103,14 @@ LATEX = shutil.which("latexmk") or shutil.which("tectonic")
 WITH_CONDA = "conda" in {
     str(method.name).lower() for method in workflow.deployment_settings.deployment_method
 }
+ADVICE = [
+    f"results/traffic/{key}/advice.{language}.{suffix}"
+    for key in sorted(TRAFFIC_CELLS)
+    for language in LANGUAGES
+    for suffix in ("md", "html")
+]
 PDFS = [f"results/paper/paper.{language}.pdf" for language in LANGUAGES]
-PUBLISHED = [*TABLES, *CLAIMS, *FIGURES, *SECTIONS, *(PDFS if LATEX or WITH_CONDA else [])]
+PUBLISHED = [*TABLES, *CLAIMS, *FIGURES, *ADVICE, *SECTIONS, *(PDFS if LATEX or WITH_CONDA else [])]
 
 
 # ----------------------------------------------------------------------------- helper functions
@@ -137,6 +153,11 @@ def quiet_wait_s(wildcards, threads):
 def kv_priority(wildcards):
     """Cells run in their drawn order: the scheduler takes the highest priority first."""
     return len(KV_ORDER) - KV_ORDER[kv_cell(wildcards).key]
+
+
+def traffic_cell(wildcards):
+    """The planned replay behind a record's path."""
+    return TRAFFIC_CELLS[f"{wildcards.log}/{wildcards.setting}"]
 
 
 def aa_cell(wildcards):
@@ -323,6 +344,8 @@ def published_by():
     patterns = {
         "results/tables/kv_": "aggregate_kv",
         "results/tables/app_": "aggregate_study",
+        "results/tables/traffic_": "aggregate_traffic",
+        "results/traffic/": "advise_traffic",
         "results/tables/capacity": "plan_capacity",
         "results/tables/aa_test": "aggregate_aa_test",
         "results/tables/README": "describe_tables",

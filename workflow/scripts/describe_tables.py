@@ -5,6 +5,7 @@ from pathlib import Path
 from _job import job
 from kvbench import documents, studies
 from kvbench.analysis import capacity, claims, instrument, tables
+from kvbench.traffic import columns
 
 
 def main(snakemake):
@@ -19,8 +20,10 @@ def main(snakemake):
         "../claims/claims.csv": claims.COLUMNS,
     }
     for name in snakemake.params.studies:
-        columns = studies.get(name).columns
-        described[f"app_{name}.csv"] = {**tables.APP_COLUMNS, **columns}
+        own = studies.get(name).columns
+        described[f"app_{name}.csv"] = {**tables.APP_COLUMNS, **own}
+    if snakemake.params.get("traffic"):
+        described |= {f"{name}.csv": own for name, own in columns.described().items()}
     documents.write_text_atomic(Path(snakemake.output[0]), tables.columns_readme(described))
 
 

@@ -66,14 +66,20 @@ def tables_of(name: str, studies: Sequence[str]) -> tuple[str, ...]:
     return (f"app_{max(fitting, key=len)}",)
 
 
-def drawable(studies: Sequence[str]) -> list[str]:
-    """Figures whose tables this run has: those of studies that are left out are left out."""
+def drawable(studies: Sequence[str], traffic: bool = True) -> list[str]:
+    """Figures whose tables this run has: those of studies that are left out are left out.
+
+    ``traffic`` says whether any request log is replayed.
+    """
     return [
         name
         for name in names()
-        if not name.startswith("app_")
-        or "TABLES" in _literals(name)
-        or any(f"{name}_".startswith(f"app_{study}_") for study in studies)
+        if (traffic or not name.startswith("traffic_"))
+        and (
+            not name.startswith("app_")
+            or "TABLES" in _literals(name)
+            or any(f"{name}_".startswith(f"app_{study}_") for study in studies)
+        )
     ]
 
 

@@ -35,14 +35,16 @@ def draw(table: pd.DataFrame) -> Figure:
     left.set(xlabel="threshold (cosine)", ylabel="share of the requests (%)")
     left.set_ylim(bottom=0)
     left.legend(frameon=False, fontsize=6.5)
-    for name, colour in (("numbers", "blue"), ("names", "orange"), ("polarity", "vermilion")):
+    colours = [style.OKABE_ITO[name] for name in ("blue", "orange", "vermilion", "purple", "sky")]
+    refusals = [name for name in rows if name.startswith("refused_")]
+    for place, name in enumerate(refusals):
         right.plot(
             rows["threshold"],
-            rows[f"refused_{name}"],
+            rows[name],
             "o-",
             markersize=3,
-            color=style.OKABE_ITO[colour],
-            label=name,
+            color=colours[place % len(colours)],
+            label=name.removeprefix("refused_"),
         )
     right.set(xlabel="threshold (cosine)", ylabel="pairs that the guard refuses")
     right.set_ylim(bottom=0)

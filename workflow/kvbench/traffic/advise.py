@@ -17,8 +17,8 @@ from kvbench import documents, figures
 from kvbench.analysis import capacity
 from kvbench.errors import InputError
 from kvbench.records import gathering
+from kvbench.traffic import columns, replay, semantic, verdicts, worth
 from kvbench.traffic import log as logs
-from kvbench.traffic import replay, semantic, verdicts, worth
 
 LANGUAGES = ("en", "pt")
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -145,7 +145,8 @@ def shares(record: Mapping[str, Any], language: str) -> str:
 def frames(records: Sequence[Mapping[str, Any]]) -> dict[str, pd.DataFrame]:
     """Every table of some replays by name, ``summary`` included, with the same columns always."""
     found: dict[str, pd.DataFrame] = {}
-    for name, columns in {**replay.TABLES, "summary": replay.SUMMARY}.items():
+    for name, described in columns.described().items():
+        part = name.removeprefix("traffic_")
         rows = []
         for record in records:
             identity = {
@@ -153,9 +154,9 @@ def frames(records: Sequence[Mapping[str, Any]]) -> dict[str, pd.DataFrame]:
                 "model": record["setting"]["model"],
                 "memory_bytes": record["setting"]["memory_bytes"],
             }
-            own = [record["summary"]] if name == "summary" else record["tables"][name]
+            own = [record["summary"]] if part == "summary" else record["tables"][part]
             rows += [{**identity, **row} for row in own]
-        found[f"traffic_{name}"] = pd.DataFrame(rows, columns=[*replay.IDENTITY, *columns])
+        found[name] = pd.DataFrame(rows, columns=list(described))
     return found
 
 

@@ -18,7 +18,7 @@ from typing import Protocol
 
 import numpy as np
 
-from kvbench.caching.semantic_cache import GUARDS
+from kvbench.caching.guards import GUARDS
 from kvbench.errors import InputError
 from kvbench.traffic.log import LONGEST_QUESTION, Log
 
@@ -54,12 +54,16 @@ class Pair:
 
 @dataclass(frozen=True)
 class Swept:
-    """What one threshold gave: requests by what answered them, and what the guards refused."""
+    """What one threshold gave: requests by what answered them, and what the guards refused.
+
+    ``beyond`` are the candidates that no exact cache would have answered.
+    """
 
     threshold: float
     requests: int
     exact: int
     candidates: int
+    beyond: int
     candidates_unguarded: int
     refused: dict[str, int]
     served: np.ndarray
@@ -100,7 +104,8 @@ def sweep(log: Log, cosines: np.ndarray, threshold: float, guarded: bool = True)
     first: dict[tuple[int, int], int] = {}
     refused = dict.fromkeys(GUARDS, 0)
     pairs: list[Pair] = []
-    exact = candidates = unguarded = 0
+    exact = candidates = beyond = unguarded = 0
+    asked: set[tuple[int, int]] = set()
     served = np.zeros(len(log.question_of), dtype=bool)
     for number, (question, context) in enumerate(zip(log.question_of, log.contexts, strict=True)):
         if (context, question) in first:
@@ -128,12 +133,15 @@ def sweep(log: Log, cosines: np.ndarray, threshold: float, guarded: bool = True)
             first[context, question] = number
         else:
             candidates += 1
+            beyond += (context, question) not in asked
             served[number] = True
+        asked.add((context, question))
     return Swept(
         threshold,
         len(log.question_of),
         exact,
         candidates,
+        beyond,
         unguarded,
         refused,
         served,

@@ -68,7 +68,8 @@ def ceilings(given: str | None, root: Path = Path()) -> Ceilings | None:
         path = root / "results" / "inputs" / "ceilings" / "cpu.json"
         return _measured(path, "here") if path.is_file() else None
     if Path(given).is_file():
-        return _measured(Path(given), Path(given).stem)
+        here = "inputs" in Path(given).parts
+        return _measured(Path(given), "here" if here else Path(given).stem)
     recorded = root / "results" / "recorded" / given / "ceilings"
     found = sorted(recorded.glob("*.json")) if re.fullmatch(r"[a-z0-9-]+", given) else []
     if found:
