@@ -341,12 +341,14 @@ def fleet(
         )
     size = physics.bytes_per_element(dtype)
     free = memory_bytes - physics.weight_bytes(arch, size)
-    token = physics.kv_bytes(arch, 1, size)
-    # The working copy of one layer that a paged cache needs beside its blocks.
-    working = (prompt_tokens + answer_tokens) * token / arch.layers
+    tokens = max(1, round(prompt_tokens + answer_tokens))
+    whole = physics.kv_bytes(arch, tokens, size)
+    prompt = min(whole, physics.kv_bytes(arch, max(1, round(prompt_tokens)), size))
+    # A paged cache needs a working copy of one layer beside its blocks.
+    working = physics.Paged().working_bytes(arch, tokens, whole, size) - whole
 
     def needed(count: int, share: float) -> float:
-        return count * ((prompt_tokens * share + answer_tokens) * token + working)
+        return count * (prompt * share + (whole - prompt) + working)
 
     rate = ceilings.prefill_flops_per_s if ceilings else None
     rows = []

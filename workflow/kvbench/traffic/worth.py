@@ -106,11 +106,19 @@ def prefill_flops(
     ``F(n - r, r)`` less the masked half of the new tokens' own square, see
     :func:`kvbench.physics.forward_flops` and :func:`kvbench.physics.masked_flops`.
     """
-    # Floats, because the sum over a million long prompts exceeds 64 bits.
-    past = np.asarray(reused, dtype=float)
-    new = np.asarray(input_tokens, dtype=float) - past
-    work = physics.forward_flops(arch, new, past) - physics.masked_flops(arch, new)  # type: ignore[arg-type]
-    return float(np.sum(work))
+    past = np.broadcast_to(reused, np.shape(input_tokens))
+    pairs, times = np.unique(np.stack([input_tokens, past], axis=1), axis=0, return_counts=True)
+    # Whole numbers of any size: the sum over a million long prompts exceeds 64 bits.
+    return float(
+        sum(
+            count
+            * (
+                physics.forward_flops(arch, length - known, known)
+                - physics.masked_flops(arch, length - known, 1, known)
+            )
+            for (length, known), count in zip(pairs.tolist(), times.tolist(), strict=True)
+        )
+    )
 
 
 def saved(
@@ -161,8 +169,10 @@ def answers_saved(
     decode = None
     if output_tokens is not None and rates and rates.read_bytes_per_s:
         weights = physics.weight_bytes_read(arch, element_bytes)
-        context = np.asarray(input_tokens, float) + np.asarray(output_tokens, float) / 2
-        moved = weights + physics.kv_elements(arch, 1) * element_bytes * context
+        # Every token of an answer reads the cache as it is half way through the answer, in the mean.
+        contexts, place = np.unique(input_tokens + output_tokens // 2, return_inverse=True)
+        held = np.array([physics.kv_bytes(arch, one, element_bytes) for one in contexts.tolist()])
+        moved = weights + held.astype(float)[place]
         decode = float((output_tokens * moved).sum()) / rates.read_bytes_per_s
     usd = None
     if cost:
