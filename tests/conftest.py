@@ -131,11 +131,12 @@ def kv_record(
     cold_s: float = 9.0,
     exact: bool = True,
     traffic: dict | None = None,
+    block: str | None = None,
 ) -> dict:
     """Make a record whose ``e2e`` holds the seconds of each turn's iterations.
 
     The first token takes a tenth of a turn. ``disturbed`` names samples by (turn, iteration), both
-    counted from 0; ``digests`` gives one letter per turn.
+    counted from 0; ``digests`` gives one letter per turn; with a ``block`` an iteration is its round.
     """
     e2e = [[1.0, 1.0, 1.0]] if e2e is None else e2e
     disturbed = disturbed or {}
@@ -150,6 +151,7 @@ def kv_record(
             "ttft_s": first,
             "itl_s": gaps,
             "disturbed": mark,
+            **({} if block is None else {"round": iteration, "slot": iteration}),
         }
 
     turns = [
@@ -191,6 +193,7 @@ def kv_record(
             "iterations": len(e2e[0]),
             "warmup": 1,
         },
+        **({} if block is None else {"block": {"id": block, "precision": 0.03}}),
         "status": status,
         "reason": reason,
         "turns": turns if status == "ok" else [],

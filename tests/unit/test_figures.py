@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 import synthetic_kv
 from kvbench import strategies
-from kvbench.analysis import selection
-from kvbench.figures import _kv, style
+from kvbench.analysis import metrics, selection
+from kvbench.figures import style
 from kvbench.strategies import looks
 from matplotlib import pyplot as plt
 
@@ -110,12 +110,15 @@ def test_points_are_the_conversations_that_the_medians_are_taken_over(one):
     own = samples[
         (samples["scenario"] == "banking_loan_application") & (samples["strategy"] == "none")
     ]
-    table = _kv.conversations(own)
+    table = metrics.conversations(own)
     first = own[(own["replicate"] == 1) & (own["iteration"] == 2)]
-    assert len(table) == 6
+    assert len(table) == 12
     assert table.loc[(1, 2), "e2e_s"] == pytest.approx(first["e2e_s"].mean())
     assert table.loc[(1, 2), "output_tokens_per_s"] == pytest.approx(120 / first["e2e_s"].sum())
-    assert table["disturbed"].tolist() == [False, False, True, False, False, False]
+    assert table.index[table["disturbed"]].tolist() == [(2, 1)]
+    assert table.loc[(1, 2), "tpot_s"] == pytest.approx(
+        (first["e2e_s"].sum() - first["ttft_s"].sum()) / (120 - 3)
+    )
 
 
 def test_partly_failed_cell_is_drawn_with_its_numbers(one):

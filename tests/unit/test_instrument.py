@@ -1,130 +1,142 @@
-"""The instrument's own test: few false alarms, small slowdowns found, no process on both sides."""
+"""The instrument's own test: few false alarms, small slowdowns found, and what it takes."""
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
+import pandas as pd
 import pytest
-from kvbench.analysis import instrument, statistics
+from kvbench.analysis import instrument, metrics, paired
 
-PROCESSES, ITERATIONS, TURNS = 24, 5, 2
+ROUNDS, CELLS, BLOCKS = 60, 4, 6
 
 
-def simulated(make_record, slowdowns=(0.0, 0.05), *, process=0.01, iteration=0.005, seed=1):
-    """Records of processes that differ by ``process`` and iterations by ``iteration``."""
+def simulated(make_record, slowdowns=(0.0, 0.05), *, noise=0.03, rounds=ROUNDS, apart=0.0, seed=1):
+    """Records of blocks whose cells share a drift; ``apart`` is what is wrong with every second."""
     generator = np.random.default_rng(seed)
     made = []
-    for slowdown in slowdowns:
-        for number in range(PROCESSES):
-            shift = generator.normal(0.0, process)
-            times = (1 + slowdown) * np.exp(
-                shift + generator.normal(0.0, iteration, (TURNS, ITERATIONS))
-            )
-            record = make_record(e2e=times.tolist(), replicate=number + 1)
-            record["cell"]["slowdown"] = slowdown
-            made.append(record)
+    for block in range(BLOCKS):
+        drift = 0.15 * np.cumsum(generator.standard_normal(rounds)) / math.sqrt(rounds)
+        for slowdown in slowdowns:
+            for number in range(CELLS):
+                shift = drift + apart * (number % 2) + generator.normal(0.0, noise, rounds)
+                times = [((1 + slowdown) * np.exp(shift)).tolist()]
+                record = make_record(e2e=times, replicate=number + 1, block=f"aa/r{block}")
+                record["cell"]["slowdown"] = slowdown
+                made.append(record)
     return made
 
 
 @pytest.fixture(scope="module")
-def arms(make_record):
-    table = instrument.evaluate({"here": simulated(make_record)}, replicates=[3], pairs=100, seed=1)
-    return {row["arm"]: row for row in table.to_dict("records")}
+def table(make_record):
+    return instrument.evaluate({"here": simulated(make_record)})
 
 
-def test_equal_cells_rarely_differ(arms):
-    assert arms["same"]["share"] <= 0.10
-    assert arms["same"]["ratio_median"] == pytest.approx(1.0, abs=0.01)
+def rows(table, arm, blocks=1):
+    return table[(table["arm"] == arm) & (table["blocks"] == blocks)].set_index("rounds")
 
 
-def test_a_slowdown_of_five_percent_is_found(arms):
-    assert arms["slowed"]["share"] >= 0.95
-    assert arms["slowed"]["ratio_median"] == pytest.approx(1.05, abs=0.01)
+def test_equal_cells_rarely_differ(table):
+    same = rows(table, "same")
+    assert (same["share_ci_low"] <= 0.05).all()
+    assert same["ratio_median"].to_numpy() == pytest.approx(1.0, abs=0.01)
 
 
-def test_a_share_lies_within_its_interval(arms):
-    for row in arms.values():
+def test_more_rounds_find_more_and_smaller_slowdowns(table):
+    slowed, same = rows(table, "slowed"), rows(table, "same")
+    assert slowed.loc[60, "share"] >= 0.95
+    assert slowed.loc[10, "share"] < slowed.loc[60, "share"]
+    assert same.loc[60, "smallest_slowdown"] < 0.05 < same.loc[10, "smallest_slowdown"]
+    assert same.loc[60, "measuring_s"] == pytest.approx(6 * same.loc[10, "measuring_s"], rel=0.1)
+
+
+def test_a_block_is_cut_into_as_many_stretches_as_it_has(table):
+    same = rows(table, "same")
+    pairs = CELLS * (CELLS - 1) // 2
+    assert same.loc[10, "comparisons"] == BLOCKS * pairs * 6
+    assert same.loc[10, "independent"] == BLOCKS * 2 * 6
+    assert same.loc[60, "comparisons"] == BLOCKS * pairs
+    assert 90 not in same.index
+
+
+def test_a_share_lies_within_its_interval(table):
+    for row in table.to_dict("records"):
         assert 0.0 <= row["share_ci_low"] <= row["share"] <= row["share_ci_high"] <= 1.0
         assert row["share_ci_low"] < row["share_ci_high"]
 
 
+def test_blocks_are_put_together_too(table):
+    assert set(table["blocks"]) == {1, 2, 3}
+    assert rows(table, "same", 3).loc[60, "independent"] == 2 * 2
+
+
 def test_noise_that_hides_a_slowdown_is_admitted(make_record):
-    made = simulated(make_record, process=0.10)
-    table = instrument.evaluate({"here": made}, replicates=[3], pairs=50, seed=1)
-    assert table.set_index("arm").loc["slowed", "share"] < 0.5
+    found = instrument.evaluate({"here": simulated(make_record, noise=0.3)})
+    assert rows(found, "slowed").loc[30, "share"] < 0.5
 
 
-def test_the_columns_are_those_that_are_described(make_record):
-    made = simulated(make_record)
-    table = instrument.evaluate({"here": made}, replicates=[2], pairs=5, seed=1)
-    assert list(table.columns) == list(instrument.COLUMNS)
-    assert list(table["processes"]) == [PROCESSES, PROCESSES]
-    assert set(table["pairs"]) == {5}
-
-
-def test_the_two_cells_of_a_pair_never_share_a_process(make_record, monkeypatch):
-    pairs = []
-    real = statistics.ratio_interval
-
-    def spy(numerator, denominator):
-        pairs.append((numerator, denominator))
-        return real(numerator, denominator)
-
-    monkeypatch.setattr(statistics, "ratio_interval", spy)
-    made = simulated(make_record)
-    instrument.evaluate({"here": made}, replicates=[3], pairs=40, seed=1)
-    assert len(pairs) == 80
-    for sides in pairs:
-        processes = [tuple(series) for side in sides for series in side["talk", 1]]
-        assert len(processes) == len(set(processes)) == 6
-
-
-def test_the_draw_is_that_of_the_seed(make_record):
-    made = simulated(make_record)
-    first, again = (
-        instrument.evaluate({"here": made}, replicates=[3], pairs=20, seed=4) for _ in range(2)
-    )
-    assert first.equals(again)
-
-
-def test_more_processes_per_cell_find_more_and_half_a_test_is_left_out(make_record):
-    made = simulated(make_record, process=0.03)
-    table = instrument.evaluate({"here": made}, replicates=[10, 3, 20], pairs=50, seed=1)
-    # 20 processes twice are more than were measured, so that row has no arm of equals.
-    assert list(table["replicates"]) == [3, 3, 10, 10, 20]
-    shares = table.set_index(["replicates", "arm"])["share"]
-    assert shares[10, "slowed"] > shares[3, "slowed"]
-    assert set(instrument.as_tests(table, "here")) == {3, 10}
-
-
-def test_too_few_processes_give_no_row(make_record):
-    made = [r for r in simulated(make_record) if r["cell"]["replicate"] <= 5]
-    table = instrument.evaluate({"here": made}, replicates=[3], pairs=10, seed=1)
-    assert list(table["arm"]) == ["slowed"]
-
-
-def test_no_records_give_an_empty_table():
-    table = instrument.evaluate({}, replicates=[3], pairs=10, seed=1)
-    assert len(table) == 0
-    assert list(table.columns) == list(instrument.COLUMNS)
-
-
-def test_failed_cells_and_disturbed_samples_do_not_count(make_record):
+def test_failed_cells_and_disturbed_rounds_do_not_count(make_record):
     made = simulated(make_record, slowdowns=(0.0,))
-    for record in made[:6]:
-        record["status"] = "failed"
-    for record in made[6:]:
-        for turn in record["turns"]:
-            turn["samples"][0] |= {"e2e_s": 50.0, "disturbed": True}
-    (row,) = instrument.evaluate({"here": made}, [3], 20, seed=1).to_dict("records")
-    assert row["processes"] == PROCESSES - 6
-    assert row["iterations"] == ITERATIONS - 1
-    assert row["ratio_median"] == pytest.approx(1.0, abs=0.02)
+    made[0]["status"] = "failed"
+    for record in made:
+        record["turns"][0]["samples"][0] |= {"e2e_s": 50.0, "disturbed": True}
+    found = rows(instrument.evaluate({"here": made}), "same")
+    assert found.loc[10, "cells"] == BLOCKS * CELLS - 1
+    assert found["ratio_median"].to_numpy() == pytest.approx(1.0, abs=0.02)
+    # 59 rounds are left, so that no stretch of 60 is.
+    assert 60 not in found.index
 
 
-def test_a_machines_rows_are_found_by_arm(make_record):
-    table = instrument.evaluate({"lab": simulated(make_record)}, replicates=[3], pairs=20, seed=1)
-    (tests,) = instrument.as_tests(table, "lab").values()
-    assert set(tests) == {"same", "slowed"}
-    assert tests["slowed"].pairs == 20
-    assert tests["slowed"].share.value == tests["slowed"].found / 20
-    assert instrument.as_tests(table, "elsewhere") == {}
+@pytest.mark.parametrize("cells", [0, 1])
+def test_nothing_to_compare_gives_no_row_and_no_interval(make_record, cells):
+    made = simulated(make_record, slowdowns=(0.0,))[:cells]
+    found = instrument.evaluate({"here": made})
+    assert len(found) == 0
+    assert list(found.columns) == list(instrument.COLUMNS)
+
+
+def test_processes_that_ran_one_after_the_other_are_left_out(make_record):
+    made = [make_record(replicate=number) for number in range(1, 20)]
+    for record in made:
+        record["cell"]["slowdown"] = 0.0
+    assert len(instrument.evaluate({"old": made})) == 0
+
+
+# ------------------------------------------------------------------ what it allows
+
+
+def test_a_sound_machine_needs_as_few_rounds_as_simulated_ones(table):
+    assert instrument.evidence(table, "here") == metrics.Evidence(paired.FEWEST_ROUNDS, 1)
+
+
+def test_without_a_test_the_recorded_machines_counts(table):
+    recorded = table.assign(machine="lab", share_ci_low=np.where(table["rounds"] < 30, 0.2, 0.0))
+    assert instrument.evidence(recorded, "here").rounds == 30
+    assert instrument.evidence(recorded.iloc[:0], "here") == metrics.Evidence()
+
+
+def test_a_machine_that_cries_wolf_at_every_length_judges_nothing(make_record):
+    found = instrument.evaluate({"here": simulated(make_record, slowdowns=(0.0,), apart=0.1)})
+    needed = instrument.evidence(found, "here")
+    assert needed.rounds > (found["rounds"] * found["blocks"]).max()
+
+
+def test_of_several_machines_this_one_is_told_and_else_the_first(table):
+    both = pd.concat([table.assign(machine=name) for name in ("zeta", "alpha")])
+    assert instrument.machine_of(both) == "alpha"
+    assert instrument.machine_of(pd.concat([both, table])) == "here"
+    assert instrument.machine_of(both[both["arm"] == "same"]) is None
+
+
+def test_a_run_says_what_differences_it_could_tell():
+    found = [
+        {"machine": "here", "smallest_difference": "0.02", "not_judged": ""},
+        {"machine": "here", "smallest_difference": "0.04", "not_judged": ""},
+        {"machine": "here", "smallest_difference": "0.5", "not_judged": "one run"},
+        {"machine": "lab", "smallest_difference": "0.001", "not_judged": ""},
+    ]
+    assert instrument.told_differences(found) == (
+        "this run could tell differences from 3.0 % on (4.0 % in the widest of 2 comparisons)"
+    )
+    assert instrument.told_differences([]) is None

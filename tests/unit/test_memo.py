@@ -242,23 +242,6 @@ def test_figure_says_so_when_there_is_nothing_to_draw(name):
 # --- the intervals of these studies ---
 
 
-def test_median_interval_covers_the_true_median_95_times_in_100():
-    import numpy as np
-
-    rng = np.random.default_rng(4)
-    inside = 0
-    for _ in range(2000):
-        _, (low, high) = _estimates.median_interval(rng.exponential(size=15))
-        inside += low <= np.log(2) <= high
-    # The order-statistics interval of 15 samples covers 96.5 %; standard error 0.41 %.
-    assert 0.952 < inside / 2000 < 0.978
-
-
-def test_median_interval_needs_six_samples():
-    assert _estimates.median_interval([1, 2, 3, 4, 5])[1] is None
-    assert _estimates.median_interval([1, 2, 3, 4, 5, 6])[1] == (1, 6)
-
-
 def test_mean_interval_is_students():
     mean, (low, high) = _estimates.mean_interval([1.0, 2.0, 3.0])
     # t(0.975; 2) = 4.3027, standard error 1/sqrt(3).

@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import synthetic_kv
-from kvbench.analysis import selection
+from kvbench.analysis import metrics
 from kvbench.errors import InputError
 from kvbench.paper import numbers, tex
 from kvbench.paper.values import Value
+from kvbench.records import identity
 
 PAPER = Path(__file__).resolve().parents[2] / "paper"
 MACHINES = ("here", "epyc", "h200-gpu")
@@ -77,13 +78,8 @@ def test_unusual_dtype_is_in_the_path_of_its_records(tables):
     row = row_of(
         tables[0], machine="h200-gpu", scenario="symposium_turn", strategy="none"
     ).to_dict() | {"dtype": "float32"}
-    (path, *_) = numbers.record_paths({}, row)
+    (path, *_) = identity.record_paths({}, row)
     assert "/kv/cuda-float32/" in path
-
-
-def test_timed_dtype_is_that_of_the_configuration():
-    configuration = pytest.importorskip("kvbench.inputs.configuration")
-    assert selection.TIMED_DTYPE == configuration.DEFAULT_DTYPE
 
 
 def test_unsupported_strategy_has_no_number_but_a_reason(values):
@@ -135,7 +131,7 @@ def test_growth_is_last_turn_over_first(tables, values):
         & (samples["scenario"] == "banking_loan_application")
         & (samples["strategy"] == "none")
     ]
-    by_turn = own.groupby("turn")["e2e_s"].median()
+    by_turn = metrics.counted(own).groupby("turn")["e2e_s"].median()
     assert values["growth_none"].value == pytest.approx(by_turn.loc[3] / by_turn.loc[1])
     assert values["growth_prompt"].value == pytest.approx(400 / 120)
 
@@ -305,19 +301,27 @@ def test_claim_without_verdict_is_refused(values):
         numbers.section_context(values, [{"id": "a"}])
 
 
-def test_aa_table_appears_only_with_its_values(values):
-    statistics = pytest.importorskip("kvbench.analysis.statistics")
-    interval = statistics.Interval(0.03, 0.006, 0.085)
-    good = statistics.AATest(100, 3, interval)
-    found = statistics.AATest(100, 95, statistics.Interval(0.95, 0.887, 0.984))
-    assert "tab:aa" not in section("en", values)
-    told = values | {"aa_machine": Value("lab"), "aa_processes": Value(40, digits=0)}
-    tests = {3: (good, good), 10: (good, found)}
-    passed = flat(section("en", told | numbers.aa_values(tests, 0.05)))
-    assert "It meets its aims" in passed and "from 10 processes per cell on" in passed
-    assert "(40 were measured in each arm, on \\texttt{lab})" in passed
-    missed = section("en", told | numbers.aa_values({3: (found, good)}, 0.05))
-    assert "It misses its aims" in missed
+def aa_table(found: float) -> pd.DataFrame:
+    shared = {"machine": "lab", "cells": 40, "blocks": 1, "rounds": 60, "comparisons": 100}
+    shared |= {"measuring_s": 20.0, "smallest_slowdown": 0.03}
+    same = {"arm": "same", "slowdown": 0.0, "share": 0.03, "share_ci_low": 0.006}
+    slowed = {"arm": "slowed", "slowdown": 0.05, "share": found, "share_ci_low": found - 0.05}
+    rows = [
+        shared | same | {"share_ci_high": 0.085},
+        shared | slowed | {"share_ci_high": found + 0.03},
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_aa_values_say_from_how_many_rounds_the_aims_are_met():
+    values = numbers.aa_values(aa_table(0.95))
+    assert (values["aa_machine"].value, values["aa_enough"].value) == ("lab", 60)
+    assert values["aa_60_false_alarms"].ci == pytest.approx((0.006, 0.085))
+    assert numbers.aa_values(aa_table(0.5))["aa_enough"].value is None
+
+
+def test_half_an_aa_test_gives_no_values():
+    assert numbers.aa_values(aa_table(0.95).iloc[:1]) == {}
 
 
 def test_document_inputs_the_app_section_only_when_it_exists(values):

@@ -6,18 +6,22 @@ import math
 
 import pandas as pd
 import pytest
-from kvbench.analysis import tables
+from kvbench.analysis import selection, tables
 from kvbench.paper import sections
+from kvbench.paper.values import Value
 
 IDENTITY = {"model": "embedded", "device": "cpu", "dtype": "float32", "scenario": "talk"}
 
 
 def summary(strategies: list[str], machine: str = "here") -> pd.DataFrame:
+    columns = ["machine", *IDENTITY, "strategy", "status", "turns", "e2e_s_median"]
     return pd.DataFrame(
         [
             {"machine": machine, **IDENTITY, "strategy": name, "status": "ok", "turns": 3}
+            | {"e2e_s_median": 1.0}
             for name in strategies
-        ]
+        ],
+        columns=columns,
     )
 
 
@@ -26,7 +30,7 @@ def samples(machine: str = "here") -> pd.DataFrame:
     for strategy, ttfts in (("dynamic", (0.1, 0.2, 0.4)), ("dynamic_reuse", (0.1, 0.1, 0.1))):
         for replicate in (1, 2, 3):
             for turn, ttft in enumerate(ttfts, start=1):
-                for iteration in range(3):
+                for iteration in range(4):
                     reused = 100 * (turn - 1) if strategy.endswith("_reuse") else 0
                     rows.append(
                         {
@@ -36,6 +40,9 @@ def samples(machine: str = "here") -> pd.DataFrame:
                             "replicate": replicate,
                             "turn": turn,
                             "iteration": iteration,
+                            "block": f"talk/r{replicate}",
+                            "round": iteration,
+                            "disturbed": False,
                             "prompt_tokens": 100 * turn,
                             "reused_tokens": reused,
                             "ttft_s": ttft * (1 + 0.01 * iteration),
@@ -45,8 +52,12 @@ def samples(machine: str = "here") -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def reuse(summary: pd.DataFrame, samples: pd.DataFrame) -> dict[str, Value]:
+    return sections.reuse_values(summary, samples, selection.choices(summary, samples))
+
+
 def test_reuse_is_compared_with_the_same_cache_without_it_at_the_last_turn():
-    found = sections.reuse_values(summary(["dynamic", "dynamic_reuse"]), samples())
+    found = reuse(summary(["dynamic", "dynamic_reuse"]), samples())
     assert found["reuse_strategies"].value == "dynamic_reuse"
     assert found["reuse_turns"].value == 3
     speedup = found["reuse_dynamic_reuse_speedup"]
@@ -57,9 +68,41 @@ def test_reuse_is_compared_with_the_same_cache_without_it_at_the_last_turn():
 
 
 def test_without_a_reusing_strategy_the_list_is_empty():
-    found = sections.reuse_values(summary(["dynamic"]), samples())
+    found = reuse(summary(["dynamic"]), samples())
     assert found == {"reuse_strategies": found["reuse_strategies"]}
     assert found["reuse_strategies"].value == ""
+
+
+def test_the_machine_is_the_one_that_measured_a_reusing_strategy():
+    table = pd.concat([summary(["none", "dynamic"]), summary(["dynamic", "dynamic_reuse"], "lab")])
+    rows = pd.concat([samples().query("strategy == 'dynamic'"), samples("lab")])
+    found = reuse(table, rows)
+    assert found["reuse_machine"].value == "lab"
+    assert found["reuse_strategies"].value == "dynamic_reuse"
+    assert found["reuse_dynamic_reuse_held"].cells[0].startswith("results/recorded/lab/cells/kv/")
+
+
+def test_prose_and_figure_show_the_same_conversation():
+    short = summary(["dynamic", "dynamic_reuse", "static_reuse"]).assign(scenario="chat", turns=2)
+    table = pd.concat([summary(["dynamic", "dynamic_reuse"]), short])
+    rows = pd.concat([samples(), samples().assign(scenario="chat")])
+    assert reuse(table, rows)["reuse_scenario"].value == "chat"
+    assert selection.reusing(table, rows, "here")[1] == "chat"
+
+
+def test_a_reusing_strategy_that_failed_in_one_replicate_is_told():
+    table = summary(["dynamic", "dynamic_reuse"])
+    table.loc[table["strategy"] == "dynamic_reuse", "status"] = "mixed"
+    assert reuse(table, samples())["reuse_strategies"].value == "dynamic_reuse"
+
+
+def test_a_disturbed_repeat_does_not_count():
+    rows = samples()
+    hit = (rows["iteration"] == 2) & (rows["strategy"] == "dynamic")
+    rows.loc[hit, "ttft_s"] *= 100
+    rows.loc[hit & (rows["turn"] == 1), "disturbed"] = True
+    found = reuse(summary(["dynamic", "dynamic_reuse"]), rows)
+    assert found["reuse_dynamic_reuse_speedup"].value == pytest.approx(4.0)
 
 
 def quality(kl: float | None) -> pd.DataFrame:
@@ -70,15 +113,27 @@ def quality(kl: float | None) -> pd.DataFrame:
     return pd.DataFrame([row], columns=list(tables.QUALITY_COLUMNS))
 
 
+def scored(table: pd.DataFrame) -> dict[str, Value]:
+    return sections.quality_values(table, selection.choices(summary([]), samples(), table))
+
+
+def test_quality_of_two_models_is_not_pooled():
+    other = quality(0.5).assign(model="another", strategy="quantized_int2")
+    more = quality(0.3).assign(strategy="quantized_int2")
+    found = scored(pd.concat([other, quality(0.002), more]))
+    assert found["quality_model"].value == "embedded"
+    assert found["quality_quantized_int2_kl_nats"].value == pytest.approx(0.3)
+
+
 def test_quality_values_carry_units_and_intervals():
-    found = sections.quality_values(quality(0.002))
+    found = scored(quality(0.002))
     assert found["quality_quantized_int4_kl_nats"].ci == pytest.approx((0.001, 0.003))
     assert found["quality_quantized_int4_top1_share"].value == pytest.approx(99.0)
     assert found["quality_quantized_int4_top1_share"].unit == "%"
 
 
 def test_quality_that_was_not_scored_gives_an_empty_list():
-    assert sections.quality_values(quality(math.nan))["quality_strategies"].value == ""
+    assert scored(quality(math.nan))["quality_strategies"].value == ""
 
 
 def test_studies_follow_the_order_of_the_paper_and_unknown_ones_come_last():
@@ -91,5 +146,5 @@ def test_studies_follow_the_order_of_the_paper_and_unknown_ones_come_last():
 
 def test_this_run_stands_for_itself_and_a_recorded_machine_only_for_lack_of_it():
     both = pd.concat([summary(["none"], "alpha"), summary(["none"])])
-    assert set(sections.one_machine(both)["machine"]) == {"here"}
-    assert set(sections.one_machine(summary(["none"], "alpha"))["machine"]) == {"alpha"}
+    assert set(selection.one_machine(both)["machine"]) == {"here"}
+    assert set(selection.one_machine(summary(["none"], "alpha"))["machine"]) == {"alpha"}

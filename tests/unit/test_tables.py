@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 from kvbench import physics
-from kvbench.analysis import tables
+from kvbench.analysis import metrics, tables
 from kvbench.errors import InputError
 from kvbench.records import gathering
 from kvbench.studies import recorded_rows
@@ -51,7 +52,7 @@ def test_tpot_is_the_time_after_the_first_token_per_further_token(build):
 
 
 def test_a_single_token_has_no_tpot():
-    assert math.isnan(tables.tpot(2.0, 2.0, 1))
+    assert math.isnan(metrics.tpot(2.0, 2.0, 0))
 
 
 def test_memory_is_in_mebibytes(build):
@@ -130,6 +131,104 @@ def test_references_of_another_scenario_or_dtype_do_not_count(build):
     )
     assert math.isnan(row(summary, "static")["speedup_vs_none"])
     assert math.isnan(row(summary, "static")["speedup_vs_dynamic"])
+
+
+# Rounds ---------------------------------------------------------------------------------------
+
+
+def rounds(ratio: float, count: int = 12, seed: int = 1) -> list[list[float]]:
+    """One turn's seconds on a machine whose speed wanders, the same weather for every ratio."""
+    drift = 0.2 * np.sin(np.arange(count) / 2)
+    noise = 0.01 * np.random.default_rng(seed).standard_normal(count)
+    return [(ratio * np.exp(drift + noise)).tolist()]
+
+
+def in_block(ratio: float, seed: int = 1, **fields) -> dict:
+    return {"e2e": rounds(ratio, seed=seed), "block": "talk/r1", **fields}
+
+
+def test_cells_of_a_block_are_paired_within_its_rounds(build):
+    _, summary = build(("dynamic", in_block(1.0)), ("static", in_block(0.9, seed=2)))
+    found = row(summary, "static")
+    assert found["speedup_vs_dynamic"] == pytest.approx(1 / 0.9, rel=0.02)
+    assert found["speedup_vs_dynamic_ci_low"] > 1.08
+    assert found["speedup_vs_dynamic_ci_high"] < 1.14
+    assert (found["rounds"], found["blocks"]) == (12, 1)
+    assert 0 < found["smallest_difference"] < 0.05
+    assert pd.isna(found["not_judged"])
+
+
+def test_a_disturbed_slot_drops_its_round_for_that_pair_only(build):
+    hit = in_block(0.9, seed=2, disturbed={(0, 3): True})
+    _, summary = build(
+        ("dynamic", in_block(1.0)), ("static", hit), ("paged", in_block(1.1, seed=3))
+    )
+    assert row(summary, "static")["rounds"] == 11
+    assert row(summary, "paged")["rounds"] == 12
+
+
+def test_records_without_rounds_have_a_value_and_no_interval(build):
+    _, summary = build(("dynamic", {"e2e": TWO_TURNS}), ("static", {"e2e": TWO_TURNS}))
+    found = row(summary, "static")
+    assert found["speedup_vs_dynamic"] == pytest.approx(1.0)
+    assert math.isnan(found["speedup_vs_dynamic_ci_low"])
+    assert (found["rounds"], found["blocks"]) == (0, 0)
+    assert found["not_judged"] == "not enough rounds: 0 of 10"
+
+
+def test_a_single_round_is_one_run(build):
+    once = {"e2e": [[5.0]], "block": "talk/r1"}
+    _, summary = build(("dynamic", in_block(1.0)), ("none", once), ("static", in_block(0.9)))
+    found = row(summary, "none")
+    assert (found["rounds"], found["not_judged"]) == (1, "one run")
+    assert math.isnan(found["speedup_vs_dynamic_ci_low"])
+    assert math.isnan(found["e2e_s_ci_low"])
+    static = row(summary, "static")
+    assert static["speedup_vs_none"] > 1
+    assert math.isnan(static["speedup_vs_none_ci_low"])
+    assert not math.isnan(static["speedup_vs_dynamic_ci_low"])
+
+
+def test_the_control_stands_beside_every_cell_and_is_no_strategy(build):
+    samples, summary = build(
+        ("dynamic", in_block(1.0)),
+        ("control", in_block(1.0, seed=5)),
+        ("static", in_block(0.9, seed=2)),
+    )
+    assert list(summary["strategy"]) == ["dynamic", "static"]
+    assert set(samples["strategy"]) == {"dynamic", "static", "control"}
+    for _, found in summary.iterrows():
+        assert found["control_ci_low"] < 1 < found["control_ci_high"]
+        assert pd.isna(found["not_judged"])
+
+
+def test_a_block_whose_control_is_off_is_not_judged(build):
+    _, summary = build(
+        ("dynamic", in_block(1.0)),
+        ("control", in_block(1.08, seed=5)),
+        ("static", in_block(0.9, seed=2)),
+    )
+    assert row(summary, "static")["not_judged"].startswith(metrics.CONTROL_OFF)
+
+
+def test_a_machine_that_needs_more_rounds_is_not_judged_on_fewer(make_record):
+    made = [make_record("dynamic", **in_block(1.0)), make_record("static", **in_block(0.9))]
+    needed = {"here": metrics.Evidence(rounds=60, blocks=1)}
+    _, summary = tables.kv_tables({"here": made}, None, needed)
+    assert set(summary["not_judged"].iloc[1:]) == {"not enough rounds: 12 of 60"}
+
+
+def test_the_rounds_of_a_block_are_told_one_by_one(make_record):
+    made = [make_record("dynamic", **in_block(1.0)), make_record("static", **in_block(0.5))]
+    for record in made:
+        record["block"]["probe_s"] = [0.001 * (n + 1) for n in range(12)]
+    table = tables.round_table({"here": made, "old": [make_record("dynamic")]})
+    assert list(table.columns) == list(tables.ROUND_COLUMNS)
+    static = table[table["strategy"] == "static"]
+    assert static["ratio"].tolist() == pytest.approx([2.0] * 12)
+    assert static["probe_s"].tolist() == pytest.approx(made[0]["block"]["probe_s"])
+    assert table.loc[table["strategy"] == "dynamic", "ratio"].isna().all()
+    assert set(table["machine"]) == {"here"}
 
 
 def test_the_share_of_turns_with_the_references_tokens_is_counted(build):

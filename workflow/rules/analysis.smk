@@ -5,6 +5,7 @@ rule aggregate_kv:
     input:
         records=KV_RECORDS,
         ceilings=ceilings_files(),
+        aa_test="results/tables/aa_test.csv",
         recorded=RECORDED_FILES,
     output:
         samples=report(
@@ -18,6 +19,12 @@ rule aggregate_kv:
             caption="../report/kv_summary.rst",
             category="Tables",
             labels={"table": "KV cache: one row per cell"},
+        ),
+        rounds=report(
+            "results/tables/kv_rounds.csv",
+            caption="../report/kv_rounds.rst",
+            category="Tables",
+            labels={"table": "KV cache: round by round"},
         ),
         replies=report(
             "results/tables/kv_replies.csv",
@@ -85,8 +92,6 @@ rule aggregate_aa_test:
         "../../envs/analysis.yaml"
     params:
         machines=[str(machine) for machine in RECORDED],
-        settings=CONFIG["aa_test"],
-        seed=CONFIG["kv"]["seed"],
         code=code_of("aggregate_aa_test"),
     message:
         "Evaluating the test of the instrument"
@@ -141,6 +146,7 @@ rule evaluate_claims:
         samples="results/tables/kv_samples.csv",
         summary="results/tables/kv_summary.csv",
         quality="results/tables/kv_quality.csv",
+        aa_test="results/tables/aa_test.csv",
         studies=APP_TABLES,
     output:
         csv=report(

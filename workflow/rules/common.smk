@@ -13,6 +13,7 @@ HERE = Path(os.path.relpath(ROOT))
 
 from kvbench import documents, figures as figure_modules, layout, studies
 from kvbench.errors import InputError
+from kvbench.analysis import instrument
 from kvbench.inputs import configuration
 from kvbench.measurement import environment
 from kvbench.records import digests, gathering
@@ -79,6 +80,7 @@ TRAFFIC_TABLES = [
 ]
 TABLES = [
     *KV_TABLES,
+    "results/tables/kv_rounds.csv",
     "results/tables/kv_replies.csv",
     "results/tables/kv_quality.csv",
     *APP_TABLES,
@@ -271,15 +273,6 @@ def model_contents(wildcards):
     return [model_file(wildcards.model), *(contents(name) for name in names)]
 
 
-def study_cells(study):
-    """Records of one study in this run; those of the recorded machines when it has none."""
-    here = [layout.app_record(study, cell) for cell in APP_CELLS.get(study, {})]
-    there = [
-        str(path) for machine in RECORDED for path in machine.glob(f"cells/app/{study}/*.json")
-    ]
-    return here or sorted(there)
-
-
 def study_records(wildcards):
     """Records of one study in this run."""
     return [layout.app_record(wildcards.study, cell) for cell in APP_CELLS.get(wildcards.study, {})]
@@ -329,6 +322,9 @@ def closing_words():
         "Figures   results/figures/   (PDF, SVG, PNG)",
         f"Section   {sections}",
     ]
+    told = instrument.told_differences(gathering.rows_of("results/tables/kv_summary.csv"))
+    if told:
+        lines.insert(1, f"Precision {told}")
     made = "  ".join(pdf for pdf in PDFS if Path(pdf).exists())
     lines.append(f"PDF       {made}" if made else f"PDF       not made: {layout.NO_LATEX}")
     return "\n".join(lines)
@@ -362,5 +358,8 @@ def published_by():
 
 
 def aa_records_present():
-    """Records of the instrument's test that exist; without it the table is empty."""
-    return sorted(str(path) for path in Path("results/cells/aa").rglob("*.json"))
+    """Planned records of the instrument's test that exist; without it the table is empty.
+
+    What an older configuration left behind is of other settings and stays out.
+    """
+    return [path for path in AA_RECORDS if Path(path).exists()]

@@ -70,8 +70,7 @@ rule aa_test:
     conda:
         "../../envs/analysis.yaml"
     params:
-        settings=CONFIG["aa_test"],
-        seed=CONFIG["kv"]["seed"],
+        code=code_of("show_aa_test"),
     message:
         "The instrument against itself"
     script:

@@ -20,7 +20,6 @@ rule collect_values:
         "../../envs/analysis.yaml"
     params:
         studies=STUDIES,
-        records={study: study_cells(study) for study in STUDIES},
         machines=[str(machine) for machine in RECORDED],
         code=code_of("collect_values"),
     message:

@@ -1,9 +1,9 @@
-"""Build kv_samples, kv_summary, kv_replies and kv_quality from this run and the recorded machines."""
+"""Build the KV tables from this run and the recorded machines."""
 
 from pathlib import Path
 
 from _job import job
-from kvbench.analysis import tables
+from kvbench.analysis import instrument, tables
 from kvbench.records import gathering
 
 
@@ -12,9 +12,12 @@ def main(snakemake):
     machines = gathering.machines(snakemake.params.machines)
     found = gathering.kv_records(snakemake.input.records, machines)
     ceilings = gathering.ceilings(snakemake.input.ceilings, machines)
-    samples, summary = tables.kv_tables(found, ceilings)
+    aa_test = gathering.read_csv(Path(snakemake.input.aa_test))
+    needed = {machine: instrument.evidence(aa_test, machine) for machine in found}
+    samples, summary = tables.kv_tables(found, ceilings, needed)
     gathering.write_csv(samples, Path(snakemake.output.samples))
     gathering.write_csv(summary, Path(snakemake.output.summary))
+    gathering.write_csv(tables.round_table(found), Path(snakemake.output.rounds))
     gathering.write_csv(tables.reply_table(found), Path(snakemake.output.replies))
     gathering.write_csv(tables.quality_table(found, summary), Path(snakemake.output.quality))
 

@@ -22,7 +22,6 @@ def main(snakemake):
         gathering.read_csv(Path(given.aa_test)),
         gathering.read_csv(Path(given.claims)),
         gathering.environments(given.get("environments", []), machines),
-        snakemake.params.records,
     )
     numbers.write_values(Path(snakemake.output[0]), values)
 

@@ -13,6 +13,7 @@ def main(snakemake):
     described = {
         "kv_samples.csv": tables.SAMPLE_COLUMNS,
         "kv_summary.csv": tables.SUMMARY_COLUMNS,
+        "kv_rounds.csv": tables.ROUND_COLUMNS,
         "kv_replies.csv": tables.REPLY_COLUMNS,
         "kv_quality.csv": tables.QUALITY_COLUMNS,
         "aa_test.csv": instrument.COLUMNS,

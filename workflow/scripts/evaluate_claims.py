@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from _job import job
-from kvbench.analysis import claims
+from kvbench.analysis import claims, instrument
 from kvbench.records import gathering
 
 
@@ -15,13 +15,19 @@ def main(snakemake):
         for name, path in zip(snakemake.params.studies, given.get("studies", []), strict=True)
     }
     tables["kv_quality"] = gathering.read_csv(Path(given.quality))
+    summary = gathering.read_csv(Path(given.summary))
+    aa_test = gathering.read_csv(Path(given.aa_test))
+    machines = summary["machine"].unique()
     rows = claims.evaluate(
         claims.load(Path(given.claims)),
         gathering.read_csv(Path(given.samples)),
-        gathering.read_csv(Path(given.summary)),
+        summary,
         tables,
+        {machine: instrument.evidence(aa_test, machine) for machine in machines},
     )
     claims.write(Path(snakemake.output.csv).parent, rows)
+    if snakemake.params.must_hold:
+        claims.hold(rows)
 
 
 if "snakemake" in globals():

@@ -9,11 +9,7 @@ from kvbench.records import gathering
 
 def main(snakemake):
     """Run the rule ``aa_test``."""
-    settings = snakemake.params.settings
-    found = gathering.aa_records(map(str, snakemake.input), {})
-    table = instrument.evaluate(
-        found, settings["replicates"], settings["pairs"], snakemake.params.seed
-    )
+    table = instrument.evaluate(gathering.aa_records(map(str, snakemake.input), {}))
     print(table.to_string(index=False), flush=True)
     Path(snakemake.output[0]).touch()
 

@@ -1,171 +1,223 @@
 """The test of the instrument itself: does it call equal things different, does it see 5 %?
 
-Many fresh processes measure the same strategy, half of them slowed by a known share. Pairs of cells
-are then put together from processes at random, each cell with as many replicates as a real one or
-more, and given the same verdict as any comparison in the tables. Equal cells that "differ" are false
-alarms; slowed ones that do not are misses. Rows with more replicates say how many processes it takes.
+A block measures one strategy several times, some of its cells slowed by a known share. Every two of
+its cells are compared as any two strategies are, paired within rounds. Equal cells that "differ"
+are false alarms; slowed ones that do not are misses. Long blocks are cut into stretches of fewer
+rounds, which says how many rounds, and how many seconds, it takes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from itertools import product
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations, product
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
-from scipy import stats
 
-from kvbench.analysis import statistics
-from kvbench.analysis.statistics import AATest, Interval
+from kvbench.analysis import intervals, metrics, paired
+from kvbench.analysis.metrics import Evidence, Repeats
+from kvbench.analysis.paired import Paired
+from kvbench.records.identity import HERE
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SAME, SLOWED = "same", "slowed"
+
+#: What the test aims at: at most this share of false alarms, at least that of slowdowns found.
+FALSE_ALARMS, FOUND = 0.05, 0.90
+#: Lengths that a block is cut into, as far as it reaches.
+ROUNDS = (10, 15, 20, 30, 45, 60, 90, 120, 180, 240)
+#: Blocks that one comparison is put together from.
+BLOCKS = (1, 2, 3)
 
 COLUMNS = {
     "machine": "`here`, or the name of a recorded machine",
     "arm": "same: a strategy against itself; slowed: against itself with the injected slowdown",
     "slowdown": "injected slowdown, as a share",
-    "processes": "fresh processes measured in this arm",
-    "replicates": "processes per cell of a pair",
-    "iterations": "timed iterations per process",
-    "pairs": "pairs drawn",
-    "differs": "pairs whose interval excludes 1",
+    "cells": "processes that were measured in this arm, in all blocks",
+    "blocks": "blocks that one comparison is put together from",
+    "rounds": "rounds of each of these blocks in one comparison",
+    "measuring_s": "time that both cells of a comparison take for them (s), median",
+    "comparisons": "comparisons made",
+    "independent": "of these, comparisons that share no cell and no round",
+    "differs": "comparisons whose interval excludes 1",
     "share": "the same as a share: false alarms, or slowdowns found",
-    "share_ci_low": "lower end of its 95 % interval (jackknife over processes)",
+    "share_ci_low": "lower end of its 95 % interval, by the independent comparisons (exact binomial)",
     "share_ci_high": "upper end of its 95 % interval",
-    "ratio_median": "median of the pairs' estimated ratios",
+    "ratio_median": "median of the estimated ratios",
+    "smallest_slowdown": "slowdown of one side that nine out of ten of these comparisons would have "
+    "found, as a share; by equal cells only",
 }
 
 
-def evaluate(
-    records: Mapping[str, Sequence[Mapping[str, Any]]],
-    replicates: Sequence[int],
-    pairs: int,
-    seed: int,
-) -> pd.DataFrame:
-    """Draw pairs, compare them, and count.
+def evaluate(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> pd.DataFrame:
+    """Compare the cells of every block with each other, and count.
 
     Parameters
     ----------
     records:
-        Machine to the records of its test, each with ``cell.slowdown``.
-    replicates:
-        Processes per cell; each number gives rows of its own.
-    pairs:
-        Pairs to draw for each arm.
-    seed:
-        Seed of the draws.
+        Machine to the records of its test, each with ``cell.slowdown``. Those that name no block
+        come from processes that ran one after the other; nothing can be paired, and they are left
+        out.
     """
+    import pandas as pd
+
     rows = []
     for machine, found in sorted(records.items()):
-        good = [record for record in found if record["status"] == "ok"]
-        arms = {
-            slowdown: [_samples(r) for r in good if r["cell"]["slowdown"] == slowdown]
-            for slowdown in sorted({record["cell"]["slowdown"] for record in good})
-        }
-        same = arms.get(0.0, [])
-        for size, (slowdown, slowed) in product(sorted(replicates), arms.items()):
-            needed = size * (1 if slowdown else 2)
-            if len(slowed) < needed or len(same) < size:
-                continue
-            drawn = _draw(len(same), len(slowed), size, pairs, bool(slowdown), seed)
-            ratios = [statistics.ratio_interval(_cell(slowed, b), _cell(same, a)) for a, b in drawn]
-            verdicts = np.array([statistics.differs(ratio) for ratio in ratios])
-            share = _jackknife(verdicts, drawn, bool(slowdown))
-            rows.append(
-                {
-                    "machine": machine,
-                    "arm": SLOWED if slowdown else SAME,
-                    "slowdown": slowdown,
-                    "processes": len(slowed),
-                    "replicates": size,
-                    "iterations": len(next(iter(slowed[0].values()))),
-                    "pairs": len(drawn),
-                    "differs": int(verdicts.sum()),
-                    "share": share.value,
-                    "share_ci_low": share.low,
-                    "share_ci_high": share.high,
-                    "ratio_median": float(np.median([ratio.value for ratio in ratios])),
-                }
-            )
+        blocks = _blocks(found)
+        for count, length in product(BLOCKS, ROUNDS):
+            for slowdown in sorted({one for block in blocks for one in block}):
+                row = _row(blocks, slowdown, count, length)
+                if row is not None:
+                    rows.append({"machine": machine} | row)
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _samples(record: Mapping[str, Any]) -> dict[tuple[str, int], list[float]]:
-    return {
-        (record["cell"]["scenario"], turn["turn"]): [
-            sample["e2e_s"] for sample in turn["samples"] if not sample["disturbed"]
+def _blocks(records: Iterable[Mapping[str, Any]]) -> list[dict[float, list[Repeats]]]:
+    """For each block its cells by slowdown."""
+    found: dict[str, dict[float, list[Repeats]]] = {}
+    ordered = sorted(
+        (record for record in records if record["status"] == "ok"),
+        key=lambda record: (record["cell"]["slowdown"], record["cell"]["replicate"]),
+    )
+    for record in ordered:
+        cell = metrics.repeats(record)
+        if cell.block is not None:
+            found.setdefault(cell.block, {}).setdefault(record["cell"]["slowdown"], []).append(cell)
+    return [found[name] for name in sorted(found)]
+
+
+def _pairs(block: Mapping[float, Sequence[Repeats]], slowdown: float) -> list[tuple]:
+    """Cells of a block to compare: every two equal ones, or every slowed one with every equal one."""
+    same = block.get(0.0, [])
+    if not slowdown:
+        return list(combinations(same, 2))
+    return list(product(block.get(slowdown, []), same))
+
+
+def _apart(block: Mapping[float, Sequence[Repeats]], slowdown: float) -> int:
+    """How many of a block's pairs share no cell."""
+    same = len(block.get(0.0, []))
+    return min(len(block.get(slowdown, [])), same) if slowdown else same // 2
+
+
+def _row(
+    blocks: Sequence[Mapping[float, Sequence[Repeats]]], slowdown: float, count: int, length: int
+) -> dict[str, Any] | None:
+    """One row of the table, or None where there is nothing to compare at this length."""
+    found: list[Paired] = []
+    seconds: list[float] = []
+    independent = 0
+    for start in range(0, len(blocks) - count + 1, count):
+        group = blocks[start : start + count]
+        series = [
+            [(metrics.log_ratios(*pair), _seconds(*pair)) for pair in _pairs(block, slowdown)]
+            for block in group
         ]
-        or [sample["e2e_s"] for sample in turn["samples"]]
-        for turn in record["turns"]
+        pairs = min(map(len, series))
+        if not pairs:
+            continue
+        windows = min(logs.size for block in series for logs, _ in block) // length
+        independent += windows * min(_apart(block, slowdown) for block in group)
+        for number in range(pairs):
+            for window in range(windows):
+                cut = slice(window * length, (window + 1) * length)
+                found.append(paired.ratio([block[number][0][cut] for block in series]))
+                seconds.append(sum(length * block[number][1] for block in series))
+    if not found or not independent:
+        return None
+    verdicts = [paired.differs(one) for one in found]
+    share = float(np.mean(verdicts))
+    # Comparisons of one block share cells: the share counts as if only those apart had been made.
+    ends = [
+        intervals.share(round_to(share * independent), independent)[end]
+        for end, round_to in enumerate((math.floor, math.ceil))
+    ]
+    # A slowdown shifts a ratio by itself and widens nothing: it would have been found where it lifts
+    # the lower end above 1.
+    lifts = [max(0.0, 1 / one.interval.low - 1) for one in found]
+    return {
+        "arm": SLOWED if slowdown else SAME,
+        "slowdown": slowdown,
+        "cells": sum(len(block.get(slowdown, [])) for block in blocks),
+        "blocks": count,
+        "rounds": length,
+        "measuring_s": float(np.median(seconds)),
+        "comparisons": len(found),
+        "independent": independent,
+        "differs": sum(verdicts),
+        "share": share,
+        "share_ci_low": ends[0],
+        "share_ci_high": ends[1],
+        "ratio_median": float(np.median([one.value for one in found])),
+        "smallest_slowdown": math.nan if slowdown else float(np.quantile(lifts, FOUND)),
     }
 
 
-def _cell(
-    processes: Sequence[Mapping[tuple[str, int], list[float]]], chosen: Sequence[int]
-) -> dict[tuple[str, int], list[list[float]]]:
-    keys = processes[chosen[0]].keys()
-    return {key: [processes[number][key] for number in chosen] for key in keys}
+def _seconds(one: Repeats, other: Repeats) -> float:
+    """What a round of both cells takes, median over rounds (s)."""
+    return sum(float(np.median(side.e2e_s.sum(axis=0))) for side in (one, other))
 
 
-def _draw(
-    same: int, other: int, replicates: int, pairs: int, slowed: bool, seed: int
-) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Pairs of process numbers; the two cells of a pair never share a process."""
-    generator = np.random.default_rng((seed, int(slowed)))
-    drawn = []
-    for _ in range(pairs):
-        if slowed:
-            first = generator.choice(same, replicates, replace=False)
-            second = generator.choice(other, replicates, replace=False)
-        else:
-            both = generator.choice(same, 2 * replicates, replace=False)
-            first, second = both[:replicates], both[replicates:]
-        drawn.append((tuple(map(int, first)), tuple(map(int, second))))
-    return drawn
+def machine_of(table: pd.DataFrame) -> str | None:
+    """The machine whose test is told: this one, or else the first recorded one; None without any.
 
-
-def _jackknife(
-    verdicts: np.ndarray,
-    drawn: Sequence[tuple[tuple[int, ...], tuple[int, ...]]],
-    slowed: bool,
-) -> Interval:
-    """Share of verdicts with an interval that knows that pairs share processes.
-
-    The share is a U-statistic of the processes; leaving each one out in turn gives its variance
-    (Arvesen, 1969, "Jackknifing U-statistics"). At 0 or 1, where that is nothing, the exact binomial
-    bound for as many pairs as the processes could make without sharing takes its place.
+    Half a test, of equal cells only or slowed ones only, is none.
     """
-    share = float(verdicts.mean())
-    members = [
-        {("a", number) for number in first} | {("b" if slowed else "a", n) for n in second}
-        for first, second in drawn
+    whole = [
+        machine
+        for machine, rows in table.groupby("machine", sort=True)
+        if {SAME, SLOWED} <= set(rows["arm"])
     ]
-    processes = sorted(set().union(*members))
-    left_out = np.array(
-        [verdicts[[process not in member for member in members]].mean() for process in processes]
-    )
-    n = len(processes)
-    error = math.sqrt((n - 1) / n * float(((left_out - left_out.mean()) ** 2).sum()))
-    width = float(stats.t.ppf(0.975, n - 1)) * error
-    apart = max(1, n // len(members[0]))
-    low, high = max(0.0, share - width), min(1.0, share + width)
-    if share == 0.0:
-        high = 1 - 0.025 ** (1 / apart)
-    if share == 1.0:
-        low = 0.025 ** (1 / apart)
-    return Interval(share, low, high)
+    return HERE if HERE in whole else next(iter(whole), None)
 
 
-def as_tests(table: pd.DataFrame, machine: str) -> dict[int, dict[str, AATest]]:
-    """The table's rows of one machine, by processes per cell and arm; half a test is left out."""
-    rows = table[table["machine"] == machine]
-    found: dict[int, dict[str, AATest]] = {}
-    for row in rows.to_dict("records"):
-        found.setdefault(int(row["replicates"]), {})[row["arm"]] = AATest(
-            int(row["pairs"]),
-            int(row["differs"]),
-            Interval(row["share"], row["share_ci_low"], row["share_ci_high"]),
-        )
-    return {size: tests for size, tests in found.items() if {SAME, SLOWED} <= set(tests)}
+def evidence(table: pd.DataFrame, machine: str) -> Evidence:
+    """Rounds and blocks that a verdict needs on a machine.
+
+    The fewest from which on no length tested had more false alarms than 5 %, by the lower end of
+    its interval; of the machine's own test, or without one of the first recorded machine's, or
+    without any of the simulated ones (:data:`paired.FEWEST_ROUNDS`). Where even the longest had
+    more, twice that.
+    """
+    rows = table[table["arm"] == SAME]
+    own = rows[rows["machine"] == machine]
+    if own.empty:
+        told = machine_of(table)
+        own = rows[rows["machine"] == told] if told else rows
+    if own.empty:
+        return Evidence()
+    for blocks, part in own.groupby("blocks", sort=True):
+        ordered = part.sort_values("rounds", ascending=False)
+        fewest = None
+        for row in ordered.to_dict("records"):
+            if row["share_ci_low"] > FALSE_ALARMS:
+                break
+            fewest = int(row["rounds"]) * int(blocks)
+        if fewest is not None:
+            return Evidence(max(fewest, paired.FEWEST_ROUNDS), int(blocks))
+    return Evidence(2 * int((own["rounds"] * own["blocks"]).max()), int(own["blocks"].max()))
+
+
+def told_differences(summary: Iterable[Mapping[str, Any]]) -> str | None:
+    """One line on what a run could see, from the rows of its ``kv_summary``; None without any.
+
+    Parameters
+    ----------
+    summary:
+        Rows with ``machine``, ``strategy``, ``smallest_difference`` and ``not_judged``, as numbers
+        or as the words of the CSV.
+    """
+    found = []
+    for row in summary:
+        told = str(row.get("smallest_difference") or "")
+        judged = str(row.get("not_judged") or "") in ("", "nan")
+        if row["machine"] == HERE and judged and told not in ("", "nan"):
+            found.append(float(told))
+    if not found:
+        return None
+    middle, widest = (100 * float(value) for value in (np.median(found), max(found)))
+    text = f"this run could tell differences from {middle:.1f} % on"
+    return f"{text} ({widest:.1f} % in the widest of {len(found)} comparisons)"

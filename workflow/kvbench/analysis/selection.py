@@ -1,11 +1,20 @@
-"""Which rows of the KV tables stand for a machine in figures, tables and prose: one rule each."""
+"""Which machine, model, device, number format and scenario stand for a result: one rule each.
+
+Figures, claims and prose ask here and nowhere else, so that a table and the sentence above it cannot
+speak of two different cells. :class:`Choice` is all of it for one machine.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import pandas as pd
 
+from kvbench.inputs.configuration import DEFAULT_DTYPE
+from kvbench.records.identity import HERE
+from kvbench.strategies import without_reuse
 from kvbench.strategies.looks import in_order as in_order
 
 #: The cell the source document published: 152 prompt tokens, 150 new ones, one turn.
@@ -14,16 +23,9 @@ HEADLINE_SCENARIO = "symposium_turn"
 #: The fixed scenario that sweeps the prompt length; a median over it means nothing.
 SWEEP_SCENARIO = "context_growth"
 
-#: The machine name of the records measured by this run; all others were recorded before.
-HERE = "here"
 
 #: Models nearest to the published cell come first; the rest follow by coverage, then by name.
 MODEL_ORDER = ("llama-3.2-1b", "llama-3.2-1b-geometry")
-
-#: The precision a device is timed in, as in ``configuration.DEFAULT_DTYPE`` (which is not imported,
-#: so that drawing needs no torch); another one on the same device is the exactness pass.
-TIMED_DTYPE = {"cpu": "float32", "cuda": "bfloat16"}
-
 
 #: Statuses of rows that carry numbers; ``mixed`` when some replicates ended otherwise.
 TIMED = ("ok", "mixed")
@@ -42,6 +44,17 @@ def machines(table: pd.DataFrame) -> list[str]:
     """Machines in the table: this one first, then the recorded ones by name."""
     found = sorted(str(name) for name in table["machine"].dropna().unique())
     return [name for name in found if name == HERE] + [name for name in found if name != HERE]
+
+
+def one_machine(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of this run; those of the first recorded machine where this run has none.
+
+    Times of different machines do not belong on one axis without saying so. Filter a table first:
+    a machine that has no row left does not stand for those that have.
+    """
+    if "machine" not in table or table.empty:
+        return table
+    return table[table["machine"] == machines(table)[0]]
 
 
 def measured(table: pd.DataFrame) -> pd.DataFrame:
@@ -82,7 +95,7 @@ def nearest_to_published(
         return (
             not {"none", "dynamic"} <= timed,
             model,
-            group.dtype != TIMED_DTYPE.get(group.device),
+            group.dtype != DEFAULT_DTYPE.get(group.device),
             -len(timed),
             group,
         )
@@ -117,7 +130,7 @@ def widest(
             -part["strategy"].nunique(),
             name != HEADLINE_SCENARIO,
             -float(part["turns"].fillna(1).max()),
-            group.dtype != TIMED_DTYPE.get(group.device),
+            group.dtype != DEFAULT_DTYPE.get(group.device),
             group,
             name,
         )
@@ -135,7 +148,84 @@ def broadest(
         rows = rows[rows["model"] == model]
     sizes = rows.groupby(list(Group._fields), sort=True).size()
     ranked = sorted(
-        (-int(size), key[3] != TIMED_DTYPE.get(key[2]), Group(*map(str, key)))
+        (-int(size), key[3] != DEFAULT_DTYPE.get(key[2]), Group(*map(str, key)))
         for key, size in sizes.items()
     )
     return ranked[0][2] if ranked else None
+
+
+def reusing(summary: pd.DataFrame, samples: pd.DataFrame, machine: str) -> tuple[Group, str] | None:
+    """The conversation of a machine in which most strategies that keep their cache were timed.
+
+    Ties go to the longest. Scenarios of independent requests have nothing to reuse and do not count.
+    """
+    rows = measured(summary[summary["machine"] == machine])
+    rows = rows[
+        rows["strategy"].map(lambda name: without_reuse(str(name)) is not None).astype(bool)
+    ]
+    reused = samples[samples["reused_tokens"] > 0]
+    best = None
+    for key, part in rows.groupby([*Group._fields, "scenario"], sort=True):
+        found = Group(*map(str, key[:4])), str(key[4])
+        rank = (part["strategy"].nunique(), float(part["turns"].fillna(1).max()))
+        if len(rows_of(reused, *found)) and (best is None or rank > best[0]):
+            best = (rank, found)
+    return best and best[1]
+
+
+def scored(quality: pd.DataFrame, machine: str) -> tuple[Group, str] | None:
+    """The cell group and scenario of a machine in which the quality of most strategies was scored.
+
+    Ties go to the number format the device is timed in, then to the name.
+    """
+    rows = quality[(quality["machine"] == machine) & quality["kl_nats"].notna()]
+    ranked = sorted(
+        (
+            -part["strategy"].nunique(),
+            key[3] != DEFAULT_DTYPE.get(key[2]),
+            Group(*map(str, key[:4])),
+            str(key[4]),
+        )
+        for key, part in rows.groupby([*Group._fields, "scenario"], sort=True)
+    )
+    return ranked[0][2:] if ranked else None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The cells that stand for one machine; each is None where nothing fits."""
+
+    machine: str
+    #: Beside the source document: the published cell.
+    headline: Group | None
+    #: With the most strategies; and the same among conversations of two turns or more.
+    widest: tuple[Group, str] | None
+    conversation: tuple[Group, str] | None
+    #: Of the strategies that keep their cache across turns.
+    reuse: tuple[Group, str] | None
+    #: Of the quality of lossy caches.
+    quality: tuple[Group, str] | None
+
+
+def choices(
+    summary: pd.DataFrame, samples: pd.DataFrame, quality: pd.DataFrame | None = None
+) -> dict[str, Choice]:
+    """Machine to its choice, this machine first; made once, handed on to whoever tells a result."""
+    named = [table["machine"] for table in (summary, quality) if table is not None]
+    everyone = pd.DataFrame({"machine": pd.concat(named, ignore_index=True)})
+    return {
+        machine: Choice(
+            machine,
+            nearest_to_published(summary, machine),
+            widest(summary, machine),
+            widest(summary, machine, turns_at_least=2),
+            reusing(summary, samples, machine),
+            None if quality is None else scored(quality, machine),
+        )
+        for machine in machines(everyone)
+    }
+
+
+def first(found: Iterable[tuple[Group, str] | None]) -> tuple[Group, str] | None:
+    """The first machine's cells that there are: this machine's, or else a recorded one's."""
+    return next((one for one in found if one is not None), None)

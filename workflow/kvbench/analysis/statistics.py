@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from kvbench.analysis import intervals
 from kvbench.errors import InputError
 
 #: A cell is unstable when the standard deviation reaches this share of the mean (pyperf's bound).
@@ -342,7 +343,4 @@ def aa_test(pairs: Iterable[Interval]) -> AATest:
     if not verdicts:
         raise InputError("aa_test: there are no pairs to evaluate")
     n, k = len(verdicts), sum(verdicts)
-    from scipy import stats
-
-    exact = stats.binomtest(k, n).proportion_ci(method="exact")
-    return AATest(n, k, Interval(k / n, float(exact.low), float(exact.high)))
+    return AATest(n, k, Interval(k / n, *intervals.share(k, n)))

@@ -10,15 +10,13 @@ from typing import Any
 
 import pandas as pd
 
-from kvbench import physics
-from kvbench.analysis import statistics
-from kvbench.analysis.selection import HERE
+from kvbench import physics, strategies
+from kvbench.analysis import metrics, paired, statistics
+from kvbench.analysis.metrics import Evidence
 from kvbench.errors import InputError
+from kvbench.records.identity import CONTROL, IDENTITY
 
 MIB = 2**20
-
-#: What identifies a row of ``kv_summary.csv``.
-IDENTITY = ("machine", "model", "device", "dtype", "scenario", "strategy")
 
 #: Column of ``kv_samples.csv`` to meaning and unit, in the table's order.
 SAMPLE_COLUMNS = {
@@ -30,7 +28,10 @@ SAMPLE_COLUMNS = {
     "strategy": "KV-cache strategy",
     "replicate": "fresh process, counted from 1",
     "turn": "turn of the conversation or step of a fixed scenario, counted from 1",
-    "iteration": "repeat inside the process, counted from 0",
+    "block": "cells that took turns; empty where cells ran one after the other",
+    "iteration": "repeat inside the process, counted from 0; equal to the round in a block",
+    "round": "round of the block, counted from 0: what is compared is paired within it",
+    "slot": "running position of the turn in the block, counted from 0",
     "prompt_tokens": "tokens of the whole prompt, history included",
     "new_tokens": "tokens generated",
     "reused_tokens": "prompt tokens whose keys and values were already cached",
@@ -47,14 +48,15 @@ SAMPLE_COLUMNS = {
 }
 
 _INTERVALS = {
-    "e2e_s": "end-to-end latency, mean over the turns of a conversation (s)",
+    "e2e_s": "end-to-end latency, mean over the turns of a conversation (s), this machine during this run",
     "ttft_s": "time to first token, mean over the turns (s)",
     "tpot_s": "time per output token after the first, over all turns (s)",
     "output_tokens_per_s": "new tokens of all turns over their end-to-end time (tokens/s)",
 }
 _RATIOS = {
-    "speedup_vs_none": "E2E of `none` over this strategy's, geometric mean over turns",
-    "speedup_vs_dynamic": "E2E of `dynamic` over this strategy's, geometric mean over turns",
+    f"speedup_vs_{name}": f"E2E of `{name}` over this strategy's: geometric mean over turns and rounds, "
+    "paired in the same round of the same block"
+    for name in ("none", strategies.REFERENCE)
 }
 
 #: Column of ``kv_summary.csv`` to meaning and unit, in the table's order.
@@ -81,9 +83,17 @@ SUMMARY_COLUMNS |= {
 }
 for _name, _meaning in _RATIOS.items():
     SUMMARY_COLUMNS[_name] = _meaning
-    SUMMARY_COLUMNS[f"{_name}_ci_low"] = "lower end of its 95 % interval"
-    SUMMARY_COLUMNS[f"{_name}_ci_high"] = "upper end of its 95 % interval"
+    SUMMARY_COLUMNS[f"{_name}_ci_low"] = "lower end of its 95 % interval; empty for one run"
+    SUMMARY_COLUMNS[f"{_name}_ci_high"] = "upper end of its 95 % interval; empty for one run"
 SUMMARY_COLUMNS |= {
+    "rounds": f"rounds behind speedup_vs_{strategies.REFERENCE}; 0: one after the other, not paired",
+    "blocks": "blocks that these rounds are of",
+    "smallest_difference": f"what speedup_vs_{strategies.REFERENCE} would have shown nine times out of "
+    "ten, as a share",
+    "control_ratio": "the reference over its own second run in the same rounds; 1 but for chance",
+    "control_ci_low": "lower end of its 95 % interval",
+    "control_ci_high": "upper end of its 95 % interval",
+    "not_judged": "why no verdict may rest on the speed-ups; empty where one may",
     "tokens_match_reference": "share of turns with exactly the tokens of `dynamic`",
     "replies_exact": "share of turns whose shown reply is the scenario's reference (trained model)",
     "predicted_e2e_s": "least e2e_s the machine's ceilings allow, mean over the turns (s)",
@@ -100,8 +110,12 @@ SUMMARY_COLUMNS |= {
 def kv_tables(
     records: Mapping[str, Sequence[Mapping[str, Any]]],
     ceilings: Mapping[tuple[str, str, str], physics.Ceilings] | None = None,
+    evidence: Mapping[str, Evidence] | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Build ``kv_samples`` and ``kv_summary``.
+
+    The control of a block is in the samples; in the summary it is no strategy but the columns
+    ``control_*`` of those that it stood beside.
 
     Parameters
     ----------
@@ -109,13 +123,15 @@ def kv_tables(
         Machine to its kv records.
     ceilings:
         (machine, device, dtype) to what that machine can do; without it there is no roofline.
+    evidence:
+        Machine to the rounds and blocks that a verdict needs there.
 
     Raises
     ------
     InputError
         Two records of one machine have the same identity and replicate.
     """
-    ceilings = ceilings or {}
+    ceilings, evidence = ceilings or {}, evidence or {}
     samples: list[dict[str, Any]] = []
     groups: dict[tuple[str, ...], dict[int, Mapping[str, Any]]] = defaultdict(dict)
     for machine, found in records.items():
@@ -130,7 +146,11 @@ def kv_tables(
             groups[identity][cell["replicate"]] = record
             samples += _sample_rows(identity, record, ceilings)
     pools = {identity: _Pool(by_replicate) for identity, by_replicate in groups.items()}
-    rows = [_summary_row(identity, pools, ceilings) for identity in sorted(pools)]
+    rows = [
+        _summary_row(identity, pools, ceilings, evidence.get(identity[0], Evidence()))
+        for identity in sorted(pools)
+        if identity[-1] != CONTROL
+    ]
     sample_table = pd.DataFrame(samples, columns=list(SAMPLE_COLUMNS))
     summary = pd.DataFrame(rows, columns=list(SUMMARY_COLUMNS))
     order = [*IDENTITY, "replicate", "turn", "iteration"]
@@ -144,11 +164,13 @@ def _sample_rows(
 ) -> Iterable[dict[str, Any]]:
     fixed = dict(zip(IDENTITY, identity, strict=True))
     predictions = _predictions(identity, record, ceilings)
+    block = record["block"]["id"] if record.get("block") else None
     for turn, prediction in zip(record["turns"], predictions, strict=True):
         new = turn["new_tokens"]
         shared = {
             **fixed,
             "replicate": record["cell"]["replicate"],
+            "block": block,
             "turn": turn["turn"],
             "prompt_tokens": turn["prompt_tokens"],
             "new_tokens": new,
@@ -163,17 +185,14 @@ def _sample_rows(
             yield {
                 **shared,
                 "iteration": sample["iteration"],
+                "round": sample.get("round"),
+                "slot": sample.get("slot"),
                 "e2e_s": sample["e2e_s"],
                 "ttft_s": sample["ttft_s"],
-                "tpot_s": tpot(sample["e2e_s"], sample["ttft_s"], new),
-                "output_tokens_per_s": new / sample["e2e_s"],
+                "tpot_s": metrics.tpot(sample["e2e_s"], sample["ttft_s"], new - 1),
+                "output_tokens_per_s": metrics.throughput(new, sample["e2e_s"]),
                 "disturbed": sample["disturbed"],
             }
-
-
-def tpot(e2e_s: float, ttft_s: float, new_tokens: int) -> float:
-    """Time per output token after the first (s); NaN for a single token."""
-    return (e2e_s - ttft_s) / (new_tokens - 1) if new_tokens > 1 else math.nan
 
 
 def _mib(size: int | None) -> float:
@@ -181,52 +200,17 @@ def _mib(size: int | None) -> float:
 
 
 class _Pool:
-    """The replicates of one cell, with the samples that count."""
+    """The replicates of one cell, with their repeats."""
 
     def __init__(self, by_replicate: Mapping[int, Mapping[str, Any]]) -> None:
         self.records = [by_replicate[key] for key in sorted(by_replicate)]
         self.good = [record for record in self.records if record["status"] == "ok"]
-        # An iteration counts whole or not at all, so that all turns have the same iterations.
-        self.kept = [self._kept(record) for record in self.good]
-
-    @staticmethod
-    def _kept(record: Mapping[str, Any]) -> list[int]:
-        """Iterations that nothing disturbed; all of them when there is not even one such."""
-        count = min((len(turn["samples"]) for turn in record["turns"]), default=0)
-        clean = [
-            number
-            for number in range(count)
-            if not any(turn["samples"][number]["disturbed"] for turn in record["turns"])
-        ]
-        return clean or list(range(count))
-
-    def by_turn(self) -> dict[tuple[str, int], list[list[float]]]:
-        """E2E by (scenario, turn): replicates of iterations."""
-        pooled: dict[tuple[str, int], list[list[float]]] = defaultdict(list)
-        for record, kept in zip(self.good, self.kept, strict=True):
-            for turn in record["turns"]:
-                key = (record["cell"]["scenario"], turn["turn"])
-                pooled[key].append([turn["samples"][number]["e2e_s"] for number in kept])
-        return pooled
+        self.repeats = [metrics.repeats(record) for record in self.good]
 
     def conversations(self) -> dict[str, list[list[float]]]:
-        """Metric to replicates of iterations, one number per conversation."""
-        metrics: dict[str, list[list[float]]] = {name: [] for name in _INTERVALS}
-        for record, kept in zip(self.good, self.kept, strict=True):
-            turns = record["turns"]
-            new = sum(turn["new_tokens"] for turn in turns)
-            gaps = sum(turn["new_tokens"] - 1 for turn in turns)
-            row: dict[str, list[float]] = {name: [] for name in _INTERVALS}
-            for number in kept:
-                e2e = sum(turn["samples"][number]["e2e_s"] for turn in turns)
-                ttft = sum(turn["samples"][number]["ttft_s"] for turn in turns)
-                row["e2e_s"].append(e2e / len(turns))
-                row["ttft_s"].append(ttft / len(turns))
-                row["tpot_s"].append((e2e - ttft) / gaps if gaps else math.nan)
-                row["output_tokens_per_s"].append(new / e2e)
-            for name, values in row.items():
-                metrics[name].append(values)
-        return metrics
+        """Metric to replicates of repeats, one number per conversation."""
+        found = [repeats.conversations() for repeats in self.repeats]
+        return {name: [one[name] for one in found] for name in metrics.CONVERSATION}
 
     def digests(self) -> dict[tuple[int, int], str]:
         """(replicate, turn) to the digest of its tokens."""
@@ -241,6 +225,7 @@ def _summary_row(
     identity: tuple[str, ...],
     pools: Mapping[tuple[str, ...], _Pool],
     ceilings: Mapping[tuple[str, str, str], physics.Ceilings],
+    needed: Evidence,
 ) -> dict[str, Any]:
     pool = pools[identity]
     statuses = sorted({record["status"] for record in pool.records})
@@ -254,7 +239,7 @@ def _summary_row(
         "compiled": first["strategy_info"]["compiled"],
         "turns": first["cell"]["turns"],
         "replicates": len(pool.good),
-        "samples": sum(map(len, pool.kept)),
+        "samples": sum(int(repeats.kept.sum()) for repeats in pool.repeats),
         "success_rate": _success_rate(pool.records),
         "code_digest": "+".join(sorted({record["code_digest"] for record in pool.records})),
     }
@@ -275,19 +260,8 @@ def _summary_row(
     ):
         sizes = [turn[field] for turn in turns if turn[field] is not None]
         row[column] = max(sizes) / MIB if sizes else math.nan
-    own = pool.by_turn()
-    for reference in ("none", "dynamic"):
-        other = pools.get((*identity[:-1], reference))
-        if other is None or not other.good:
-            continue
-        column = f"speedup_vs_{reference}"
-        if other is pool:
-            row[column] = row[f"{column}_ci_low"] = row[f"{column}_ci_high"] = 1.0
-            continue
-        ratio = statistics.ratio_interval(other.by_turn(), own)
-        row[column] = ratio.value
-        row[f"{column}_ci_low"], row[f"{column}_ci_high"] = ratio.as_tuple()
-    reference_pool = pools.get((*identity[:-1], "dynamic"))
+    _add_ratios(row, identity, pools, needed)
+    reference_pool = pools.get((*identity[:-1], strategies.REFERENCE))
     if reference_pool is not None and reference_pool.good:
         row["tokens_match_reference"] = _match(pool.digests(), reference_pool.digests())
     recited = [turn["reply_exact"] for turn in turns if turn.get("reply_exact") is not None]
@@ -300,6 +274,63 @@ def _summary_row(
     row["cold_e2e_s"] = sum(cold) / len(cold) if cold else math.nan
     _add_roofline(row, identity, pool.good[0], ceilings)
     return row
+
+
+def _add_ratios(
+    row: dict[str, Any],
+    identity: tuple[str, ...],
+    pools: Mapping[tuple[str, ...], _Pool],
+    needed: Evidence,
+) -> None:
+    """Speed-ups, what they rest on, the control beside them, and whether they may be judged."""
+    pool = pools[identity]
+
+    def other(name: str) -> _Pool | None:
+        found = pools.get((*identity[:-1], name))
+        return found if found is not None and found.good else None
+
+    compared = None
+    for reference in ("none", strategies.REFERENCE):
+        column, against = f"speedup_vs_{reference}", other(reference)
+        if against is None:
+            continue
+        if against is pool:
+            row[column] = row[f"{column}_ci_low"] = row[f"{column}_ci_high"] = 1.0
+            # A reference rests on the rounds in which it stood beside its own second run.
+            against = other(CONTROL) if reference == strategies.REFERENCE else None
+            if against is not None:
+                compared = metrics.speedup(against.repeats, pool.repeats)
+            continue
+        compared = metrics.speedup(against.repeats, pool.repeats)
+        row[column] = compared.value
+        row[f"{column}_ci_low"], row[f"{column}_ci_high"] = compared.interval.as_tuple()
+    row["rounds"] = compared.rounds if compared else 0
+    row["blocks"] = compared.blocks if compared else 0
+    row["smallest_difference"] = compared.smallest_difference if compared else math.nan
+    control, reference_pool = other(CONTROL), other(strategies.REFERENCE)
+    if control is not None and reference_pool is not None:
+        mine = {repeats.block for repeats in pool.repeats}
+        sides = [
+            [repeats for repeats in side.repeats if repeats.block in mine]
+            for side in (reference_pool, control)
+        ]
+        if all(sides):
+            beside = metrics.compare(*sides).interval
+            row["control_ratio"] = beside.value
+            row["control_ci_low"], row["control_ci_high"] = beside.as_tuple()
+    row["not_judged"] = metrics.why_not_judged(
+        row["rounds"],
+        row["blocks"],
+        needed,
+        row.get("control_ratio"),
+        _precision(pool.good),
+    )
+
+
+def _precision(records: Iterable[Mapping[str, Any]]) -> float:
+    """The widest precision that the cell's blocks were measured to."""
+    stated = [record["block"].get("precision") for record in records if record.get("block")]
+    return max((one for one in stated if one), default=metrics.PRECISION)
 
 
 def _success_rate(records: Sequence[Mapping[str, Any]]) -> float:
@@ -356,6 +387,72 @@ def _predictions(
         )
         for turn in record["turns"]
     ]
+
+
+#: Column of ``kv_rounds.csv`` to meaning and unit: what the drift figure is drawn from.
+ROUND_COLUMNS = {
+    **{name: SAMPLE_COLUMNS[name] for name in IDENTITY},
+    **{name: SAMPLE_COLUMNS[name] for name in ("replicate", "block", "round")},
+    "probe_s": "a fixed computation timed in this round: the machine's speed alone (s)",
+    "e2e_s": "end-to-end latency of the cell in this round, mean over the turns (s)",
+    "ratio": f"`{strategies.REFERENCE}` over this strategy in this round, geometric mean over turns",
+    "disturbed": "whether something else took the machine during one of the cell's turns",
+}
+
+
+def round_table(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> pd.DataFrame:
+    """Round by round what each cell of a block took, and the machine's own speed: ``kv_rounds``."""
+    rows: list[dict[str, Any]] = []
+    for machine, found in sorted(records.items()):
+        blocks: dict[tuple, dict[str, Mapping[str, Any]]] = defaultdict(dict)
+        for record in found:
+            if record.get("block") and record["status"] == "ok":
+                cell = record["cell"]
+                place = tuple(cell[name] for name in ("model", "device", "dtype", "scenario"))
+                blocks[(*place, record["block"]["id"])][cell["strategy"]] = record
+        for (*place, block), cells in sorted(blocks.items()):
+            model, device, dtype, scenario = place
+            repeats = {name: metrics.repeats(record) for name, record in cells.items()}
+            reference = repeats.get(strategies.REFERENCE)
+            for name, own in sorted(repeats.items()):
+                ratios = _ratios_by_round(reference, own)
+                probes = cells[name]["block"].get("probe_s") or []
+                for column, number in enumerate(own.rounds):
+                    rows.append(
+                        {
+                            "machine": machine,
+                            "model": model,
+                            "device": device,
+                            "dtype": dtype,
+                            "scenario": scenario,
+                            "strategy": name,
+                            "replicate": cells[name]["cell"]["replicate"],
+                            "block": block,
+                            "round": number,
+                            "probe_s": probes[number] if number < len(probes) else math.nan,
+                            "e2e_s": float(own.e2e_s[:, column].mean()),
+                            "ratio": ratios.get(number, math.nan),
+                            "disturbed": not own.clean[column],
+                        }
+                    )
+    return pd.DataFrame(rows, columns=list(ROUND_COLUMNS))
+
+
+def _ratios_by_round(reference: metrics.Repeats | None, own: metrics.Repeats) -> dict[int, float]:
+    """Round to the ratio of the reference over a cell; both sides' disturbed rounds included."""
+    if reference is None or own is reference:
+        return {}
+    turns = [turn for turn in own.turns if turn in reference.turns]
+    columns = {number: place for place, number in enumerate(reference.rounds)}
+    found = {}
+    for place, number in enumerate(own.rounds):
+        if number in columns and turns:
+            sides = [
+                [side.e2e_s[side.turns.index(turn), column] for turn in turns]
+                for side, column in ((reference, columns[number]), (own, place))
+            ]
+            found[number] = math.exp(paired.log_ratio(*sides))
+    return found
 
 
 class _Hashable:
@@ -521,5 +618,3 @@ APP_COLUMNS = {
     "status": "ok, unsupported, out_of_memory or failed",
     "reason": "one sentence when the status is not ok",
 }
-
-__all__ = ["APP_COLUMNS", "HERE", "SAMPLE_COLUMNS", "SUMMARY_COLUMNS", "app_table", "kv_tables"]

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from kvbench.analysis import selection
+from kvbench.analysis import metrics, selection
 from kvbench.figures import style
 
 #: Raw samples are drawn one by one below this number (the house rule of the figures).
@@ -87,19 +87,6 @@ def _number(value: object) -> float:
     return float(value) if value is not None and not pd.isna(value) else math.nan
 
 
-def conversations(samples: pd.DataFrame) -> pd.DataFrame:
-    """One row per conversation, the unit that the medians of the summary are taken over.
-
-    Latencies are means over its turns, throughput is all new tokens over all time.
-    """
-    disturbed = samples["disturbed"].map(lambda entry: str(entry) == "True").astype(bool)
-    turns = samples.assign(disturbed=disturbed).groupby(["replicate", "iteration"], sort=True)
-    table = turns[["e2e_s", "ttft_s", "tpot_s"]].mean()
-    table["output_tokens_per_s"] = turns["new_tokens"].sum() / turns["e2e_s"].sum()
-    table["disturbed"] = turns["disturbed"].any()
-    return table
-
-
 def draw_metric(
     ax: Axes, rows: pd.DataFrame, samples: pd.DataFrame, order: Sequence[str], metric: Metric
 ) -> None:
@@ -113,7 +100,7 @@ def draw_metric(
         centre = _number(row.get(f"{metric.column}_median", row.get(metric.column)))
         low = _number(row.get(f"{metric.column}_ci_low"))
         high = _number(row.get(f"{metric.column}_ci_high"))
-        points = conversations(samples[samples["strategy"] == strategy])
+        points = metrics.conversations(samples[samples["strategy"] == strategy])
         if metric.column in points:
             points = points[points[metric.column].notna()]
         if metric.column in points and 1 < len(points) < FEW:
@@ -205,7 +192,7 @@ def name_rows(ax: Axes, rows: pd.DataFrame, order: Sequence[str]) -> bool:
 
 def metric_figure(
     question: str,
-    metrics: Sequence[Metric],
+    panels: Sequence[Metric],
     summary: pd.DataFrame,
     samples: pd.DataFrame,
     *,
@@ -223,17 +210,17 @@ def metric_figure(
     tables = [selection.rows_of(summary, *one) for one in chosen]
     heights = [0.8 + 0.165 * rows["strategy"].nunique() for rows in tables]
     names = [heading(group, name) for group, name in chosen]
-    figure, axes = bands(names, heights, len(metrics), margin=0.55)
+    figure, axes = bands(names, heights, len(panels), margin=0.55)
     starred = False
     for line, (group, name), rows in zip(axes, chosen, tables, strict=True):
         order = selection.in_order(rows["strategy"])
         own = selection.rows_of(samples, group, name)
-        for ax, metric in zip(line, metrics, strict=True):
+        for ax, metric in zip(line, panels, strict=True):
             draw_metric(ax, rows, own, order, metric)
         starred |= name_rows(line[0], rows, order)
     figure.suptitle(question, fontsize=9)
     notes = ["marker: median; bar: 95 % interval; dots: single conversations"]
-    if any(metric.inner for metric in metrics):
+    if any(metric.inner for metric in panels):
         notes.append("hollow: the KV cache alone")
     if starred:
         notes.append("* unstable")

@@ -13,8 +13,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from kvbench.analysis import claims, selection
+from kvbench.analysis.claims import verdict
 from kvbench.figures import _kv, style
-from kvbench.paper import numbers
 
 QUESTION = "What do the source documents claim, and what was measured?"
 
@@ -22,10 +22,13 @@ TABLES = ("claims",)
 
 #: Verdict to colour and marker; the shape alone tells them apart too.
 VERDICTS = {
-    claims.REPRODUCED: (style.OKABE_ITO["green"], "o"),
-    claims.REFUTED: (style.OKABE_ITO["vermilion"], "X"),
-    claims.INCONCLUSIVE: (style.OKABE_ITO["orange"], "D"),
-    claims.NOT_TESTED: (style.OKABE_ITO["grey"], "_"),
+    verdict.REPRODUCED: (style.OKABE_ITO["green"], "o"),
+    verdict.REFUTED: (style.OKABE_ITO["vermilion"], "X"),
+    verdict.INCONCLUSIVE: (style.OKABE_ITO["orange"], "D"),
+    verdict.MET: (style.OKABE_ITO["blue"], "s"),
+    verdict.NOT_MET: (style.OKABE_ITO["purple"], "P"),
+    verdict.NOT_ENOUGH: (style.OKABE_ITO["sky"], "."),
+    verdict.NOT_TESTED: (style.OKABE_ITO["grey"], "_"),
 }
 
 #: The axis ends here; what lies beyond is an arrow at the end with its number beside it.
@@ -46,7 +49,7 @@ def draw(table: pd.DataFrame | Sequence[Mapping[str, Any]]) -> Figure:
     table:
         The table ``claims`` or the rows of :func:`kvbench.analysis.claims.evaluate`.
     """
-    rows = numbers.claim_rows(table)
+    rows = claims.plain(table)
     if not rows:
         return _kv.empty(QUESTION, "there are no claims")
     order = list(dict.fromkeys(row["id"] for row in rows))

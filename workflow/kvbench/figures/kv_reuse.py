@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kvbench.analysis import selection, statistics
+from kvbench.analysis import metrics, selection, statistics
 from kvbench.figures import _kv, style
 from kvbench.strategies import without_reuse
 
@@ -20,13 +20,14 @@ def draw(summary: pd.DataFrame, samples: pd.DataFrame) -> Figure:
     chosen = [
         best
         for machine in selection.machines(summary)
-        if (best := _choose(summary, samples, machine))
+        if (best := selection.reusing(summary, samples, machine))
     ]
     if not chosen:
         return _kv.empty(QUESTION, "no strategy that keeps its cache across turns was measured yet")
     headings = [_kv.heading(*one) for one in chosen]
     figure, lines = _bands(headings)
     handles: dict[str, object] = {}
+    samples = metrics.counted(samples)
     for axes, (group, scenario) in zip(lines, chosen, strict=True):
         rows = selection.rows_of(summary, group, scenario)
         _panels(axes, selection.rows_of(samples, group, scenario), rows, handles)
@@ -34,25 +35,6 @@ def draw(summary: pd.DataFrame, samples: pd.DataFrame) -> Figure:
     note = "median; bar: 95 % interval; dotted: without reuse; thin lines: predicted by the physics"
     _kv.finish_lines(figure, ordered, QUESTION, note)
     return figure
-
-
-def _choose(
-    summary: pd.DataFrame, samples: pd.DataFrame, machine: str
-) -> tuple[selection.Group, str] | None:
-    """The conversation in which most reusing strategies were timed, then the longest.
-
-    Scenarios of independent requests have nothing to reuse and do not count.
-    """
-    rows = selection.measured(summary[summary["machine"] == machine])
-    rows = rows[rows["strategy"].map(lambda name: without_reuse(str(name)) is not None)]
-    reused = samples[samples["reused_tokens"] > 0]
-    best = None
-    for key, part in rows.groupby([*selection.Group._fields, "scenario"], sort=True):
-        found = selection.Group(*map(str, key[:4])), str(key[4])
-        rank = (part["strategy"].nunique(), float(part["turns"].fillna(1).max()))
-        if len(selection.rows_of(reused, *found)) and (best is None or rank > best[0]):
-            best = (rank, found)
-    return best and best[1]
 
 
 def _bands(headings: list[str]) -> tuple[Figure, list]:
@@ -124,9 +106,7 @@ def _ttft(ax: Axes, own: pd.DataFrame, strategy: str, line: str) -> tuple[object
     look = style.look(strategy)
     turns, centres, below, above = [], [], [], []
     for turn, part in own[own["ttft_s"].notna()].groupby("turn", sort=True):
-        found = statistics.median_interval(
-            [list(times) for _, times in part.groupby("replicate", sort=True)["ttft_s"]]
-        )
+        found = statistics.median_interval(metrics.turn_replicates(part, "ttft_s"))
         low, high = (found.value if math.isnan(end) else end for end in found.as_tuple())
         turns.append(float(turn))
         centres.append(found.value)

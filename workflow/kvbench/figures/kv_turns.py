@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kvbench.analysis import selection, statistics
+from kvbench.analysis import metrics, selection, statistics
 from kvbench.figures import _kv, style
 
 QUESTION = "How does a turn slow down as the conversation grows?"
@@ -57,6 +57,7 @@ def draw(
         lines, columns, figsize=(style.PAGE_WIDTH, 0.9 + 2.3 * lines), squeeze=False
     )
     handles: dict[str, object] = {}
+    samples = metrics.counted(samples)
     for ax, (group, name) in zip(axes.flat, chosen, strict=False):
         rows = selection.rows_of(summary, group, name)
         _panel(ax, selection.rows_of(samples, group, name), rows, handles)
@@ -84,9 +85,7 @@ def _panel(ax: Axes, samples: pd.DataFrame, rows: pd.DataFrame, handles: dict[st
         turns, centres, below, above = [], [], [], []
         for turn, part in own.groupby("turn", sort=True):
             at = float(turn) + (place - (len(strategies) - 1) / 2) * shift
-            found = statistics.median_interval(
-                [list(times) for _, times in part.groupby("replicate", sort=True)["e2e_s"]]
-            )
+            found = statistics.median_interval(metrics.turn_replicates(part, "e2e_s"))
             centre = found.value
             # One sample has no interval: its bar has no length.
             low, high = (centre if math.isnan(end) else end for end in found.as_tuple())

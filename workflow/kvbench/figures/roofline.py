@@ -11,13 +11,11 @@ from matplotlib.lines import Line2D
 
 from kvbench.analysis import selection
 from kvbench.figures import _kv, style
+from kvbench.records.identity import IDENTITY
 
 TABLES = ("kv_summary",)
 
 QUESTION = "How far is each strategy from the roof of its machine?"
-
-#: What says which cell a row is about; those present in both tables join them.
-_IDENTITY = ("machine", "model", "device", "dtype", "scenario", "strategy")
 
 
 def draw(summary: pd.DataFrame, predictions: pd.DataFrame | None = None) -> Figure:
@@ -36,7 +34,7 @@ def draw(summary: pd.DataFrame, predictions: pd.DataFrame | None = None) -> Figu
     """
     table = summary
     if predictions is not None:
-        keys = [key for key in _IDENTITY if key in summary and key in predictions]
+        keys = [key for key in IDENTITY if key in summary and key in predictions]
         extra = predictions[[*keys, "predicted_e2e_s", "bound"]].drop_duplicates(keys)
         table = summary.drop(columns=["predicted_e2e_s", "bound"], errors="ignore").merge(
             extra, on=keys

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvbench import strategies
+from kvbench.analysis import intervals
 from kvbench.errors import InputError
 from kvbench.inputs import models
 from kvbench.measurement.memory import cache_bytes
 from kvbench.strategies.base import Strategy, common_prefix
-from kvbench.studies._estimates import median_interval
 
 if TYPE_CHECKING:
     import torch
@@ -203,7 +203,7 @@ def _summary(turns: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Medians over turns with intervals, and the shares and sizes of the whole conversation."""
     found: dict[str, Any] = {}
     for name in PER_TURN:
-        centre, ends = median_interval([turn[name] for turn in turns])
+        centre, ends = intervals.median([turn[name] for turn in turns])
         found[name] = centre
         found[f"{name}_ci_low"], found[f"{name}_ci_high"] = ends or (None, None)
     tokens = sum(turn["scored_tokens"] for turn in turns)

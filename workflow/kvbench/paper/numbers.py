@@ -6,18 +6,18 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from kvbench import documents
-from kvbench.analysis import selection
-from kvbench.analysis.selection import HEADLINE_SCENARIO, HERE, SWEEP_SCENARIO, Group
+from kvbench.analysis import instrument, metrics, selection
+from kvbench.analysis.claims.verdict import VERDICTS
+from kvbench.analysis.claims.writing import plain
+from kvbench.analysis.selection import HEADLINE_SCENARIO, SWEEP_SCENARIO, Group
 from kvbench.errors import InputError
 from kvbench.paper.values import Value
-
-if TYPE_CHECKING:
-    from kvbench.analysis.statistics import AATest
+from kvbench.records.identity import CONTROL, HERE, record_paths, replicates_of
 
 #: Strategies of the source document; their headline values exist even where nothing was measured.
 PUBLISHED_STRATEGIES = ("none", "dynamic", "static")
@@ -59,8 +59,6 @@ PER_SCENARIO = (
 
 STATUSES = ("ok", "mixed", "unsupported", "out_of_memory", "failed")
 
-VERDICTS = ("reproduced", "refuted", "inconclusive", "not tested")
-
 
 def snake(text: str) -> str:
     """A name for values: lower case, one underscore for every run of other characters."""
@@ -70,37 +68,6 @@ def snake(text: str) -> str:
 def prefix(machine: str) -> str:
     """What a value's name starts with: nothing for this machine, its name for a recorded one."""
     return "" if machine == HERE else f"{snake(machine)}_"
-
-
-IDENTITY = (*Group._fields, "scenario", "strategy")
-
-
-def replicates_of(samples: pd.DataFrame) -> dict[tuple[str, ...], list[int]]:
-    """Replicate numbers by cell identity (machine, model, device, dtype, scenario, strategy)."""
-    known = samples[[*IDENTITY, "replicate"]].dropna().drop_duplicates()
-    found: dict[tuple[str, ...], list[int]] = {}
-    for *key, replicate in known.itertuples(index=False):
-        found.setdefault(tuple(map(str, key)), []).append(int(replicate))
-    return {key: sorted(numbers) for key, numbers in found.items()}
-
-
-def record_paths(
-    replicates: Mapping[tuple[str, ...], Sequence[int]], row: Mapping[str, Any]
-) -> tuple[str, ...]:
-    """Records behind one summary row, from the repository root, by the layout of the cells folder.
-
-    ``replicates`` is the answer of :func:`replicates_of`; a cell without samples is taken to have
-    the replicates its row counts, one at least.
-    """
-    device, dtype = str(row["device"]), str(row["dtype"])
-    place = device if dtype == selection.TIMED_DTYPE.get(device) else f"{device}-{dtype}"
-    numbers = replicates.get(tuple(str(row[column]) for column in IDENTITY))
-    if not numbers:
-        numbers = range(1, 1 + max(1, int(_number(row.get("replicates")) or 1)))
-    machine = str(row["machine"])
-    root = "results" if machine == HERE else f"results/recorded/{machine}"
-    cell = f"{root}/cells/kv/{place}/{row['model']}/{row['scenario']}/{row['strategy']}"
-    return tuple(f"{cell}/r{number}.json" for number in numbers)
 
 
 def digits_for(value: float | None, significant: int = 3) -> int:
@@ -208,8 +175,9 @@ def kv_values(
             )
     for key, ratio in PUBLISHED["ratios"].items():
         out.put(f"published_{key}", Value(ratio, unit="x", digits=2))
+    chosen = selection.choices(summary, samples)
     for machine in dict.fromkeys([HERE, *machines]):
-        _machine_values(out, summary, machine)
+        _machine_values(out, summary, machine, chosen.get(machine))
     _counts(out, "all_", summary)
     for name in ("reuse_strategies", "quality_strategies"):
         # Filled by kvbench.paper.sections where such strategies were measured.
@@ -220,11 +188,13 @@ def kv_values(
     return out.values
 
 
-def _machine_values(out: _Writer, summary: pd.DataFrame, machine: str) -> None:
+def _machine_values(
+    out: _Writer, summary: pd.DataFrame, machine: str, choice: selection.Choice | None
+) -> None:
     start = prefix(machine)
     rows = summary[summary["machine"] == machine]
-    _headline(out, start, summary, machine)
-    _widest(out, start, summary, machine)
+    _headline(out, start, summary, choice.headline if choice else None)
+    _widest(out, start, summary, choice.widest if choice else None)
     planned = selection.in_order(rows["strategy"])
     out.put(f"{start}strategies", Value(", ".join(planned)))
     scenarios = sorted(set(rows["scenario"]))
@@ -237,11 +207,10 @@ def _machine_values(out: _Writer, summary: pd.DataFrame, machine: str) -> None:
             told = [name for name in PER_SCENARIO if (name, scenario) != ("e2e", SWEEP_SCENARIO)]
             out.cell(f"{start}{scenario}_{row['strategy']}", row, told)
     _counts(out, start, rows)
-    _growth(out, start, summary, machine)
+    _growth(out, start, choice.conversation if choice else None)
 
 
-def _headline(out: _Writer, start: str, summary: pd.DataFrame, machine: str) -> None:
-    group = selection.nearest_to_published(summary, machine)
+def _headline(out: _Writer, start: str, summary: pd.DataFrame, group: Group | None) -> None:
     own = {}
     if group is not None:
         found = selection.rows_of(summary, group, HEADLINE_SCENARIO)
@@ -267,8 +236,9 @@ def _headline(out: _Writer, start: str, summary: pd.DataFrame, machine: str) -> 
     out.put(f"{start}headline_strategies", Value(", ".join(selection.in_order(own))))
 
 
-def _widest(out: _Writer, start: str, summary: pd.DataFrame, machine: str) -> None:
-    best = selection.widest(summary, machine)
+def _widest(
+    out: _Writer, start: str, summary: pd.DataFrame, best: tuple[Group, str] | None
+) -> None:
     group, scenario = best if best is not None else (None, None)
     for fact in ("model", "device", "dtype"):
         out.put(f"{start}widest_{fact}", Value(getattr(group, fact, None)))
@@ -327,12 +297,14 @@ def _counts(out: _Writer, start: str, rows: pd.DataFrame) -> None:
     out.put(f"{start}not_run", Value("\n".join(lines) or None))
 
 
-def _growth(out: _Writer, start: str, summary: pd.DataFrame, machine: str) -> None:
+def _growth(out: _Writer, start: str, best: tuple[Group, str] | None) -> None:
     """How much slower the last turn is than the first, and how much longer its prompt."""
-    best = selection.widest(summary, machine, turns_at_least=2)
     scenario = best[1] if best else None
     out.put(f"{start}growth_scenario", Value(scenario))
-    rows = selection.rows_of(out.samples, *best) if best else out.samples.iloc[:0]
+    rows = out.samples.iloc[:0]
+    if best:
+        rows = metrics.counted(selection.rows_of(out.samples, *best))
+        rows = rows[rows["strategy"] != CONTROL]
     turns = rows.groupby("turn")["prompt_tokens"].median()
     longer = _number(turns.iloc[-1] / turns.iloc[0]) if len(turns) > 1 else None
     out.put(f"{start}growth_prompt", Value(longer, unit="x", digits=2))
@@ -351,7 +323,7 @@ def _growth(out: _Writer, start: str, summary: pd.DataFrame, machine: str) -> No
 def _claim_counts(
     claims: pd.DataFrame | Sequence[Mapping[str, Any]] | None,
 ) -> dict[str, Value]:
-    rows = claim_rows(claims)
+    rows = plain(claims)
     counts = {"claims_total": Value(len({row["id"] for row in rows}), digits=0)}
     for verdict in VERDICTS:
         count = sum(row["verdict"] == verdict for row in rows)
@@ -406,22 +378,6 @@ def _flat(facts: Mapping[str, Any], start: str = "") -> dict[str, Any]:
     return flat
 
 
-def claim_rows(
-    claims: pd.DataFrame | Sequence[Mapping[str, Any]] | None,
-) -> list[dict[str, Any]]:
-    """Claims as plain dictionaries, NaN as None, in the order given."""
-    if claims is None:
-        return []
-    rows = claims.to_dict("records") if isinstance(claims, pd.DataFrame) else claims
-    return [
-        {
-            str(key): None if isinstance(entry, float) and math.isnan(entry) else entry
-            for key, entry in row.items()
-        }
-        for row in rows
-    ]
-
-
 def write_values(path: Path, values: Mapping[str, Value]) -> None:
     """Write ``values.json``: sorted names, the same bytes for the same values."""
     documents.write_json(path, {name: _plain(entry) for name, entry in values.items()})
@@ -467,41 +423,59 @@ def _listed(values: Mapping[str, Value], name: str) -> list[str]:
     return [part for part in str(entry.value or "").split(", ") if part] if entry else []
 
 
-#: What the A/A test aims at: at most this share of false alarms, at least that of slowdowns found.
-AA_AIMS = (0.05, 0.90)
-
-
-def aa_values(tests: Mapping[int, tuple[AATest, AATest]], slowdown: float) -> dict[str, Value]:
+def aa_values(table: pd.DataFrame) -> dict[str, Value]:
     """Values of the A/A test: the rate of false alarms, and how often a slowdown was found.
+
+    ``aa_sizes`` lists the numbers of rounds; each has ``aa_<n>_pairs``, ``..._false_alarms``,
+    ``..._slowdowns_found`` (shares with their intervals), ``..._smallest_slowdown`` (a share) and
+    ``..._seconds``. ``aa_enough`` is the fewest at which both aims are met, if any. Of the machine
+    that stands for all, whole or not at all; nothing where none has the whole test.
 
     Parameters
     ----------
-    tests:
-        Processes per cell to the results of :func:`kvbench.analysis.statistics.aa_test` on equal pairs and
-        on pairs of which one arm was slowed.
-    slowdown:
-        The injected slowdown as a share of the time.
+    table:
+        The table ``aa_test``.
     """
-
-    def share(test: AATest) -> Value:
-        return Value(test.share.value, test.share.as_tuple(), digits=3)
-
-    alarms, power = AA_AIMS
+    machine = instrument.machine_of(table)
+    if machine is None:
+        return {}
+    rows = table[(table["machine"] == machine) & (table["blocks"] == 1)]
+    same, slowed = (
+        {int(row["rounds"]): row for row in rows[rows["arm"] == arm].to_dict("records")}
+        for arm in (instrument.SAME, instrument.SLOWED)
+    )
+    sizes = sorted(set(same) & set(slowed))
+    if not sizes:
+        return {}
     enough = [
         size
-        for size, (same, slowed) in sorted(tests.items())
-        if same.share.value <= alarms and slowed.share.value >= power
+        for size in sizes
+        if same[size]["share"] <= instrument.FALSE_ALARMS
+        and slowed[size]["share"] >= instrument.FOUND
     ]
+
+    def share(row: Mapping[str, Any]) -> Value:
+        return Value(row["share"], (row["share_ci_low"], row["share_ci_high"]), digits=3)
+
     values = {
-        "aa_sizes": Value(", ".join(map(str, sorted(tests)))),
-        "aa_slowdown": Value(slowdown, digits=3),
+        "aa_machine": Value(machine),
+        "aa_processes": Value(int(same[sizes[0]]["cells"]), digits=0),
+        "aa_sizes": Value(", ".join(map(str, sizes))),
+        "aa_slowdown": Value(float(slowed[sizes[0]]["slowdown"]), digits=3),
         "aa_enough": Value(enough[0] if enough else None, digits=0),
     }
-    for size, (same, slowed) in tests.items():
+    for size in sizes:
+        smallest = _number(same[size]["smallest_slowdown"])
         values |= {
-            f"aa_{size}_pairs": Value(same.pairs, digits=0),
-            f"aa_{size}_false_alarms": share(same),
-            f"aa_{size}_slowdowns_found": share(slowed),
+            f"aa_{size}_pairs": Value(int(same[size]["comparisons"]), digits=0),
+            f"aa_{size}_false_alarms": share(same[size]),
+            f"aa_{size}_slowdowns_found": share(slowed[size]),
+            f"aa_{size}_smallest_slowdown": Value(smallest, digits=3),
+            f"aa_{size}_seconds": Value(
+                float(same[size]["measuring_s"]),
+                unit="s",
+                digits=digits_for(same[size]["measuring_s"]),
+            ),
         }
     return values
 
@@ -572,7 +546,7 @@ def section_context(
         "lang": lang,
         "v": dict(values),
         "machines": machines,
-        "claims": [_claim(row, lang) for row in claim_rows(claims)],
+        "claims": [_claim(row, lang) for row in plain(claims)],
         "figures": sorted(figures),
         "has_app": has_app,
         "labels": {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,11 @@ from typing import Any
 import pandas as pd
 
 from kvbench import documents, studies
-from kvbench.analysis import instrument, selection, statistics
+from kvbench.analysis import metrics, selection, statistics
 from kvbench.figures import names as figure_names
 from kvbench.paper import numbers, tex
 from kvbench.paper.values import Value
+from kvbench.records.identity import record_paths, replicates_of, study_paths
 from kvbench.strategies import looks, without_reuse
 
 #: The order in which a reader meets the studies: from one function to a whole service.
@@ -43,7 +44,6 @@ def collect(
     aa_table: pd.DataFrame,
     claims: pd.DataFrame,
     environments: Mapping[str, Mapping[str, Any]],
-    study_cells: Mapping[str, Sequence[str]],
 ) -> dict[str, Value]:
     """Every value that the paper or a claim may name.
 
@@ -55,31 +55,18 @@ def collect(
         Study to its table.
     environments:
         Machine to its facts.
-    study_cells:
-        Study to the records behind it, for ``Value.cells``.
     """
     values = numbers.kv_values(summary, samples, claims, environments)
-    for machine in selection.machines(aa_table) if len(aa_table) else []:
-        tests = instrument.as_tests(aa_table, machine)
-        if tests:
-            rows = aa_table[(aa_table["machine"] == machine) & (aa_table["slowdown"] > 0)]
-            # One machine's test is shown; this machine's own, where there is one.
-            values |= numbers.aa_values(
-                {
-                    size: (arms[instrument.SAME], arms[instrument.SLOWED])
-                    for size, arms in tests.items()
-                },
-                float(rows["slowdown"].iloc[0]),
-            )
-            values["aa_machine"] = Value(machine)
-            values["aa_processes"] = Value(int(rows["processes"].iloc[0]), digits=0)
-            if machine == selection.HERE:
-                break
-    values |= reuse_values(summary, samples)
-    values |= quality_values(quality)
+    values |= numbers.aa_values(aa_table)
+    chosen = selection.choices(summary, samples, quality)
+    values |= reuse_values(summary, samples, chosen)
+    values |= quality_values(quality, chosen)
     for name, table in study_tables.items():
-        found = studies.get(name).values(one_machine(table))
-        cells = tuple(study_cells.get(name, ()))
+        rows = selection.one_machine(table)
+        found = studies.get(name).values(rows)
+        cells = ()
+        if len(rows):
+            cells = study_paths(str(rows["machine"].iloc[0]), name, rows["cell"].unique())
         values |= {
             key: value if value.cells else replace(value, cells=cells)
             for key, value in found.items()
@@ -87,50 +74,57 @@ def collect(
     return values
 
 
-def reuse_values(summary: pd.DataFrame, samples: pd.DataFrame) -> dict[str, Value]:
+def reuse_values(
+    summary: pd.DataFrame, samples: pd.DataFrame, chosen: Mapping[str, selection.Choice]
+) -> dict[str, Value]:
     """What keeping the cache from turn to turn saves, at the last turn of the longest conversation.
 
     ``reuse_strategies`` lists those measured; each has ``reuse_<name>_ttft`` and its counterpart
     without reuse ``..._ttft_without`` (s), ``..._speedup`` (ratio of the two, with its interval),
     ``..._share`` (prompt tokens not read, over all turns) and ``..._held`` (MiB after the last turn).
     """
-    rows = one_machine(summary[summary["status"] == "ok"])
-    rows = rows[rows["strategy"].map(lambda name: without_reuse(name) is not None).astype(bool)]
-    if rows.empty:
+    best = selection.first(choice.reuse for choice in chosen.values())
+    if best is None:
         return {"reuse_strategies": Value("")}
-    best = rows.sort_values("turns").iloc[-1]
-    same = ["machine", "model", "device", "dtype", "scenario"]
-    own = samples[(samples[same] == best[same]).all(axis=1)]
+    rows = selection.measured(selection.rows_of(summary, *best))
+    rows = rows[rows["strategy"].map(lambda name: without_reuse(str(name)) is not None)]
+    own = metrics.counted(selection.rows_of(samples, *best))
     last = own[own["turn"] == own["turn"].max()]
     names = [name for name in selection.in_order(rows["strategy"]) if name in set(own["strategy"])]
+    replicates = replicates_of(samples)
     found = {
         "reuse_strategies": Value(", ".join(names)),
         "reuse_turns": Value(int(own["turn"].max()), digits=0),
-        "reuse_scenario": Value(str(best["scenario"])),
+        "reuse_scenario": Value(best[1]),
+        "reuse_machine": Value(best[0].machine),
         "reuse_prompt_tokens": Value(int(last["prompt_tokens"].max()), digits=0),
     }
     for name in names:
         without = without_reuse(name)
         sides = {
-            side: [
-                part["ttft_s"].tolist()
-                for _, part in last[last["strategy"] == side].groupby("replicate")
-            ]
+            side: metrics.turn_replicates(last[last["strategy"] == side], "ttft_s")
             for side in (name, without)
         }
+        cells = tuple(
+            path
+            for side in (name, without)
+            for path in record_paths(
+                replicates, {**best[0]._asdict(), "scenario": best[1], "strategy": side}
+            )
+        )
         mine = own[own["strategy"] == name].drop_duplicates(["replicate", "turn"])
         start = f"reuse_{name}"
         for key, side in (("ttft", name), ("ttft_without", without)):
             value = statistics.median_interval(sides[side]).value if sides[side] else None
-            found[f"{start}_{key}"] = Value(value, unit="s", digits=4)
+            found[f"{start}_{key}"] = Value(value, unit="s", digits=4, cells=cells)
         ratio = None
         if all(sides.values()):
-            ratio = statistics.ratio_interval({"last": sides[without]}, {"last": sides[name]})
-        found[f"{start}_speedup"] = _interval(ratio, "x", 1)
+            ratio = metrics.compare_rows(last, without, name, "ttft_s").interval
+        found[f"{start}_speedup"] = replace(_interval(ratio, "x", 1), cells=cells)
         share = mine["reused_tokens"].sum() / mine["prompt_tokens"].sum()
-        found[f"{start}_share"] = Value(100 * share, unit="%", digits=0)
+        found[f"{start}_share"] = Value(100 * share, unit="%", digits=0, cells=cells)
         held = last[last["strategy"] == name]["kv_mib"].max()
-        found[f"{start}_held"] = Value(float(held), unit="MiB", digits=2)
+        found[f"{start}_held"] = Value(float(held), unit="MiB", digits=2, cells=cells)
     return found
 
 
@@ -151,20 +145,24 @@ _QUALITY = {
 }
 
 
-def quality_values(quality: pd.DataFrame) -> dict[str, Value]:
+def quality_values(
+    quality: pd.DataFrame, chosen: Mapping[str, selection.Choice]
+) -> dict[str, Value]:
     """What lossy caches cost in quality: ``quality_<strategy>_<column>`` of the scored cells.
 
-    Of several scored conversations the one with the most strategies counts.
+    Of several scored models and conversations the one with the most strategies counts.
     """
-    rows = one_machine(quality[quality["kl_nats"].notna()])
-    if rows.empty:
+    best = selection.first(choice.quality for choice in chosen.values())
+    if best is None:
         return {"quality_strategies": Value("")}
-    scenario = rows.groupby("scenario")["strategy"].nunique().sort_values().index[-1]
-    rows = rows[rows["scenario"] == scenario].drop_duplicates("strategy").set_index("strategy")
+    scenario = best[1]
+    rows = selection.rows_of(quality[quality["kl_nats"].notna()], *best).set_index("strategy")
     names = selection.in_order(rows.index)
     found = {
         "quality_strategies": Value(", ".join(names)),
-        "quality_scenario": Value(str(scenario)),
+        "quality_scenario": Value(scenario),
+        "quality_machine": Value(best[0].machine),
+        "quality_model": Value(best[0].model),
         "quality_perplexity_exact": Value(float(rows["perplexity_exact"].iloc[0]), digits=4),
     }
     for name in names:
@@ -178,12 +176,6 @@ def quality_values(quality: pd.DataFrame) -> dict[str, Value]:
                 digits,
             )
     return found
-
-
-def one_machine(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of this run; of the first recorded machine when this run has none."""
-    present = sorted(set(table["machine"]), key=lambda name: (name != selection.HERE, name))
-    return table[table["machine"] == present[0]] if present else table
 
 
 def study_sequence(names: Iterable[str]) -> list[str]:

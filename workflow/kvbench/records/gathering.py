@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvbench import documents, records
-from kvbench.analysis.selection import HERE
 from kvbench.errors import InputError, one_of
 from kvbench.physics import Ceilings
+from kvbench.records.identity import HERE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -138,6 +138,15 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
     """Write a table atomically; the same table gives the same bytes."""
     text = table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     documents.write_text_atomic(path, text)
+
+
+def rows_of(path: str | Path) -> list[dict[str, str]]:
+    """Rows of a table as words, without pandas: what a closing line needs; empty if there is none."""
+    try:
+        with Path(path).open(encoding="utf-8", newline="") as stream:
+            return list(csv.DictReader(stream))
+    except OSError:
+        return []
 
 
 def read_csv(path: Path) -> pd.DataFrame:

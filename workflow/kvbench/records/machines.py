@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from kvbench import documents, records
-from kvbench.analysis.selection import HERE
 from kvbench.errors import InputError
 from kvbench.inputs import configuration
+from kvbench.records.identity import HERE
 
 SUMS = "SHA256SUMS"
 README = "README.md"

@@ -7,6 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from kvbench.analysis import intervals
+
+#: The intervals that assume no distribution, for the measuring parts: median, and share of cases.
+median_interval = intervals.median
+share_interval = intervals.share
+
 
 def mean_interval(samples: Sequence[float]) -> tuple[float, tuple[float, float] | None]:
     """Return mean and 95 % Student interval; the interval is None with fewer than two samples."""
@@ -18,25 +24,6 @@ def mean_interval(samples: Sequence[float]) -> tuple[float, tuple[float, float] 
         return mean, None
     half = float(stats.t.ppf(0.975, len(data) - 1) * data.std(ddof=1) / math.sqrt(len(data)))
     return mean, (mean - half, mean + half)
-
-
-def median_interval(samples: Sequence[float]) -> tuple[float, tuple[float, float] | None]:
-    """Return median and its distribution-free 95 % interval from order statistics.
-
-    The interval is None with fewer than six samples, where no such interval reaches 95 %.
-    """
-    data = np.sort(np.asarray(samples, dtype=float))
-    count = len(data)
-    median = float(np.median(data))
-    if count < 6:
-        return median, None
-    # The smallest rank with P(Binomial(n, 1/2) <= rank) >= 2.5 %, in whole numbers.
-    rank, term, total = 0, 1, 1
-    while 40 * total < 2**count:
-        term = term * (count - rank) // (rank + 1)
-        rank += 1
-        total += term
-    return median, (float(data[rank - 1]), float(data[count - rank]))
 
 
 def ratio_interval(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from kvbench.caching.guards import GUARDS
 from kvbench.caching.semantic_cache import ErrorBound, SemanticCache
 from kvbench.caching.workload import zipf
+from kvbench.studies import _estimates
 
 if TYPE_CHECKING:
     from kvbench.caching.paraphrases import Text
@@ -54,7 +54,7 @@ def stream_rows(
             else:
                 cache.learn(lookup, own and intents.get(lookup.text) == text.intent)
         late = outcomes[len(outcomes) // 2 :]
-        low, high = _share_interval(int(outcomes[:, 2].sum()), len(outcomes))
+        low, high = _estimates.share_interval(int(outcomes[:, 2].sum()), len(outcomes), "wilson")
         rows.append(
             {
                 "part": "stream",
@@ -92,11 +92,3 @@ def _stream(case: Trial, requests: int, exponent: float, seed: int) -> list[Text
         pool = never if name == "never_cached" else intents[rank].get(name, never)
         asked.append(pool[int(rng.integers(len(pool)))])
     return asked
-
-
-def _share_interval(count: int, total: int) -> tuple[float, float]:
-    """Return Wilson's 95 % interval of a share."""
-    z, share = 1.96, count / total
-    middle = (share + z * z / (2 * total)) / (1 + z * z / total)
-    half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + (z / (2 * total)) ** 2)
-    return max(0.0, middle - half), min(1.0, middle + half)
