@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from kvbench import documents, records, studies
-from kvbench.analysis import tables
+from kvbench.analysis import instrument, tables
 from kvbench.inputs import configuration
 from kvbench.records import gathering
 from kvbench.studies.measuring import _cell
@@ -149,7 +149,9 @@ def cells(workplace, make_record) -> Files:
         path.parent.mkdir(parents=True)
         records.write(path, make_record(strategy, [[seconds] * 3]))
         paths.append(str(path))
-    return Files(records=paths, ceilings=[])
+    aa_test = workplace / "results/tables/aa_test.csv"
+    gathering.write_csv(instrument.evaluate({}), aa_test)
+    return Files(records=paths, ceilings=[], aa_test=str(aa_test))
 
 
 # Inputs and cells -----------------------------------------------------------------------------
@@ -269,7 +271,7 @@ def test_a_cell_of_a_study_is_measured_and_tabulated(run, facts):
 # Tables and what follows ----------------------------------------------------------------------
 
 
-KV_TABLES = ("samples", "summary", "replies", "quality")
+KV_TABLES = ("samples", "summary", "rounds", "replies", "quality")
 
 
 def aggregate(run, cells: Files) -> None:
@@ -312,12 +314,11 @@ def test_a_recorded_machine_stands_beside_this_run(run, cells, workplace):
 
 
 def test_without_a_test_of_the_instrument_its_table_is_empty(run):
-    settings = SimpleNamespace(machines=[], settings={"replicates": 3, "pairs": 10}, seed=1)
     run(
         "aggregate_aa_test",
         input=Files(records=[]),
         output=Files("results/tables/aa_test.csv"),
-        params=settings,
+        params=SimpleNamespace(machines=[]),
     )
     table = gathering.read_csv(Path("results/tables/aa_test.csv"))
     assert len(table) == 0
@@ -358,10 +359,11 @@ def test_claims_get_their_verdicts_and_are_shown(run, cells, capsys):
             samples="results/tables/kv_samples.csv",
             summary="results/tables/kv_summary.csv",
             quality="results/tables/kv_quality.csv",
+            aa_test=cells.aa_test,
             studies=[],
         ),
         output=Files(csv="results/claims/claims.csv"),
-        params=SimpleNamespace(studies=[]),
+        params=SimpleNamespace(studies=[], must_hold=False),
     )
     listed = {entry["id"] for entry in documents.read_yaml(ROOT / "config/claims.yaml")["claims"]}
     found = gathering.read_csv(Path("results/claims/claims.csv"))
@@ -418,12 +420,50 @@ def test_a_corrupt_record_ends_the_job_with_one_line_and_no_table(fail, cells):
     names = {name: f"results/tables/kv_{name}.csv" for name in KV_TABLES}
     line = fail(
         "aggregate_kv",
-        input={"records": list(cells.records), "ceilings": []},
+        input={"records": list(cells.records), "ceilings": [], "aa_test": cells.aa_test},
         output=names,
         params={"machines": []},
     )
     assert str(path) in line
     assert not any(Path(name).exists() for name in names.values())
+
+
+def test_a_verdict_other_than_expected_fails_the_default_target_where_claims_must_hold(
+    run, fail, cells
+):
+    aggregate(run, cells)
+    claim = {
+        "id": "bytes",
+        "document": "ours",
+        "kind": "hypothesis",
+        "statement": {"en": "It is so.", "pt": "É assim."},
+        "measure": {
+            "kind": "formula",
+            "quantity": "kv_bytes",
+            "tokens": 1,
+            "bytes_per_element": 2,
+            "architecture": {
+                "model_type": "llama",
+                "num_hidden_layers": 1,
+                "hidden_size": 8,
+                "num_attention_heads": 1,
+                "intermediate_size": 8,
+                "vocab_size": 8,
+            },
+        },
+        "holds_if": {"above": 0},
+        "expected": "refuted",
+    }
+    document = {"documents": {"S1": "A document"}, "claims": [claim]}
+    Path("claims.yaml").write_text(yaml.safe_dump(document))
+    tables = {name: f"results/tables/kv_{name}.csv" for name in ("samples", "summary", "quality")}
+    line = fail(
+        "evaluate_claims",
+        input={"claims": "claims.yaml", "aa_test": cells.aa_test, "studies": [], **tables},
+        output={"csv": "results/claims/claims.csv"},
+        params={"studies": [], "must_hold": True},
+    )
+    assert "bytes (formula) is reproduced, expected refuted" in line
 
 
 def test_a_hub_that_cannot_be_reached_ends_the_job_with_one_line(fail, workplace):

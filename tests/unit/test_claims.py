@@ -576,9 +576,9 @@ def test_the_cache_client_has_neither_method_that_the_guide_calls():
             {"measure": RATIO | {"denominator": "none"}},
             "(a_claim): measure: numerator and denominator are both 'none'",
         ),
-        ({"holds_if": {"above": math.nan}}, "claims[0].holds_if.above (a_claim) is nan"),
-        ({"holds_if": {"below": math.inf}}, "claims[0].holds_if.below (a_claim) is inf"),
-        ({"figure": {"value": math.nan}}, "claims[0].figure.value (a_claim) is nan"),
+        ({"holds_if": {"above": math.nan}}, "claims[0].holds_if.above is nan; it must be a finite"),
+        ({"holds_if": {"below": math.inf}}, "claims[0].holds_if.below is inf"),
+        ({"figure": {"value": math.nan}}, "claims[0].figure.value is nan"),
         ({"holds_if": {"within_factor": 2}}, "holds_if.within_factor needs a positive figure"),
         ({"holds_if": {"at_least": 2, "at_most": 1}}, "is not one interval"),
         ({"holds_if": {"at_least": 2, "above": 1}}, "is not one interval"),
@@ -631,6 +631,13 @@ def test_a_file_without_claims_is_refused(tmp_path):
     path = tmp_path / "claims.yaml"
     path.write_text("documents: {S1: A document}\nclaims: []\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"claims\.yaml: claims"):
+        claims.load(path, scenarios=[])
+
+
+def test_a_key_given_twice_is_refused_with_its_line(tmp_path):
+    path = written(tmp_path)
+    path.write_text(path.read_text() + "documents: {S2: Another}\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"line \d+: the key 'documents' stands twice"):
         claims.load(path, scenarios=[])
 
 

@@ -54,14 +54,13 @@ def load(path: Path, scenarios: Iterable[str] | None = None) -> list[Claim]:
         document, metric, column, strategy, scenario, model, study or value.
     """
     document = documents.read_yaml(path)
-    _refuse_odd_numbers(document, str(path))
     documents.check(document, "claims", str(path))
     document = documents.fill_defaults(document, documents.schema("claims"))
     if scenarios is None:
-        scenarios = [file.stem for file in (path.parent / "scenarios").glob("*.y*ml")]
+        scenarios = [file.stem for file in documents.yaml_files(path.parent / "scenarios")]
     known = {
         "scenario": sorted({*scenarios, *SCENARIO_WORDS}),
-        "model": sorted(file.stem for file in (path.parent / "models").glob("*.yaml")),
+        "model": sorted(file.stem for file in documents.yaml_files(path.parent / "models")),
     }
     claims: list[Claim] = []
     for number, entry in enumerate(document["claims"]):
@@ -70,23 +69,6 @@ def load(path: Path, scenarios: Iterable[str] | None = None) -> list[Claim]:
             raise InputError(f"{where}: the id is already taken; choose another one")
         claims.append(_claim(entry, document["documents"], known, where, path.parent))
     return claims
-
-
-def _refuse_odd_numbers(document: Any, path: str) -> None:
-    """Refuse NaN and infinity anywhere: YAML knows them, a bound or a figure cannot be one."""
-    waiting: list[tuple[Any, list[str | int], str]] = [(document, [], "")]
-    while waiting:
-        part, spot, claim = waiting.pop()
-        if isinstance(part, Mapping):
-            claim = f" ({part['id']})" if isinstance(part.get("id"), str) else claim
-            waiting += [(value, [*spot, str(key)], claim) for key, value in part.items()]
-        elif isinstance(part, list):
-            waiting += [(value, [*spot, number], claim) for number, value in enumerate(part)]
-        elif isinstance(part, float) and not math.isfinite(part):
-            raise InputError(
-                f"{path}: {documents.location(spot)}{claim} is {part}; give a finite number, or leave "
-                "the key out where there is no bound"
-            )
 
 
 def _claim(
