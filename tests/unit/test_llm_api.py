@@ -10,6 +10,7 @@ import fake_openai
 import jsonschema
 import pandas as pd
 import pytest
+from kvbench import processes
 from kvbench.caching.proxy import cli
 from kvbench.errors import Unsupported
 from kvbench.paper import tex
@@ -49,7 +50,7 @@ def test_a_child_stops_when_its_block_fails(tmp_path):
 
 
 def test_a_child_that_ignores_the_signal_is_killed(tmp_path, monkeypatch):
-    monkeypatch.setattr(children, "_STOP_S", 0.2)
+    monkeypatch.setattr(processes, "STOP_S", 0.2)
     stubborn = "import signal,time; signal.signal(15, signal.SIG_IGN); print('x', flush=True);"
     log = tmp_path / "log"
     with children.child([sys.executable, "-c", stubborn + "time.sleep(60)"], log) as process:
@@ -167,7 +168,7 @@ def test_a_model_folder_without_a_model_is_unsupported(tmp_path, monkeypatch):
     # A server that looks for its model and ends, as transformers serve does.
     monkeypatch.setattr(serving, "_healthy", lambda _port: False)
     monkeypatch.setattr(measuring, "_proxy_command", lambda *_: [sys.executable, "-c", "1/0"])
-    monkeypatch.setattr(children, "_STOP_S", 0.2)
+    monkeypatch.setattr(processes, "STOP_S", 0.2)
     options = defaults() | {"startup_timeout_s": 5}
     with pytest.raises(Unsupported, match="ZeroDivisionError"):
         llm_api.STUDY.measure(options, Context(tmp_path, seed=1, model_dir=tmp_path))

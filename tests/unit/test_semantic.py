@@ -12,13 +12,14 @@ import jsonschema
 import numpy as np
 import pandas as pd
 import pytest
+import study_runs
 from hypothesis import given
 from hypothesis import strategies as st
-from kvbench.caching import guards, similarity
+from kvbench.caching import guards, paraphrases, similarity
 from kvbench.caching import semantic_cache as sc
 from kvbench.caching.response_cache import MISS
 from kvbench.paper import tex
-from kvbench.studies import Context, semantic
+from kvbench.studies import semantic
 from kvbench.studies.measuring import _decisions
 
 PAPER = Path(__file__).parents[2] / "paper" / "studies"
@@ -468,14 +469,59 @@ def defaults():
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
-    options = defaults() | {"bootstrap": 100, "stream_requests": 600, "index_entries": [400]}
-    rows = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("kvbench.caching.encoder.SentenceEncoder", WordEncoder)
-        for name, cell in semantic.STUDY.plan(options).items():
-            context = Context(tmp_path_factory.mktemp(name), seed=1)
-            rows += semantic.STUDY.measure(cell.factors, context).rows
-    return pd.DataFrame(rows)
+        found = study_runs.records(
+            "semantic",
+            tmp_path_factory.mktemp("semantic"),
+            seed=1,
+            languages=["en"],
+            bootstrap=100,
+            stream_requests=600,
+            index_entries=[400],
+        )
+    return pd.DataFrame([row for one in found.values() for row in semantic.aggregate(one)])
+
+
+def test_the_guides_pair_is_judged_by_the_guides_rule(table):
+    row = table[table["part"] == "guide"].iloc[0]
+    assert row["threshold"] == 0.9 and row["cosine_asked"] == pytest.approx(0.95)
+    assert row["squared_distance"] == pytest.approx(2 * (1 - row["cosine"]))
+    # "What is AI?" and "Can you explain AI?" share one word of six.
+    assert row["hits"] == 0
+    values = semantic.STUDY.values(table)
+    assert values["semantic_guide_pair_hit"].value == 0
+    assert values["semantic_at_90_l2_snippet_cosine"].value == pytest.approx(0.95)
+
+
+def test_every_language_with_a_file_has_a_cell_and_values_of_its_own(tmp_path, monkeypatch):
+    portuguese = tmp_path / "intents.pt.jsonl"
+    portuguese.write_bytes(paraphrases.DEFAULT.read_bytes())
+    monkeypatch.setattr(paraphrases, "files", lambda: {"en": paraphrases.DEFAULT, "pt": portuguese})
+    cells = semantic.STUDY.plan(study_runs.options("semantic", index_entries=[400]))
+    assert set(cells) == {"decisions", "decisions-pt", "index-400"}
+    assert cells["decisions-pt"].factors["language"] == "pt"
+    assert Path(cells["decisions-pt"].factors["paraphrases"]).name == portuguese.name
+
+
+def test_a_language_without_a_file_has_no_cell(monkeypatch):
+    monkeypatch.setattr(paraphrases, "files", lambda: {"en": paraphrases.DEFAULT})
+    assert "decisions-pt" not in semantic.STUDY.plan(study_runs.options("semantic"))
+
+
+def test_values_keep_languages_apart(table):
+    other = table.assign(language="pt")
+    other.loc[other["part"] == "policy", "recall"] = 0.125
+    values = semantic.STUDY.values(pd.concat([table, other]))
+    assert values["semantic_pt_static_recall"].value == 12.5
+    assert (
+        values["semantic_static_recall"] == semantic.STUDY.values(table)["semantic_static_recall"]
+    )
+    assert semantic.STUDY.values(table)["semantic_pt_static_recall"].value is None
+
+
+def test_rows_of_a_record_without_a_language_are_english():
+    assert semantic.aggregate({"rows": [{"part": "auc"}]}) == [{"part": "auc", "language": "en"}]
 
 
 def sweep(table, **wanted):

@@ -68,6 +68,15 @@ class Paraphrases:
         ]
 
 
+def files() -> dict[str, Path]:
+    """Return the files of the repository by language; the one without a language is English.
+
+    Another language stands between name and suffix: ``intents.pt.jsonl``.
+    """
+    found = sorted(DEFAULT.parent.glob("intents*.jsonl"))
+    return {path.name.split(".")[1] if path.name.count(".") > 1 else "en": path for path in found}
+
+
 def load(path: Path = DEFAULT) -> Paraphrases:
     """Read and validate a paraphrase file.
 

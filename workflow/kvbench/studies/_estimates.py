@@ -60,6 +60,30 @@ def quantile(seconds: Sequence[float], share: float) -> tuple[float, float, floa
     return float(np.quantile(ordered, share)), float(ordered[low]), float(ordered[high])
 
 
+#: Samples from which the largest one bounds the 95th percentile in 97.5 % of all cases.
+_ENOUGH_FOR_P95 = 72
+
+
+def p95(seconds: Sequence[float], name: str) -> dict[str, float]:
+    """Return the 95th percentile as ``<name>``, with an interval where there are enough samples."""
+    if not len(seconds):
+        return {}
+    middle, low, high = quantile(seconds, 0.95)
+    row = {name: middle}
+    if len(seconds) >= _ENOUGH_FOR_P95:
+        row |= {f"{name}_ci_low": low, f"{name}_ci_high": high}
+    return row
+
+
+def p95_columns(name: str, meaning: str) -> dict[str, str]:
+    """Return what the columns of :func:`p95` mean, for a study's ``columns``."""
+    return {
+        name: f"95th percentile of the {meaning} (s)",
+        f"{name}_ci_low": f"lower end of its 95 % interval; empty below 72 samples ({meaning}, s)",
+        f"{name}_ci_high": f"upper end of its 95 % interval; empty below 72 samples ({meaning}, s)",
+    }
+
+
 def summary(seconds: Sequence[float], prefix: str) -> dict[str, float]:
     """Return ``<prefix>_p50_s``, ``_p95_s`` and ``_p99_s``, with intervals for p50 and p99."""
     median, median_low, median_high = quantile(seconds, 0.5)

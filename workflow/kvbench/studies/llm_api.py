@@ -122,6 +122,7 @@ def values(table: pd.DataFrame) -> dict[str, Value]:
     found = {}
     for name, row in rows.items():
         found[f"llm_api_{name}_ms"] = milliseconds(row, "call_p50_s", 2)
+        found[f"llm_api_{name}_p95_ms"] = number(row, "call_p95_s", "ms", 2, 1000)
         for column in ("calls", "hits", "semantic_hits", "right"):
             found[f"llm_api_{name}_{column}"] = number(row, column, "", 0)
     for name, base in _FIRST.items():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from kvbench.paper.values import Value
 from kvbench.studies import Cell, Study, _paired
 from kvbench.studies import _option as option
-from kvbench.studies._estimates import summary_columns
+from kvbench.studies._estimates import p95, p95_columns, summary_columns
 from kvbench.studies._values import first, milliseconds, number
 
 if TYPE_CHECKING:
@@ -88,6 +88,8 @@ COLUMNS: dict[str, str] = {
     "speedup_limit": "time of the stream without a cache over that of the requests which this "
     "strategy let the model answer: hits that cost nothing, near 1/(1 - hit ratio)",
     **summary_columns("request", "time of a request"),
+    **p95_columns("hit_p95_s", "time of a request that a cache answered"),
+    **p95_columns("miss_p95_s", "time of a request that the model answered"),
     "cache_entries": "exact entries at the end",
     "cache_bytes": "bytes of keys, answers and vectors at the end; of layered, on the server",
     "added_memory_mib": "resident memory that starting the strategy added, such as encoder (MiB)",
@@ -111,6 +113,9 @@ def aggregate(record: Mapping[str, Any]) -> list[dict[str, Any]]:
         if own and row["part"] == "strategy" and row["strategy"] != "none":
             hit = [kind != "model" for kind in own["kind"]]
             row |= _paired.ratio_of_sums("speedup", alone, own["seconds"], hit)
+            for name, wanted in (("hit_p95_s", True), ("miss_p95_s", False)):
+                part = [t for t, h in zip(own["seconds"], hit, strict=True) if h == wanted]
+                row |= p95(part, name)
             generated = sum(t for t, free in zip(alone, hit, strict=True) if not free)
             row["speedup_limit"] = sum(alone) / generated if generated else math.inf
         elif not arms and recorded.get("place") == "server" and row["strategy"] == "none":
@@ -149,6 +154,8 @@ def values(table: pd.DataFrame) -> dict[str, Value]:
         for percentile in ("p50", "p99"):
             found[f"{name}_{percentile}_ms"] = milliseconds(row, f"request_{percentile}_s", 2)
         found[f"{name}_p95_ms"] = number(row, "request_p95_s", "ms", 2, 1000)
+        for part in ("hit", "miss"):
+            found[f"{name}_{part}_p95_ms"] = milliseconds(row, f"{part}_p95_s", 2)
         found[f"{name}_mean_ms"] = number(row, "mean_s", "ms", 1, 1000)
         found[f"{name}_hit_ratio"] = number(row, "hit_ratio", "%", 0, 100)
         for column in ("wrong_answers", "tokens_generated", *(f"{kind}_answers" for kind in KINDS)):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from kvbench.paper.values import Value
 from kvbench.studies import Cell, Study, _paired
 from kvbench.studies import _option as option
-from kvbench.studies._estimates import summary_columns
+from kvbench.studies._estimates import p95, p95_columns, summary_columns
 from kvbench.studies._values import first, milliseconds, number
 
 if TYPE_CHECKING:
@@ -112,6 +112,9 @@ def aggregate(record: Mapping[str, Any]) -> list[dict[str, Any]]:
         row = dict(recorded)
         taken = arms.get(f"a{row.get('exponent')}-{row.get('value_kib')}kib", {})
         own = taken.get(row.get("backend"))
+        if own:
+            for part in ("hit", "miss"):
+                row |= p95([t for turn in own[f"{part}_s"] for t in turn], f"{part}_p95_s")
         if own and row["backend"] != "none":
             row |= _paired.columns_of("speedup", _paired.log_ratios(taken.get("none", {}), own))
             # As the speed-up itself: the geometric mean over rounds.
@@ -133,6 +136,7 @@ def values(table: pd.DataFrame) -> dict[str, Value]:
         typical = None if rows.empty else rows.sort_values(["value_kib", "exponent"]).iloc[-1]
         named[f"{prefix}_hit_p50_ms"] = milliseconds(typical, "hit_p50_s")
         named[f"{prefix}_hit_p99_ms"] = milliseconds(worst, "hit_p99_s")
+        named[f"{prefix}_hit_p95_ms"] = milliseconds(typical, "hit_p95_s")
         named[f"{prefix}_miss_overhead_ms"] = number(typical, "miss_overhead_s", "ms", 3, 1000)
         named[f"{prefix}_break_even"] = number(
             None if rows.empty else rows.loc[rows["break_even_hit_ratio"].idxmax()],
@@ -150,6 +154,10 @@ def values(table: pd.DataFrame) -> dict[str, Value]:
     named["response_cache_hit_slowest_backend"] = Value(
         None if slowest is None else slowest["backend"]
     )
+    slow = None if hits.empty else hits.loc[hits["hit_p95_s"].idxmax()]
+    named["response_cache_hit_p95_worst_ms"] = milliseconds(slow, "hit_p95_s")
+    missed = None if cached.empty else cached.loc[cached["miss_p95_s"].idxmax()]
+    named["response_cache_miss_p95_worst_ms"] = milliseconds(missed, "miss_p95_s")
     named["response_cache_break_even_worst"] = number(dearest, "break_even_hit_ratio", "%", 2, 100)
     named["response_cache_speedup_at_30"] = Value(
         None if hits.empty else float(min(_speedup_at(row, 0.3) for _, row in hits.iterrows())),
@@ -243,6 +251,8 @@ STUDY = Study(
         "speedup_limit": "requests per miss, 1/(1 - hit ratio): a hit that costs nothing",
         **summary_columns("hit", "time of a hit, key computation and check included"),
         **summary_columns("miss", "time of a miss, service time included"),
+        **p95_columns("hit_p95_s", "time of a hit"),
+        **p95_columns("miss_p95_s", "time of a miss, service time included"),
         "miss_overhead_s": "median time of a miss beyond the service time (s)",
         "break_even_hit_ratio": "hit ratio above which the cache is faster than none",
         "bytes_per_entry": "bytes of an entry, key and bookkeeping included as the backend counts",

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kvbench.caching import paraphrases
 from kvbench.caching.paraphrases import KINDS
 from kvbench.paper.values import Value
 from kvbench.studies import Cell, Study
 from kvbench.studies import _option as option
-from kvbench.studies._values import first, interval_value, single_value
+from kvbench.studies._values import first, number, single_value, with_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,17 +20,22 @@ if TYPE_CHECKING:
 #: Policies, each with all that stands before it from ``context`` on.
 POLICIES = ("static", "context", "numbers", "names", "polarity", "margin")
 INDEXES = ("flat", "hnsw", "sq8")
+LANGUAGES = ("en", "pt")
 
 OPTIONS = option.schema(
     **option.encoder(),
+    languages=option.choices(
+        "Languages of the questions; one without a file in resources/paraphrases is left out.",
+        LANGUAGES,
+    ),
     paraphrases=option.text(
-        "Paraphrase file; null for the one of the repository.", None, nullable=True
+        "Paraphrase file, in English; null for the one of the repository.", None, nullable=True
     ),
     lowest_threshold=option.number(
         "Where the sweep of thresholds begins; it ends at 0.99.", 0.5, minimum=0, maximum=0.98
     ),
     bootstrap=option.integer(
-        "Bootstrap draws of the intervals.", 400, minimum=100, maximum=100_000
+        "Bootstrap draws of the intervals.", 200, minimum=100, maximum=100_000
     ),
     deltas=option.numbers(
         "Bounds on wrong answers per request of the learned thresholds.",
@@ -37,7 +44,7 @@ OPTIONS = option.schema(
         below=1,
     ),
     stream_requests=option.integer(
-        "Requests of the stream on which thresholds are learned.", 8000, minimum=100
+        "Requests of the stream on which thresholds are learned.", 4_000, minimum=100
     ),
     stream_exponent=option.number(
         "Zipf exponent of the popularity of intents in that stream.", 0.9, minimum=0, maximum=3
@@ -61,12 +68,29 @@ OPTIONS = option.schema(
 
 
 def plan(options: Mapping[str, Any]) -> dict[str, Cell]:
-    """One cell that embeds and decides, and one per size of the index."""
-    chosen = {name: value for name, value in options.items() if name != "index_entries"}
-    cells = {"decisions": Cell({"part": "decisions", **chosen})}
+    """One cell per language that embeds and decides, and one per size of the index."""
+    chosen = {
+        name: value
+        for name, value in options.items()
+        if name not in ("index_entries", "languages", "paraphrases")
+    }
+    there = paraphrases.files()
+    cells = {}
+    for language in options["languages"]:
+        file = options["paraphrases"] if language == "en" else there.get(language)
+        if language == "en" or file is not None:
+            # The name of the file is relative, so that a record names no folder of a machine.
+            factors = {"language": language, "paraphrases": file and _relative(file)}
+            cells["decisions" if language == "en" else f"decisions-{language}"] = Cell(
+                {"part": "decisions", **chosen, **factors}
+            )
     for entries in options["index_entries"]:
         cells[f"index-{entries}"] = Cell({"part": "index", "entries": entries})
     return cells
+
+
+def _relative(file: Path | str) -> str:
+    return os.path.relpath(file) if isinstance(file, Path) else file
 
 
 # --- values ---------------------------------------------------------------------------------------
@@ -81,7 +105,8 @@ _RATES = {
 
 COLUMNS: dict[str, str] = {
     "part": "which question the row answers: dataset, threshold, auc, policy, prevalence, stream,"
-    " latency, break_even or index",
+    " latency, break_even, guide (the caching guide's own pair) or index",
+    "language": "language of the questions",
     "half": "half of the intents: thresholds are tuned on tune and reported on report",
     "score": "score scale: cosine, l2_snippet (squared L2 < 1 - t), gptcache, l2_unnormalised",
     "policy": "static: threshold only; context: conversations and cut-off texts apart; numbers,"
@@ -90,6 +115,8 @@ COLUMNS: dict[str, str] = {
     "query_class": "class of the questions, all for the mix of the set",
     "threshold": "threshold on the score's own scale",
     "cosine_asked": "cosine that the threshold means",
+    "cosine": "cosine of the guide's own pair of questions",
+    "squared_distance": "squared Euclidean distance of that pair",
     "delta": "promised bound on wrong answers per request",
     "queries": "questions asked",
     "hits": "questions answered from the cache",
@@ -129,102 +156,152 @@ COLUMNS: dict[str, str] = {
 }
 
 
-def values(table: pd.DataFrame) -> dict[str, Value]:
-    """Return the numbers of the paper and the claims, all named ``semantic_...``."""
-    table = table.reindex(columns=[*table.columns, *(c for c in COLUMNS if c not in table)])
+def aggregate(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows; those of older records are English."""
+    return [{"language": "en"} | row for row in record["rows"]]
 
-    def rows(**wanted: Any) -> pd.DataFrame:
-        chosen = table
+
+def values(table: pd.DataFrame) -> dict[str, Value]:
+    """Return the numbers of the paper and the claims: ``semantic_...``, ``semantic_pt_...``."""
+    table = table.reindex(columns=[*table.columns, *(c for c in COLUMNS if c not in table)])
+    spoken = table["language"].fillna("en")
+    found = {}
+    for language in LANGUAGES:
+        prefix = "semantic_" if language == "en" else f"semantic_{language}_"
+        found |= _Named(table[spoken == language], prefix).all()
+    return found | _index_values(table)
+
+
+class _Named:
+    """Values of one language, by name."""
+
+    def __init__(self, table: pd.DataFrame, prefix: str) -> None:
+        self._table, self._prefix = table, prefix
+        self._found: dict[str, Value] = {}
+
+    def all(self) -> dict[str, Value]:
+        """Return every value of the decisions."""
+        self._sizes_and_times()
+        self._similarities()
+        self._policies()
+        self._scales()
+        self._guide()
+        self._streams()
+        return self._found
+
+    def _rows(self, wanted: Mapping[str, Any]) -> pd.DataFrame:
+        chosen = self._table
         for column, value in wanted.items():
             chosen = chosen[chosen[column] == value]
         return chosen
 
-    def rate(name: str, column: str, digits: int = 1, **wanted: Any) -> tuple[str, Value]:
-        chosen = rows(**wanted)
-        if chosen.empty:
-            return f"semantic_{name}", Value(None, unit="%", digits=digits)
-        row = chosen.iloc[0]
-        ends = [row.get(f"{column}_ci_{end}", math.nan) for end in ("low", "high")]
-        scaled = (100 * float(number) for number in (row[column], *ends))
-        return f"semantic_{name}", interval_value(*scaled, unit="%", digits=digits)
+    def _rate(self, name: str, column: str, digits: int = 1, **wanted: Any) -> None:
+        """Add a share in percent, with its interval where the table has one."""
+        row = first(self._rows(wanted))
+        self._found[f"{self._prefix}{name}"] = with_interval(row, column, "%", digits, 100)
 
-    def single(name: str, column: str, unit: str, digits: int, scale: float = 1, **wanted: Any):
-        value = single_value(rows(**wanted)[column] * scale, unit, digits)
-        return f"semantic_{name}", value
+    def _single(
+        self, name: str, column: str, unit: str, digits: int, scale: float = 1, **wanted: Any
+    ) -> None:
+        value = single_value(self._rows(wanted)[column] * scale, unit, digits)
+        self._found[f"{self._prefix}{name}"] = value
 
-    found = dict(
-        [
-            single("texts", "queries", "", 0, part="dataset", query_class="all"),
-            single("intents", "queries", "", 0, part="dataset", query_class="canonical"),
-            single("ambiguous", "ambiguous", "", 0, part="dataset", query_class="all"),
-            single("embed_ms", "p50_s", "ms", 1, 1e3, part="latency", step="embed"),
-            single("search_ms", "p50_s", "ms", 3, 1e3, part="latency", step="search"),
-            single("lookup_ms", "p50_s", "ms", 1, 1e3, part="latency", step="lookup"),
+    def _sizes_and_times(self) -> None:
+        for name, column, query_class in (
+            ("texts", "queries", "all"),
+            ("intents", "queries", "canonical"),
+            ("ambiguous", "ambiguous", "all"),
+        ):
+            self._single(name, column, "", 0, part="dataset", query_class=query_class)
+        for step, digits in (("embed", 1), ("search", 3), ("lookup", 1)):
+            self._single(f"{step}_ms", "p50_s", "ms", digits, 1e3, part="latency", step=step)
+        for milliseconds in (20, 200):
+            chosen = {"part": "break_even", "service_s": milliseconds / 1000}
+            self._rate(f"break_even_{milliseconds}ms", "break_even_hit_ratio", 0, **chosen)
+
+    def _similarities(self) -> None:
+        near = ("near_miss", *(f"near_{kind}" for kind in KINDS), "never_cached")
+        for name in (*near, "paraphrase"):
+            chosen = {"part": "auc", "query_class": name}
+            self._single(f"median_{name}", "median_similarity", "", 2, **chosen)
+            if name != "paraphrase":
+                row = first(self._rows(chosen))
+                self._found[f"{self._prefix}auc_{name}"] = with_interval(row, "auc", "", 2)
+        lowest = self._rows({"part": "threshold"})["threshold"]
+        self._found[f"{self._prefix}lowest_threshold"] = Value(
+            None if lowest.empty else float(lowest.min()), digits=2
+        )
+
+    def _policies(self) -> None:
+        for policy in POLICIES:
+            chosen = {"part": "policy", "policy": policy, "query_class": "all"}
+            self._single(f"{policy}_threshold", "threshold", "", 2, **chosen)
+            for column in ("precision", "recall", "false_hit_rate", "hit_ratio"):
+                self._rate(f"{policy}_{column}", column, **chosen)
+            near = chosen | {"query_class": "near_miss"}
+            self._rate(f"{policy}_near_miss_hits", "hit_ratio", **near)
+            for column in ("follow_up", "long"):
+                pair = chosen | {"query_class": column}
+                self._rate(f"{policy}_{column}_hits", "hit_ratio", 0, **pair)
+        for prevalence in (0.01, 0.05, 0.2):
+            for policy in ("static", "polarity"):
+                chosen = {"part": "prevalence", "prevalence": prevalence, "policy": policy}
+                name = f"{policy}_precision_at_{round(100 * prevalence)}"
+                self._rate(name, "precision", **chosen)
+
+    def _scales(self) -> None:
+        """What thresholds of 0.8 and of 0.9, the guide's, mean and do on each score scale."""
+        for threshold in (0.8, 0.9):
+            at = f"at_{round(100 * threshold)}"
+            for score in ("cosine", "l2_snippet", "gptcache", "l2_unnormalised"):
+                chosen = {
+                    "part": "threshold",
+                    "half": "report",
+                    "score": score,
+                    "threshold": threshold,
+                }
+                for name, query_class, column in (
+                    ("recall", "paraphrase", "recall"),
+                    ("near_miss_hits", "near_miss", "hit_ratio"),
+                ):
+                    self._rate(f"{at}_{score}_{name}", column, query_class=query_class, **chosen)
+                self._single(
+                    f"{at}_{score}_cosine", "cosine_asked", "", 2, query_class="all", **chosen
+                )
+            self._found[f"{self._prefix}{at}_cosine_cosine"] = Value(threshold, digits=2)
+
+    def _guide(self) -> None:
+        row = first(self._rows({"part": "guide"}))
+        for name, column, digits in (("cosine", "cosine", 3), ("distance", "squared_distance", 3)):
+            self._found[f"{self._prefix}guide_pair_{name}"] = number(row, column, "", digits)
+        # 1 if the guide's own pair is a hit under its own rule, else 0.
+        self._found[f"{self._prefix}guide_pair_hit"] = number(row, "hits", "", 0)
+
+    def _streams(self) -> None:
+        runs: list[tuple[str, dict[str, Any]]] = [
+            (policy, {"policy": policy}) for policy in ("static", "guarded")
         ]
-    )
-    for name in ("near_miss", *(f"near_{kind}" for kind in KINDS), "never_cached", "paraphrase"):
-        chosen = {"part": "auc", "query_class": name}
-        found |= dict([single(f"median_{name}", "median_similarity", "", 2, **chosen)])
-        if name != "paraphrase":
-            row = first(rows(**chosen)) or {}
-            ends = (row.get(column) for column in ("auc", "auc_ci_low", "auc_ci_high"))
-            found[f"semantic_auc_{name}"] = interval_value(*ends, digits=2)
-    lowest = rows(part="threshold")["threshold"]
-    found["semantic_lowest_threshold"] = Value(
-        None if lowest.empty else float(lowest.min()), digits=2
-    )
-    for policy in POLICIES:
-        chosen = {"part": "policy", "policy": policy, "query_class": "all"}
-        found |= dict([single(f"{policy}_threshold", "threshold", "", 2, **chosen)])
-        for column in ("precision", "recall", "false_hit_rate", "hit_ratio"):
-            found |= dict([rate(f"{policy}_{column}", column, **chosen)])
-        near = chosen | {"query_class": "near_miss"}
-        found |= dict([rate(f"{policy}_near_miss_hits", "hit_ratio", **near)])
-        for column in ("follow_up", "long"):
-            pair = chosen | {"query_class": column}
-            found |= dict([rate(f"{policy}_{column}_hits", "hit_ratio", 0, **pair)])
-    _scale_values(found, rows, rate)
-    for prevalence in (0.01, 0.05, 0.2):
-        for policy in ("static", "polarity"):
-            chosen = {"part": "prevalence", "prevalence": prevalence, "policy": policy}
-            name = f"{policy}_precision_at_{round(100 * prevalence)}"
-            found |= dict([rate(name, "precision", **chosen)])
-    for policy in ("static", "guarded"):
-        chosen = {"part": "stream", "policy": policy}
-        found |= dict([rate(f"stream_{policy}_errors", "false_hit_rate", 2, **chosen)])
-        found |= dict([rate(f"stream_{policy}_hits", "semantic_hit_ratio", 1, **chosen)])
-    for delta in (0.01, 0.05):
-        for policy in ("learned", "learned_guarded"):
-            chosen = {"part": "stream", "policy": policy, "delta": delta}
-            name = f"stream_{policy}_{round(100 * delta)}"
-            found |= dict([rate(f"{name}_errors", "false_hit_rate", 2, **chosen)])
-            found |= dict([rate(f"{name}_hits", "semantic_hit_ratio", 1, **chosen)])
-    for milliseconds in (20, 200):
-        chosen = {"part": "break_even", "service_s": milliseconds / 1000}
-        found |= dict([rate(f"break_even_{milliseconds}ms", "break_even_hit_ratio", 0, **chosen)])
+        for delta in (0.01, 0.05):
+            for policy in ("learned", "learned_guarded"):
+                name = f"{policy}_{round(100 * delta)}"
+                runs.append((name, {"policy": policy, "delta": delta}))
+        for name, chosen in runs:
+            self._rate(f"stream_{name}_errors", "false_hit_rate", 2, part="stream", **chosen)
+            self._rate(f"stream_{name}_hits", "semantic_hit_ratio", 1, part="stream", **chosen)
+
+
+def _index_values(table: pd.DataFrame) -> dict[str, Value]:
+    """Return what the search of an index takes, which is the same in every language."""
+    found = {}
+    rows = table[table["part"] == "index"]
     for entries in (1000, 10_000, 50_000):
         for index in INDEXES:
-            chosen = {"part": "index", "index": index, "entries": entries}
-            name = f"{index}_{entries}"
-            found |= dict([single(f"{name}_ms", "p50_s", "ms", 3, 1e3, **chosen)])
-            found |= dict([rate(f"{name}_recall", "recall_at_1", 1, **chosen)])
-            found |= dict([single(f"{name}_build_s", "build_s", "s", 2, **chosen)])
+            row = first(rows[(rows["index"] == index) & (rows["entries"] == entries)])
+            name = f"semantic_{index}_{entries}"
+            found[f"{name}_ms"] = number(row, "p50_s", "ms", 3, 1e3)
+            found[f"{name}_recall"] = number(row, "recall_at_1", "%", 1, 100)
+            found[f"{name}_build_s"] = number(row, "build_s", "s", 2)
     return found
-
-
-def _scale_values(found: dict[str, Value], rows: Callable, rate: Callable) -> None:
-    """Add what a threshold of 0.8 means and does on each score scale."""
-    for score in ("cosine", "l2_snippet", "gptcache", "l2_unnormalised"):
-        chosen = {"part": "threshold", "half": "report", "score": score, "threshold": 0.8}
-        for name, query_class, column in (
-            ("recall", "paraphrase", "recall"),
-            ("near_miss_hits", "near_miss", "hit_ratio"),
-        ):
-            key, value = rate(f"at_80_{score}_{name}", column, query_class=query_class, **chosen)
-            found[key] = value
-        asked = rows(query_class="all", **chosen)["cosine_asked"]
-        found[f"semantic_at_80_{score}_cosine"] = single_value(asked, "", 2)
-    found["semantic_at_80_cosine_cosine"] = Value(0.8, digits=2)
 
 
 STUDY = Study(
@@ -234,4 +311,5 @@ STUDY = Study(
     plan=plan,
     columns=COLUMNS,
     values=values,
+    aggregate=aggregate,
 )

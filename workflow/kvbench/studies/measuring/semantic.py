@@ -38,12 +38,16 @@ CLASSES = (
 #: Policies, each with all that stands before it from ``context`` on.
 POLICIES = ("static", "context", *GUARDS, "margin")
 
+#: The caching guide's own example: two questions that may share an answer, and its rule for them.
+_GUIDE_PAIR = ("What is AI?", "Can you explain AI?")
+_GUIDE_THRESHOLD = 0.9
+
 _MARGIN = 0.05
 _EMBEDDINGS_TIMED = 60
 
 
 def measure(factors: Mapping[str, Any], context: Context) -> Outcome:
-    """Run one cell; see :data:`COLUMNS` for the rows of each part."""
+    """Run one cell: decisions in one language, or the search of an index of one size."""
     if factors["part"] == "index":
         return measure_index(int(factors["entries"]), context.seed)
     return _measure_decisions(factors, context.seed)
@@ -91,6 +95,7 @@ def _measure_decisions(factors: Mapping[str, Any], seed: int) -> Outcome:
     rows += _prevalence_rows(trials["report"], verdicts, tuned, factors["prevalences"])
     rows += stream_rows(trials["report"], make, tuned, factors, seed)
     rows += _latency_rows(encoder, make, trials["report"], vectors, factors["service_ms"])
+    rows.append(_guide_row(encoder, unit))
     similarities = {
         half: {
             "id": [text.id for text in case.asked],
@@ -99,6 +104,8 @@ def _measure_decisions(factors: Mapping[str, Any], seed: int) -> Outcome:
         }
         for half, case in trials.items()
     }
+    language = factors["language"]
+    rows = [{"language": language} | row for row in rows]
     return Outcome(rows, {"paraphrases_sha256": texts.sha256, "nearest": similarities})
 
 
@@ -118,6 +125,23 @@ def _policy(
     guards = {name: GUARDS[name] for name in chosen}
     margin = _MARGIN if policy == "margin" else 0.0
     return partial(make, guards=guards, margin=margin), lambda text: text.context
+
+
+def _guide_row(encoder: Any, unit: Callable[[np.ndarray], np.ndarray]) -> dict[str, Any]:
+    """Whether the guide's own pair is a hit under the guide's rule: squared L2 < 1 - threshold."""
+    stored, asked = (unit(encoder(text)) for text in _GUIDE_PAIR)
+    cosine = float(stored @ asked)
+    distance = squared_l2(cosine)
+    return {
+        "part": "guide",
+        "score": "l2_snippet",
+        "threshold": _GUIDE_THRESHOLD,
+        "cosine_asked": cosine_asked("l2_snippet", _GUIDE_THRESHOLD),
+        "cosine": cosine,
+        "squared_distance": float(distance),
+        "hits": int(bool(HITS["l2_snippet"](distance, _GUIDE_THRESHOLD))),
+        "queries": 1,
+    }
 
 
 def _dataset_rows(
