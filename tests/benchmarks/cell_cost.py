@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     runs = parser.parse_args().runs
     from kvbench import documents
-    from kvbench.inputs import configuration, models, scenarios
+    from kvbench.inputs import configuration, models, scenarios, tokens
     from kvbench.measurement import environment
 
     with tempfile.TemporaryDirectory() as temporary:
@@ -49,7 +49,7 @@ def main() -> None:
             configuration.read_models(ROOT / "config/models")["embedded"], folder / "model", ROOT
         )
         scenario = scenarios.load(ROOT / "config/scenarios/banking_open_account.yaml")
-        documents.write_json(folder / "prompts.json", models.prompts(folder / "model", scenario))
+        documents.write_json(folder / "prompts.json", tokens.prompts(folder / "model", scenario))
         documents.write_json(folder / "environment.json", environment.describe("cpu", ROOT))
         cell = configuration.KvCell(
             experiment="bench",

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from kvbench import strategies
 from kvbench.analysis import statistics
-from kvbench.inputs import configuration, models, scenarios
+from kvbench.inputs import configuration, models, scenarios, tokens
 from kvbench.measurement import conversation, lock, noise
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,7 +37,7 @@ def main() -> None:
         folder = Path(temporary) / "model"
         models.prepare(model_document, folder, ROOT)
         loaded = models.load(folder, "cpu", "float32")
-        document = models.prompts(folder, scenario)
+        document = tokens.prompts(folder, scenario)
     cell = {"max_prompt_tokens": None, "turns": None, "max_new_tokens": 150}
     script = conversation.script(document, cell)
     request = script.requests[0]

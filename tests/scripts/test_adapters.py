@@ -174,7 +174,7 @@ def test_from_a_model_file_to_the_record_of_a_cell(
         "prepare_prompts",
         input=Files(scenario=str(scenario), model="results/inputs/models/tiny"),
         output=Files("results/inputs/prompts/tiny/banking_open_account.json"),
-        params=SimpleNamespace(requests=[(2, 4)]),
+        params=SimpleNamespace(requests=[(2, 4, 0)]),
         wildcards=SimpleNamespace(model="tiny", scenario="banking_open_account"),
     )
     Path("cpu.json").write_text(json.dumps(facts))
@@ -504,7 +504,7 @@ def test_a_context_that_is_too_long_ends_the_job_with_one_line(
                 model=str(tiny_folder),
             ),
             output=Files(str(output)),
-            params=SimpleNamespace(requests=[(15, 400)]),
+            params=SimpleNamespace(requests=[(15, 400, 0)]),
             wildcards=SimpleNamespace(model="tiny", scenario="banking_open_account"),
         )
     assert ended.value.code == 1

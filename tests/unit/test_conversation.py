@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 import pytest
 from kvbench import records, strategies
 from kvbench.errors import InputError
-from kvbench.inputs import configuration, models
+from kvbench.inputs import configuration, tokens
 from kvbench.inputs.scenarios import Scenario, Turn
 from kvbench.measurement import conversation, noise
 from kvbench.measurement.clock import Timing
@@ -367,7 +367,7 @@ SCENARIO = Scenario(
 def run(tiny_folder, tmp_path, facts, undisturbed):
     """Measure one small cell of the tiny model under a strategy."""
     prompts, environment = tmp_path / "prompts.json", tmp_path / "cpu.json"
-    prompts.write_text(json.dumps(models.prompts(tiny_folder, SCENARIO)))
+    prompts.write_text(json.dumps(tokens.prompts(tiny_folder, SCENARIO)))
     environment.write_text(json.dumps(facts))
 
     def run(strategy: str, **fields: object) -> dict:
@@ -462,7 +462,7 @@ def test_a_reply_is_exact_when_it_is_the_reference_as_far_as_it_goes(
 
 
 def test_prompts_of_a_cell_grow_by_history_question_and_reply(run, tiny_folder):
-    document = models.prompts(tiny_folder, SCENARIO)
+    document = tokens.prompts(tiny_folder, SCENARIO)
     first, second = (turn["prompt_tokens"] for turn in run("dynamic")["turns"])
     assert first == len(document["first"])
     assert second == first + 6 + len(document["next"][0])

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
@@ -14,7 +14,7 @@ import torch
 import yaml
 from kvbench import physics
 from kvbench.errors import InputError
-from kvbench.inputs import embedded, models, scenarios
+from kvbench.inputs import embedded, models, scenarios, tokens
 from kvbench.inputs.scenarios import Scenario, Step, Turn
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -129,19 +129,97 @@ def test_the_hub_model_and_its_geometry_have_one_shape():
 
 
 def test_a_model_type_that_cannot_be_built_is_refused(tiny_document, tmp_path):
+    tiny_document["architecture"]["model_type"] = "bart-like"
+    text = refused(tiny_document, tmp_path / "out" / "tiny")
+    assert "config/models/tiny.yaml: architecture.model_type is 'bart-like'" in text
+    assert "no causal language model of that type" in text
+
+
+def test_a_size_that_a_family_needs_is_named_with_the_model_file(tiny_document, tmp_path):
     tiny_document["architecture"]["model_type"] = "mamba"
     text = refused(tiny_document, tmp_path / "out" / "tiny")
-    assert "config/models/tiny.yaml: architecture.model_type is 'mamba'" in text
-    assert "llama or qwen2" in text
+    assert text.startswith("config/models/tiny.yaml: architecture: state_size is missing")
 
 
 # Local ----------------------------------------------------------------------------------------
 
 
-def test_a_local_folder_is_copied_and_gives_the_same_weights(copied, tiny, tmp_path):
+def test_a_local_folder_is_linked_and_gives_the_same_weights(copied, tiny, tmp_path):
     models.prepare(local(copied), tmp_path / "out" / "mine", ROOT)
+    assert (tmp_path / "out" / "mine" / "model.safetensors").is_symlink()
     found = state(tmp_path / "out" / "mine")
     assert all(torch.equal(value, found[k]) for k, value in tiny.model.state_dict().items())
+
+
+def test_code_and_pickles_of_a_local_folder_are_left_where_they_are(copied, tmp_path):
+    for name in ("modeling_mine.py", "pytorch_model.bin", ".gitattributes"):
+        (copied / name).write_bytes(b"")
+    (copied / "merges.txt").write_text("")
+    models.prepare(local(copied), tmp_path / "out" / "mine", ROOT)
+    names = {path.name for path in (tmp_path / "out" / "mine").iterdir()}
+    assert "merges.txt" in names
+    assert not names & {"modeling_mine.py", "pytorch_model.bin", ".gitattributes"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_sharded_checkpoint_of_any_dtype_is_loaded_in_the_asked_one(
+    tiny, copied, tmp_path, dtype
+):
+    (copied / "model.safetensors").unlink()
+    copy.deepcopy(tiny.model).to(dtype).save_pretrained(copied, max_shard_size="300KB")
+    assert len(list(copied.glob("*.safetensors"))) > 1
+    models.prepare(local(copied), tmp_path / "out" / "mine", ROOT)
+    loaded = models.load(tmp_path / "out" / "mine", "cpu", "float32")
+    assert loaded.model.dtype == torch.float32
+    for key, value in tiny.model.state_dict().items():
+        assert torch.equal(loaded.model.state_dict()[key], value.to(dtype).float())
+
+
+def test_sampling_flags_of_a_checkpoint_do_not_change_greedy_decoding(tiny, copied):
+    from kvbench import strategies
+
+    flags = {
+        "do_sample": True,
+        "temperature": 0.6,
+        "top_k": 5,
+        "top_p": 0.5,
+        "repetition_penalty": 3.0,
+        "no_repeat_ngram_size": 1,
+        "bad_words_ids": [[9]],
+        "eos_token_id": [2, 9],
+        "max_length": 12,
+    }
+    (copied / "generation_config.json").write_text(json.dumps(flags))
+    flagged = models.load(copied, "cpu", "float32")
+    assert flagged.end_ids >= {2, 9}
+    replies = [
+        strategies.get("dynamic")
+        .session(model, 80)
+        .generate(list(range(300, 330)), 40, lambda: None)
+        .tokens
+        for model in (tiny, flagged)
+    ]
+    assert replies[0] == replies[1]
+
+
+@pytest.mark.parametrize(
+    ("generation", "config", "expected"),
+    [(0, 7, {0}), (None, 0, {0}), ([0, 5], 7, {0, 5}), (None, None, set())],
+)
+def test_end_ids_are_those_said_first_and_zero_is_one(generation, config, expected):
+    import families
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    values = AutoConfig.for_model("llama", **families.CONFIGS["llama"] | {"eos_token_id": config})
+    model = AutoModelForCausalLM.from_config(values)
+    model.generation_config.eos_token_id = generation
+    loaded = models.adopt(model, families.NoTokenizer())
+    assert loaded.end_ids == expected
+    assert loaded.reply([4, 0, 3]) == ([4] if 0 in expected else [4, 0, 3])
+
+
+def test_ids_that_no_token_has_are_not_shown(tiny):
+    assert tiny.decode([300, 2559, 10**6]) == tiny.decode([300, 2559])
 
 
 def test_a_missing_folder_names_file_and_key(tmp_path):
@@ -188,9 +266,10 @@ def test_a_file_that_differs_from_its_checksum_is_refused(copied, tmp_path):
 
 def test_a_failed_preparation_keeps_the_model_that_was_there(copied, tmp_path):
     target = tmp_path / "out" / "mine"
-    models.prepare(local(copied), target, ROOT)
+    document = local(copied, source="shipped")
+    models.prepare(document, target, ROOT)
     (copied / "model.safetensors").write_bytes(b"")
-    refused(local(copied), target)
+    refused(document, target)
     assert models.load(target, "cpu", "float32").parameter_bytes > 0
 
 
@@ -281,7 +360,7 @@ def whole(tokenizer, scenario: Scenario) -> list[int]:
         messages.append({"role": "user", "content": turn.user})
         messages.append({"role": "assistant", "content": turn.reference})
     messages.append({"role": "user", "content": scenario.turns[-1].user})
-    return tokenizer(models.render(tokenizer, messages), add_special_tokens=False)["input_ids"]
+    return tokenizer(tokens.render(tokenizer, messages), add_special_tokens=False)["input_ids"]
 
 
 def joined(document: dict) -> list[int]:
@@ -292,31 +371,31 @@ def joined(document: dict) -> list[int]:
 
 
 def test_the_pieces_of_a_conversation_are_the_tokens_of_the_whole_template(tokenizer):
-    document = models.conversation_prompts(tokenizer, TALK)
+    document = tokens.conversation_prompts(tokenizer, TALK)
     assert joined(document) == whole(tokenizer, TALK)
 
 
 @pytest.mark.parametrize("name", ["insurance_claim_auto", "ecommerce_support"])
 def test_so_are_those_of_the_shipped_conversations(tokenizer, name):
     scenario = scenarios.load(ROOT / f"config/scenarios/{name}.yaml")
-    document = models.conversation_prompts(tokenizer, scenario)
+    document = tokens.conversation_prompts(tokenizer, scenario)
     assert len(document["next"]) == 14
     assert joined(document) == whole(tokenizer, scenario)
 
 
 def test_a_text_may_hold_the_mark_of_the_prompt_builder(tokenizer):
     """The marker that splits the chat template is data where a customer types it."""
-    marker = f"{models._MARK}-0-"
+    marker = tokens.MARK
     typed = replace(TALK, turns=(Turn(f"a {marker} b", "Yes."), Turn(f"{marker}?", "No.")))
     plain = replace(TALK, turns=(Turn("a MARK b", "Yes."), Turn("MARK?", "No.")))
-    pieces = [models.conversation_prompts(tokenizer, talk) for talk in (typed, plain)]
+    pieces = [tokens.conversation_prompts(tokenizer, talk) for talk in (typed, plain)]
     with_mark, without = (tokenizer.decode(piece["next"][0]) for piece in pieces)
     assert with_mark.replace(marker, "MARK") == without
 
 
 def test_a_template_language_in_a_text_is_text(tokenizer):
     talk = replace(TALK, turns=(Turn("{{ 7 * 7 }}", "Yes."), Turn("{% if %}", "No.")))
-    pieces = models.conversation_prompts(tokenizer, talk)
+    pieces = tokens.conversation_prompts(tokenizer, talk)
     assert "{{ 7 * 7 }}" in tokenizer.decode(pieces["first"])
     assert "{% if %}" in tokenizer.decode(pieces["next"][0])
 
@@ -324,25 +403,14 @@ def test_a_template_language_in_a_text_is_text(tokenizer):
 def test_a_special_token_in_a_text_is_refused_with_its_key(tokenizer):
     talk = replace(TALK, turns=(TALK.turns[0], Turn("Stop <|end|> now", "Yes.")))
     with pytest.raises(InputError) as error:
-        models.conversation_prompts(tokenizer, talk)
+        tokens.conversation_prompts(tokenizer, talk)
     assert "scenarios/talk.yaml: turns[1].user holds '<|end|>'" in str(error.value)
-
-
-def test_a_model_that_ends_with_token_0_ends(tiny):
-    config = SimpleNamespace(eos_token_id=None, to_dict=dict)
-    fake = SimpleNamespace(
-        generation_config=SimpleNamespace(eos_token_id=0),
-        config=config,
-        eval=lambda: None,
-        parameters=list,
-    )
-    assert 0 in models.adopt(fake, tiny._tokenizer).end_ids
 
 
 def test_a_base_model_without_template_gets_role_and_content_lines(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     (tmp_path / "chat_template.jinja").unlink()
-    document = models.prompts(tmp_path, TALK)
+    document = tokens.prompts(tmp_path, TALK)
     text = tokenizer.decode(document["first"], skip_special_tokens=True)
     assert text == (
         "system: You are the assistant of Acme. Be brief.\n"
@@ -354,17 +422,17 @@ def test_a_base_model_without_template_gets_role_and_content_lines(tokenizer, tm
 def test_fixed_prompts_have_exact_lengths_and_come_from_the_seed(tiny_folder):
     steps = (Step(152, 150), Step(7, 2))
     scenario = Scenario(id="f", kind="fixed", title="F", steps=steps, seed=5)
-    first = models.prompts(tiny_folder, scenario)
+    first = tokens.prompts(tiny_folder, scenario)
     assert [len(step["prompt"]) for step in first["steps"]] == [152, 7]
     assert [step["new_tokens"] for step in first["steps"]] == [150, 2]
-    assert first == models.prompts(tiny_folder, scenario)
+    assert first == tokens.prompts(tiny_folder, scenario)
     other = Scenario(id="f", kind="fixed", title="F", steps=steps, seed=6)
-    assert first["steps"] != models.prompts(tiny_folder, other)["steps"]
+    assert first["steps"] != tokens.prompts(tiny_folder, other)["steps"]
 
 
 def test_fixed_prompts_use_no_special_tokens(tiny_folder):
     scenario = Scenario(id="f", kind="fixed", title="F", steps=(Step(4000, 2),), seed=5)
-    (step,) = models.prompts(tiny_folder, scenario)["steps"]
+    (step,) = tokens.prompts(tiny_folder, scenario)["steps"]
     assert min(step["prompt"]) >= len(embedded.SPECIAL)
     assert max(step["prompt"]) < 2560
     assert len(set(step["prompt"])) > 1000
@@ -373,9 +441,9 @@ def test_fixed_prompts_use_no_special_tokens(tiny_folder):
 @pytest.mark.parametrize(("turns", "expected"), [(1, 3 + 9), (2, 3 + 4 + 18), (None, 12 + 27)])
 def test_the_longest_context_counts_questions_and_full_replies(turns, expected):
     document = {"kind": "conversation", "first": [1] * 3, "next": [[1] * 4, [1] * 5]}
-    assert models.longest_context(document, turns, 9) == expected
+    assert tokens.longest_context(document, turns, 9) == expected
 
 
 def test_the_longest_context_of_fixed_lengths_is_the_longest_step():
     steps = [{"prompt": [1] * 8, "new_tokens": 4}, {"prompt": [1] * 9, "new_tokens": 2}]
-    assert models.longest_context({"kind": "fixed", "steps": steps}, None, 99) == 12
+    assert tokens.longest_context({"kind": "fixed", "steps": steps}, None, 99) == 12

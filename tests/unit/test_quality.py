@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from kvbench import physics, strategies
 from kvbench.errors import InputError
-from kvbench.inputs import models, scenarios
+from kvbench.inputs import models, scenarios, tokens
 from kvbench.measurement import quality as measured
 from kvbench.strategies.window import AttentionSink, SlidingWindow
 
@@ -30,7 +30,7 @@ def trained():
 @pytest.fixture(scope="module")
 def document():
     scenario = scenarios.load(ROOT / "config/scenarios/banking_loan_application.yaml")
-    return models.prompts(EMBEDDED, scenario)
+    return tokens.prompts(EMBEDDED, scenario)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import torch
 from kvbench import documents
 from kvbench.errors import InputError
 from kvbench.figures import training_loss
-from kvbench.inputs import embedded, models, scenarios, training
+from kvbench.inputs import embedded, models, scenarios, tokens, training
 from kvbench.inputs.scenarios import Scenario, Turn
 from tokenizers import Tokenizer
 
@@ -97,7 +97,7 @@ def test_pieces_of_a_dialogue_put_together_are_the_prompts_that_are_measured(
     corpus = training.dialogues(tokenizer, conversations, rewordings)
     assert len(corpus) == 6
     for dialogue in corpus:
-        wanted = models.conversation_prompts(measured, conversations[dialogue.name])
+        wanted = tokens.conversation_prompts(measured, conversations[dialogue.name])
         own = [list(ways[0]) for ways in dialogue.questions]
         assert [*dialogue.opening, *own[0]] == wanted["first"]
         assert own[1:] == wanted["next"]

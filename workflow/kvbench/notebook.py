@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvbench import layout, strategies
 from kvbench.errors import InputError, one_of
-from kvbench.inputs import models, scenarios
+from kvbench.inputs import models, scenarios, tokens
 from kvbench.measurement import conversation, lock
 from kvbench.measurement.memory import meter_for
 
@@ -60,7 +60,7 @@ class KVCacheBenchmark:
         self.model_name = model_name
         self.tokenizer = tokenizer
         self.scenarios = scenarios.load_all(layout.shipped("config") / "scenarios")
-        self._model = models.adopt(model, tokenizer.backend_tokenizer)
+        self._model = models.adopt(model, tokens.backend(tokenizer))
 
     def run_conversational_benchmark(
         self,
@@ -120,7 +120,7 @@ class KVCacheBenchmark:
             raise InputError(f"max_new_tokens is {new_tokens}; it must be at least 2")
         document = {
             "kind": "conversation",
-            **models.conversation_prompts(self.tokenizer, chosen),
+            **tokens.conversation_prompts(self.tokenizer, chosen),
         }
         cell = {"max_new_tokens": new_tokens, "turns": turns}
         return conversation.script(document, cell), [turn.user for turn in chosen.turns[:turns]]

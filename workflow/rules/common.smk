@@ -193,13 +193,15 @@ def environment_file(cell):
 
 
 def requests_of(wildcards):
-    """What the cells ask of a model in a scenario: turns and new tokens, each pair once."""
+    """What the cells ask of a model in a scenario: turns, new tokens and longest prompt, each once."""
     cells = [
         cell
         for cell in KV_CELLS.values()
         if (cell.model, cell.scenario) == (wildcards.model, wildcards.scenario)
     ]
-    return sorted({(cell.turns or 0, cell.max_new_tokens) for cell in cells})
+    return sorted(
+        {(cell.turns or 0, cell.max_new_tokens, cell.max_prompt_tokens or 0) for cell in cells}
+    )
 
 
 def app_cell(wildcards):

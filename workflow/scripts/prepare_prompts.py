@@ -5,21 +5,22 @@ from pathlib import Path
 from _job import job
 from kvbench import documents
 from kvbench.errors import InputError
-from kvbench.inputs import models, scenarios
+from kvbench.inputs import scenarios, tokens
 
 
 def main(snakemake):
     """Run the rule ``prepare_prompts``."""
     folder = Path(snakemake.input.model)
-    document = models.prompts(folder, scenarios.load(Path(snakemake.input.scenario)))
-    allowed = documents.read_json(folder / "config.json").get("max_position_embeddings")
-    for turns, new_tokens in snakemake.params.requests:
-        needed = models.longest_context(document, turns, new_tokens)
-        if document["kind"] == "conversation" and allowed and needed > allowed:
+    document = tokens.prompts(folder, scenarios.load(Path(snakemake.input.scenario)))
+    allowed = tokens.context_limit(folder)
+    for turns, new_tokens, longest in snakemake.params.requests:
+        needed = tokens.longest_context(document, turns, new_tokens, longest)
+        if allowed and needed > allowed:
+            talk = document["kind"] == "conversation"
+            remedy = "turns or max_new_tokens" if talk else "max_prompt_tokens"
             raise InputError(
-                f"{snakemake.input.scenario}: {turns} turns of {new_tokens} new tokens need {needed} "
-                f"tokens of context but {snakemake.wildcards.model} allows {allowed}; lower "
-                "kv.experiments[].turns or max_new_tokens"
+                f"{snakemake.input.scenario}: needs {needed} tokens of context but "
+                f"{snakemake.wildcards.model} allows {allowed}; lower kv.experiments[].{remedy}"
             )
     documents.write_json(Path(snakemake.output[0]), document)
 

@@ -216,12 +216,12 @@ SUBJECTS = {"ours": ours, "bare generate": bare, "optimum-benchmark": optimum}
 def _prepare(folder: Path) -> None:
     """Make the checkpoint and the prompt."""
     from kvbench import documents
-    from kvbench.inputs import configuration, models, scenarios
+    from kvbench.inputs import configuration, models, scenarios, tokens
 
     document = configuration.read_models(ROOT / "config/models")["embedded"]
     models.prepare(document, folder, ROOT)
     scenario = scenarios.load(ROOT / "config/scenarios/symposium_turn.yaml")
-    documents.write_json(folder / "prompts.json", models.prompts(folder, scenario))
+    documents.write_json(folder / "prompts.json", tokens.prompts(folder, scenario))
     # No reply ends early in any of the three. With an end token, min_new_tokens would make
     # optimum-benchmark mask it, and look for it, at every step.
     documents.write_json(folder / "generation_config.json", {"eos_token_id": None})

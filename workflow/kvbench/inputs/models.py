@@ -1,8 +1,7 @@
-"""Models: building, fetching and loading them, and turning scenarios into token ids."""
+"""Models: building, fetching and loading them, whatever family they are of."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import shutil
@@ -14,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from kvbench import documents
 from kvbench.errors import InputError
-from kvbench.inputs.scenarios import Scenario
 from kvbench.measurement import startup
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 #: File that says how a folder's weights come about when it holds none.
 RECIPE = "kvbench.json"
@@ -28,8 +26,10 @@ WRITE_WEIGHTS_UP_TO = 64 * 2**20
 #: Longest block of random numbers that is drawn; larger models repeat it. The length is odd and
 #: near a power of two, so that rows of a weight matrix never line up with the repetition.
 _BLOCK = 2**24 - 3
-#: Marks the place of a reply when the chat template is split around it, with a number.
-_MARK = "REPLY-STANDS-HERE"
+#: Names of tokens that end a reply, in one family or another.
+_END_NAMES = ("<|end|>", "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<end_of_turn>")
+#: Files of a checkpoint that are never taken: pickled weights, other frameworks' weights, and code.
+_NEVER_TAKEN = {".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".py", ".pkl"}
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ class LoadedModel:
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of a reply, up to the first token that ends it."""
         kept = self.reply(tokens)
-        known = [token for token in kept if token < self._tokenizer.get_vocab_size()]
+        # Vocabularies are padded, and random weights choose such ids too.
+        known = [token for token in kept if self._tokenizer.id_to_token(token) is not None]
         return self._tokenizer.decode(known, skip_special_tokens=True)
 
     def reply(self, tokens: Sequence[int]) -> list[int]:
@@ -71,7 +72,7 @@ class LoadedModel:
 
 
 def prepare(document: Mapping[str, Any], target: Path, root: Path) -> None:
-    """Make a model folder in Hugging Face format: built, copied, or downloaded.
+    """Make a model folder in Hugging Face format: built, copied, linked, or downloaded.
 
     Parameters
     ----------
@@ -92,7 +93,7 @@ def prepare(document: Mapping[str, Any], target: Path, root: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
-        {"built": _build, "shipped": _copy, "local": _copy, "hub": _download}[document["source"]](
+        {"built": _build, "shipped": _take, "local": _take, "hub": _download}[document["source"]](
             document, fresh, root
         )
         shutil.rmtree(target, ignore_errors=True)
@@ -109,27 +110,42 @@ def _build(document: Mapping[str, Any], target: Path, root: Path) -> None:
         shutil.copyfile(embedded / name, target / name)
     special = json.loads((embedded / "special_ids.json").read_text(encoding="utf-8"))
     architecture |= special
-    kind = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}.get(
-        architecture["model_type"]
-    )
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as known
+
+    kind = known.get(architecture["model_type"])
     if kind is None:
         raise InputError(
             f"config/models/{document['name']}.yaml: architecture.model_type is "
-            f"{architecture['model_type']!r}; a built model is of type llama or qwen2"
+            f"{architecture['model_type']!r}; transformers has no causal language model of that type"
         )
     architecture["architectures"] = [kind]
     documents.write_json(target / "config.json", architecture)
     recipe = {key: document[key] for key in ("seed", "initializer_range")}
     documents.write_json(target / RECIPE, recipe)
-    from kvbench import physics
-
-    size = physics.parameters(physics.Architecture.from_config(architecture)) * 4
-    if size <= WRITE_WEIGHTS_UP_TO:
+    named_by = f"config/models/{document['name']}.yaml: architecture"
+    if _built_bytes(architecture, target, named_by) <= WRITE_WEIGHTS_UP_TO:
         model = _from_recipe(target, "float32", "cpu")
         model.save_pretrained(target)
 
 
-def _copy(document: Mapping[str, Any], target: Path, root: Path) -> None:
+def _built_bytes(architecture: Mapping[str, Any], folder: Path, named_by: str) -> int:
+    """Bytes of a built model's weights in float32; those of an unknown family are counted, not computed."""
+    from kvbench import physics
+
+    try:
+        return physics.parameters(physics.Architecture.from_config(architecture, named_by)) * 4
+    except physics.UnknownFamily:
+        from accelerate import init_empty_weights
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        with init_empty_weights():
+            model = AutoModelForCausalLM.from_config(config)
+        return sum(weight.numel() for weight in model.parameters()) * 4
+
+
+def _take(document: Mapping[str, Any], target: Path, root: Path) -> None:
+    """Copy a checkpoint that ships with the repository; link the files of a folder of the user's."""
     source = Path(document["path"]).expanduser()
     source = source if source.is_absolute() else root / source
     name = f"config/models/{document['name']}.yaml"
@@ -144,7 +160,11 @@ def _copy(document: Mapping[str, Any], target: Path, root: Path) -> None:
                 "restore the file (git checkout) or correct the key sha256"
             )
     for path in sorted(source.iterdir()):
-        if path.is_file() and path.suffix in {".json", ".safetensors", ".jinja", ".model", ".txt"}:
+        if not path.is_file() or path.suffix in _NEVER_TAKEN or path.name.startswith("."):
+            continue
+        if document["source"] == "local":
+            (target / path.name).symlink_to(path.resolve())
+        else:
             shutil.copyfile(path, target / path.name)
 
 
@@ -266,24 +286,34 @@ def load(folder: Path, device: str, dtype: str, keep: Sequence[str] = ()) -> Loa
             local_files_only=True,
             trust_remote_code=False,
         )
-    return adopt(model, _fast_tokenizer(folder))
+    return adopt(model, _fast_tokenizer(folder), _named_end(folder))
 
 
-def adopt(model: PreTrainedModel, tokenizer: Any) -> LoadedModel:
-    """Take over a model in memory: evaluation mode, greedy, and no stop before the full length."""
+def adopt(model: PreTrainedModel, tokenizer: Any, *end_names: str) -> LoadedModel:
+    """Take over a model in memory: evaluation mode, greedy, and no stop before the full length.
+
+    Parameters
+    ----------
+    model:
+        The module; whatever its ``generation_config`` says of sampling and stopping no longer holds.
+    tokenizer:
+        A fast tokenizer, or a :class:`kvbench.inputs.tokens.SlowTokenizer`.
+    end_names:
+        Further tokens that end a reply.
+    """
     from transformers import GenerationConfig
 
-    ends = model.generation_config.eos_token_id
-    if ends is None:
-        ends = model.config.eos_token_id
-    ends = {ends} if isinstance(ends, int) else set(ends or [])
-    ends |= {
-        tokenizer.token_to_id(token)
-        for token in ("<|end|>", "<|eot_id|>", "<|im_end|>")
-        if tokenizer.token_to_id(token) is not None
-    }
+    ends: set[int] = set()
+    text = model.config.get_text_config(decoder=True)
+    for config in (model.generation_config, model.config, text):
+        # Zero is an id like any other; what is said first holds.
+        found = getattr(config, "eos_token_id", None)
+        if found is not None and not ends:
+            ends = {found} if isinstance(found, int) else set(found)
+    named = (tokenizer.token_to_id(name) for name in (*_END_NAMES, *end_names) if name)
+    ends |= {number for number in named if number is not None}
     model.eval()
-    model.config.eos_token_id = None
+    model.config.eos_token_id = text.eos_token_id = None
     model.generation_config = GenerationConfig(
         do_sample=False, eos_token_id=None, pad_token_id=0, bos_token_id=None
     )
@@ -296,9 +326,16 @@ def _fast_tokenizer(folder: Path) -> Any:
 
     if (folder / "tokenizer.json").exists():
         return Tokenizer.from_file(str(folder / "tokenizer.json"))
-    from transformers import AutoTokenizer
+    from kvbench.inputs import tokens
 
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer
+    return tokens.backend(tokens.load_tokenizer(folder))
+
+
+def _named_end(folder: Path) -> str:
+    """The token that the tokenizer's configuration calls the end, or nothing."""
+    path = folder / "tokenizer_config.json"
+    found = documents.read_json(path).get("eos_token") if path.exists() else None
+    return str(found.get("content", "") if isinstance(found, Mapping) else found or "")
 
 
 def _from_recipe(folder: Path, dtype: str, device: str) -> PreTrainedModel:
@@ -343,119 +380,3 @@ def _fill(target: torch.Tensor, block: torch.Tensor, position: int) -> int:
         done += count
         position = (position + count) % block.numel()
     return position
-
-
-@startup.collector_paused()
-def prompts(folder: Path, scenario: Scenario) -> dict[str, Any]:
-    """Turn a scenario into token ids for one model.
-
-    Returns
-    -------
-    dict
-        For a conversation: ``first`` (ids of the system prompt and the first question), ``next``
-        (for every later turn the ids between a reply and the next one) and ``references`` (ids of
-        the reference replies). For fixed lengths: ``steps`` with ``prompt`` (ids) and ``new_tokens``.
-        Both have ``kind`` and ``vocab_size``.
-    """
-    if scenario.kind == "fixed":
-        return _fixed_prompts(folder, scenario)
-    startup.skip_unused_imports()
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    return {"kind": "conversation", **conversation_prompts(tokenizer, scenario)}
-
-
-def conversation_prompts(tokenizer: PreTrainedTokenizerBase, scenario: Scenario) -> dict[str, Any]:
-    """Token ids of a conversation, so that history is never tokenised a second time.
-
-    What stands between two replies is found by rendering the chat template around a marked reply
-    and keeping what follows the mark. A tokenizer without template gets ``role: content`` lines.
-
-    Raises
-    ------
-    InputError
-        A text holds one of the tokenizer's special tokens, which would not be read as text.
-    """
-    _refuse_special_tokens(tokenizer, scenario)
-    mark = _unused_mark(scenario)
-    opening = [
-        {"role": "system", "content": scenario.system},
-        {"role": "user", "content": scenario.turns[0].user},
-    ]
-    text = render(tokenizer, opening)
-    plain = tokenizer.chat_template is None
-    first = tokenizer(text, add_special_tokens=plain)["input_ids"]
-    following = []
-    for turn in scenario.turns[1:]:
-        marked = [
-            *opening,
-            {"role": "assistant", "content": mark},
-            {"role": "user", "content": turn.user},
-        ]
-        between = render(tokenizer, marked).partition(mark)[2]
-        following.append(tokenizer(between, add_special_tokens=False)["input_ids"])
-    references = [
-        tokenizer(turn.reference, add_special_tokens=False)["input_ids"] for turn in scenario.turns
-    ]
-    return {
-        "first": first,
-        "next": following,
-        "references": references,
-        "vocab_size": len(tokenizer),
-    }
-
-
-def _refuse_special_tokens(tokenizer: PreTrainedTokenizerBase, scenario: Scenario) -> None:
-    added = getattr(tokenizer, "added_tokens_decoder", {})
-    special = {token.content for token in added.values() if token.special}
-    texts = {"system": scenario.system}
-    for number, turn in enumerate(scenario.turns):
-        texts |= {f"turns[{number}].user": turn.user, f"turns[{number}].reference": turn.reference}
-    for key, text in texts.items():
-        for token in sorted(special):
-            if token in text:
-                raise InputError(
-                    f"config/scenarios/{scenario.id}.yaml: {key} holds {token!r}, a special token of "
-                    "this model's tokenizer; it would not be read as text: write it otherwise"
-                )
-
-
-def _unused_mark(scenario: Scenario) -> str:
-    """A mark that no text of the scenario holds."""
-    texts = " ".join([scenario.system, *(turn.user for turn in scenario.turns)])
-    numbers = (number for number in itertools.count() if f"{_MARK}-{number}-" not in texts)
-    return f"{_MARK}-{next(numbers)}-"
-
-
-def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]) -> str:
-    """Text of a conversation up to where the assistant speaks next."""
-    if tokenizer.chat_template is None:
-        lines = [f"{message['role']}: {message['content']}\n" for message in messages]
-        return "".join(lines) + "assistant:"
-    return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-
-
-def _fixed_prompts(folder: Path, scenario: Scenario) -> dict[str, Any]:
-    import numpy as np
-
-    vocab_size = documents.read_json(folder / "config.json")["vocab_size"]
-    generator = np.random.default_rng(scenario.seed)
-    # The first ids of most vocabularies are special tokens; leave a tenth of it out.
-    lowest = min(vocab_size - 1, max(16, vocab_size // 10))
-    steps = [
-        {
-            "prompt": generator.integers(lowest, vocab_size, step.prompt_tokens).tolist(),
-            "new_tokens": step.new_tokens,
-        }
-        for step in scenario.steps
-    ]
-    return {"kind": "fixed", "steps": steps, "vocab_size": vocab_size}
-
-
-def longest_context(document: Mapping[str, Any], turns: int | None, max_new_tokens: int) -> int:
-    """Tokens of context that a tokenised scenario needs."""
-    if document["kind"] == "fixed":
-        return max(len(step["prompt"]) + step["new_tokens"] for step in document["steps"])
-    between = document["next"][: (turns or len(document["next"]) + 1) - 1]
-    return len(document["first"]) + sum(map(len, between)) + (len(between) + 1) * max_new_tokens

@@ -67,7 +67,7 @@ class Script:
 
 
 def script(document: Mapping[str, Any], cell: Mapping[str, Any]) -> Script:
-    """Lay out the turns of a cell from a scenario's token ids (:func:`kvbench.inputs.models.prompts`)."""
+    """Lay out the turns of a cell from a scenario's token ids (:func:`kvbench.inputs.tokens.prompts`)."""
     if document["kind"] == "fixed":
         limit = cell["max_prompt_tokens"]
         return Script(
@@ -499,7 +499,7 @@ def _measure_into(
         if device == "cpu":
             torch.set_num_threads(threads)
         model = models.load(model_folder, device, cell["dtype"], keep=strategy.needs())
-    record["model"] = prediction.described(model)
+    record["model"] = {**prediction.described(model), "layout": document.get("layout")}
     reason = strategy.available(model, device)
     if reason:
         raise Unsupported(reason)

@@ -31,7 +31,7 @@ def without_meaning(folder: Path, document: Mapping[str, Any]) -> str | None:
     folder:
         The prepared model (:func:`kvbench.inputs.models.prepare`).
     document:
-        The scenario's token ids (:func:`kvbench.inputs.models.prompts`).
+        The scenario's token ids (:func:`kvbench.inputs.tokens.prompts`).
     """
     if (folder / models.RECIPE).exists():
         return "the model's weights are random, so that no continuation is better than another"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvbench import layout
 from kvbench.errors import InputError
-from kvbench.inputs import models, scenarios
+from kvbench.inputs import models, scenarios, tokens
 from kvbench.measurement import startup
 from kvbench.studies import Context, Outcome
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 
 def retokenise(factors: Mapping[str, Any], context: Context) -> Outcome:
-    from transformers import AutoTokenizer
 
     name = factors["scenario"]
     path = layout.shipped("config") / "scenarios" / f"{name}.yaml"
@@ -30,7 +29,7 @@ def retokenise(factors: Mapping[str, Any], context: Context) -> Outcome:
             f"app.studies.prefix.scenarios: {name!r} has no dialogue; name a conversation"
         )
     startup.skip_unused_imports()
-    tokenizer = AutoTokenizer.from_pretrained(context.model_dir, local_files_only=True)
+    tokenizer = tokens.load_tokenizer(context.model_dir)
     model = models.load(context.model_dir, "cpu", "float32")
     rows = []
     for temperature in factors["temperatures"]:
@@ -55,8 +54,7 @@ def _hold(
     rows = []
     for number_of_turn, turn in enumerate(scenario.turns[: factors["turns"]], start=1):
         messages.append({"role": "user", "content": turn.user})
-        text = models.render(tokenizer, messages)
-        prompt = tokenizer(text, add_special_tokens=tokenizer.chat_template is None)["input_ids"]
+        prompt = tokens.prompt_ids(tokenizer, messages)
         if held:
             kept = common_prefix(held, prompt)
             rows.append(
