@@ -43,9 +43,9 @@ class Upstream:
 
 
 @contextmanager
-def serving() -> Iterator[Upstream]:
+def serving(port: int = 0) -> Iterator[Upstream]:
     """Run the upstream in a thread while the block runs."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), _Handler)
     server.daemon_threads = True
     server.upstream = Upstream(server.server_address[1])
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)

@@ -63,6 +63,16 @@ def test_all_long_texts_are_recognised_as_too_long(encoder):
     assert encoder.fits(QUESTIONS[0])
 
 
+@pytest.mark.parametrize("text", ["a" * 150, "Is it 😀?", "ნახვამდის"])
+def test_what_the_vocabulary_cannot_spell_does_not_fit(encoder, text):
+    assert not encoder.fits(text)
+
+
+def test_what_cannot_fit_is_not_tokenized(encoder, monkeypatch):
+    monkeypatch.setattr(encoder._model, "tokenizer", None)
+    assert not encoder.fits("word " * 200_000)
+
+
 def test_the_number_of_torch_threads_is_put_back(encoder):
     import torch
 
