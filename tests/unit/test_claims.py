@@ -15,6 +15,7 @@ import yaml
 from kvbench import studies
 from kvbench.analysis import claims, metrics, paired
 from kvbench.analysis.claims import Bound, Claim
+from kvbench.analysis.claims.measured import NO_INTERVAL
 from kvbench.analysis.metrics import Evidence
 from kvbench.analysis.statistics import Interval
 from kvbench.analysis.tables import SAMPLE_COLUMNS, SUMMARY_COLUMNS
@@ -207,10 +208,10 @@ def test_peak_memory_of_one_process_has_a_value_and_no_verdict(one):
     samples, summary = one
     alone = samples[samples["replicate"] == 1]
     row = judge(RATIO | {"metric": "peak_memory_mib"}, (alone, summary))
-    assert (row["verdict"], row["reason"]) == ("not enough rounds", "one run")
+    assert (row["verdict"], row["reason"]) == ("not enough rounds", NO_INTERVAL)
     assert row["value"] is not None
     assert row["ci_low"] is None
-    assert claims.measured_text(row).endswith("(one run)")
+    assert claims.measured_text(row).endswith("(no interval)")
 
 
 def test_cells_that_ran_one_after_the_other_are_not_judged(one):
@@ -436,7 +437,7 @@ def test_a_count_of_a_study_is_exact_only_if_the_claim_says_so():
     assert (row["verdict"], row["value"]) == ("refuted", 50)
     assert row["cells"] == ["results/cells/app/stampede/c1.json"]
     unsure = judge(XFETCH, empty_tables(), Bound(1, 1), stampede(50))
-    assert (unsure["verdict"], unsure["reason"]) == ("not enough rounds", "one run")
+    assert (unsure["verdict"], unsure["reason"]) == ("not enough rounds", NO_INTERVAL)
 
 
 def test_a_study_that_could_not_run_gives_its_reason():

@@ -107,9 +107,13 @@ def test_the_analysis_averages_totals_and_compares(bench):
         "avg_tokens_per_second": pytest.approx(20 / 3),
         "total_tokens_generated": 20,
         "success_rate": 1.0,
-        "speedup_vs_none": 4.0,
+        "speedup_vs_none": pytest.approx(4.0),
     }
     assert summary["none"]["speedup_vs_none"] == 1.0
+    uneven = {"none": made([2.0, 8.0], [1.0, 1.0]), "dynamic": made([1.0, 2.0], [1.0, 1.0])}
+    # The geometric mean over turns, as in the tables; the ratio of the totals would be 10/3.
+    found = bench.analyze_results(uneven)["dynamic"]["speedup_vs_none"]
+    assert found == pytest.approx(math.sqrt(2 * 4))
 
 
 def test_without_none_there_is_no_speed_up(bench):

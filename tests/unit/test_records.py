@@ -62,6 +62,32 @@ def test_a_time_that_is_no_number_is_never_written(tmp_path, make_record):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("fields", "change", "words"),
+    [
+        ({}, {"e2e_s": 1e308}, "e2e_s is 1e+308"),
+        ({}, {"ttft_s": 1e-300}, "ttft_s 1e-300"),
+        ({}, {"ttft_s": 2.0}, "the first token comes before the last"),
+        ({}, {"itl_s": []}, "itl_s is empty for 11 tokens"),
+        ({"reason": "It broke."}, {}, "status is ok with the reason 'It broke.'"),
+        ({"status": "failed"}, {}, "status is failed with no reason"),
+    ],
+)
+def test_a_record_that_no_measurement_gives_names_the_file_and_the_remedy(
+    tmp_path, make_record, fields, change, words
+):
+    path = tmp_path / "r1.json"
+    record = make_record(**fields)
+    for turn in record["turns"]:
+        turn["samples"][-1] |= change
+    text = json.dumps(record)
+    path.write_text(text, encoding="utf-8")
+    told = refused(records.read, path)
+    assert str(path) in told
+    assert words in told
+    assert "delete the file and run again" in told
+
+
 def test_a_full_disk_keeps_the_record_that_was_there(stored, make_record, monkeypatch):
     path = stored()
     before = path.read_bytes()
@@ -145,7 +171,10 @@ def test_threads_of_the_host_do_not_matter_on_a_gpu(stored):
 
 
 def test_a_cell_that_measured_nothing_may_have_any_thread_count(stored):
-    paths = [stored("r1.json", threads=2), stored("r2.json", threads=4, status="unsupported")]
+    paths = [
+        stored("r1.json", threads=2),
+        stored("r2.json", threads=4, status="unsupported", reason="It cannot."),
+    ]
     assert len(records.read_kv(paths)) == 2
 
 

@@ -41,6 +41,8 @@ MEASURES = {
     "kv_predicted": ("kv_mib_predicted", "MiB"),
     "speedup_vs_none": ("speedup_vs_none", "x"),
     "speedup_vs_dynamic": ("speedup_vs_dynamic", "x"),
+    "control": ("control_ratio", "x"),
+    "smallest_difference": ("smallest_difference", ""),
     "tokens_match": ("tokens_match_reference", ""),
     "roofline_fraction": ("roofline_fraction", ""),
     "cold_e2e": ("cold_e2e_s", "s"),
@@ -84,6 +86,10 @@ def _number(entry: object) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def _text(entry: object) -> str | None:
+    return None if entry is None or pd.isna(entry) or not str(entry) else str(entry)
+
+
 def _measure(row: Mapping[str, Any] | None, measure: str, cells: Sequence[str]) -> Value:
     column, unit = MEASURES[measure]
     if row is None:
@@ -91,8 +97,11 @@ def _measure(row: Mapping[str, Any] | None, measure: str, cells: Sequence[str]) 
     value = _number(row.get(column)) if row["status"] in selection.TIMED else None
     if value is None:
         return Value(None, unit=unit, cells=tuple(cells))
-    stem = column.removesuffix("_median")
+    stem = column.removesuffix("_median").removesuffix("_ratio")
     ends = (_number(row.get(f"{stem}_ci_low")), _number(row.get(f"{stem}_ci_high")))
+    if column.startswith("speedup_") and _text(row.get("not_judged")):
+        # Too few rounds, or a control that is off: a value from which nothing is concluded.
+        ends = (None, None)
     digits = digits_for(value, 4 if unit == "s" and value >= 1 else 3)
     if unit == "x":
         digits = max(2, digits_for(value)) if value < 1 else 2
@@ -126,6 +135,8 @@ class _Writer:
         self.put(f"{stem}_status", Value("not planned" if row is None else str(row["status"])))
         reason = None if row is None or pd.isna(row.get("reason")) else str(row["reason"])
         self.put(f"{stem}_reason", Value(reason, cells=cells))
+        why_not = None if row is None else _text(row.get("not_judged"))
+        self.put(f"{stem}_not_judged", Value(why_not, cells=cells))
         for measure in measures:
             self.put(f"{stem}_{measure}", _measure(row, measure, cells))
 

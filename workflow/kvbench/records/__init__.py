@@ -41,6 +41,7 @@ def _check(record: Any, path: Path) -> None:
     match record.get("schema") if isinstance(record, Mapping) else None:
         case "kvbench/kv-cell/1":
             documents.check_record(record, "kv-cell", str(path))
+            _check_sense(record, path)
         case "kvbench/app-cell/1":
             documents.check_record(record, "app-cell", str(path))
         case other:
@@ -48,6 +49,33 @@ def _check(record: Any, path: Path) -> None:
                 f"{path}: schema is {other!r}; known: {KV_SCHEMA}, {APP_SCHEMA}; "
                 "the file is not a record of this version"
             )
+
+
+#: No turn of any model takes less or more than this (s).
+_TIMES = (1e-9, 1e7)
+_REMEDY = "delete the file and run again to measure it anew"
+
+
+def _check_sense(record: Mapping[str, Any], path: Path) -> None:
+    """Refuse what a schema lets through and no measurement gives."""
+    status, reason = record["status"], record["reason"]
+    if (status == "ok") != (reason is None):
+        told = f"the reason {reason!r}" if reason else "no reason"
+        raise InputError(f"{path}: status is {status} with {told}; {_REMEDY}")
+    for place, turn in enumerate(record["turns"]):
+        for number, sample in enumerate(turn["samples"]):
+            e2e, ttft = sample["e2e_s"], sample["ttft_s"]
+            spot = f"{path}: turns[{place}].samples[{number}]"
+            # Of a single token the first is the last, but for the clock's rounding.
+            if not _TIMES[0] <= ttft <= e2e * (1 + 1e-9) <= _TIMES[1]:
+                raise InputError(
+                    f"{spot}: e2e_s is {e2e} and ttft_s {ttft}; a time is at least a nanosecond and at "
+                    f"most 116 days, and the first token comes before the last; {_REMEDY}"
+                )
+            if turn["new_tokens"] > 1 and not sample["itl_s"]:
+                raise InputError(
+                    f"{spot}: itl_s is empty for {turn['new_tokens']} tokens; {_REMEDY}"
+                )
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import pandas as pd
 
 from kvbench.analysis import selection
 from kvbench.analysis.claims.kinds import KINDS
-from kvbench.analysis.claims.measured import Found, Tables
+from kvbench.analysis.claims.measured import NO_INTERVAL, Found, Tables
 from kvbench.analysis.claims.reading import TARGET, Claim, load
 from kvbench.analysis.claims.verdict import NOT_ENOUGH, VERDICTS, Bound, judge
 from kvbench.analysis.claims.writing import (
@@ -102,7 +102,7 @@ def _row(claim: Claim, machine: str, found: Found) -> dict[str, Any]:
     verdict = judge(claim.bound, interval, target=claim.kind == TARGET, why_not=found.why_not)
     reason = found.reason or found.why_not
     if verdict == NOT_ENOUGH and reason is None:
-        reason = "one run"
+        reason = NO_INTERVAL
     return {
         "id": claim.id,
         "machine": machine,

@@ -21,6 +21,7 @@ from kvbench.analysis.claims.measured import (
     EXACT_COLUMNS,
     FILTERS,
     METRICS,
+    NO_INTERVAL,
     Found,
     Tables,
     cells_of,
@@ -366,7 +367,7 @@ class Study(Kind):
             ends = named[part].ci or ((number, number) if measure.get("exact") else None)
             intervals.append(Interval(float(number), *map(float, ends or (math.nan, math.nan))))
         if len(intervals) == 1:
-            return Found(intervals[0], None, spot, cells)
+            return Found(intervals[0], None, spot, cells, why_not=_unknown(intervals[0]))
         above, below = intervals
         spot += f" over {measure['over']}"
         if not (below.value > 0 and (below.low > 0 or math.isnan(below.low))):
@@ -375,7 +376,12 @@ class Study(Kind):
         low, high = above.low / below.high, above.high / below.low
         if math.isnan(low) or math.isnan(high):
             low = high = math.nan
-        return Found(Interval(above.value / below.value, low, high), None, spot, cells)
+        ratio = Interval(above.value / below.value, low, high)
+        return Found(ratio, None, spot, cells, why_not=_unknown(ratio))
+
+
+def _unknown(interval: Interval) -> str | None:
+    return NO_INTERVAL if math.isnan(interval.low) else None
 
 
 def value_names(study: str) -> list[str]:

@@ -30,6 +30,8 @@ EXACT_COLUMNS = (
 )
 SCENARIO_WORDS = ("headline", "sweep", "conversation")
 FILTERS = ("model", "device", "dtype")
+#: Why a number without an interval is not judged.
+NO_INTERVAL = "one run, or too few to show their spread"
 #: Columns of the summary that stand for a comparison of times.
 SPEEDUPS = ("speedup_vs_none", "speedup_vs_dynamic")
 
@@ -282,7 +284,8 @@ def of_row(
         ends = [value, value] if exact else [math.nan, math.nan]
     interval = Interval(value, *map(float, ends))
     if column not in SPEEDUPS:
-        return Found(interval, None, spot, cells)
+        why_not = NO_INTERVAL if math.isnan(interval.low) else None
+        return Found(interval, None, spot, cells, why_not=why_not)
     told = row.get("not_judged")
     return Found(
         interval,

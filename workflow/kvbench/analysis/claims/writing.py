@@ -76,7 +76,7 @@ def measured_text(row: Mapping[str, Any]) -> str:
     text = with_unit(number_text(row["value"]), row["unit"] or "")
     low, high = row["ci_low"], row["ci_high"]
     if low is None or high is None:
-        return f"{text} (one run)" if row.get("rounds") in (None, 1) else text
+        return f"{text} (one run)" if row.get("rounds") == 1 else f"{text} (no interval)"
     return text if low == high else f"{text} [{number_text(low)}, {number_text(high)}]"
 
 
