@@ -69,7 +69,7 @@ def test_what_the_vocabulary_cannot_spell_does_not_fit(encoder, text):
 
 
 def test_what_cannot_fit_is_not_tokenized(encoder, monkeypatch):
-    monkeypatch.setattr(encoder._model, "tokenizer", None)
+    monkeypatch.setattr(encoder, "_model", None)
     assert not encoder.fits("word " * 200_000)
 
 
