@@ -28,6 +28,7 @@ include: "workflow/rules/traffic.smk"
 include: "workflow/rules/analysis.smk"
 include: "workflow/rules/figures.smk"
 include: "workflow/rules/paper.smk"
+include: "workflow/rules/publish.smk"
 include: "workflow/rules/training.smk"
 
 

@@ -165,8 +165,8 @@ def _numbers(document: Any, at: tuple[str | int, ...] = ()) -> Iterator[tuple[tu
         yield at, document
 
 
-def write_text_atomic(path: Path, text: str) -> None:
-    """Write ``text`` whole or not at all: a temporary file beside ``path``, then a rename.
+def write_bytes_atomic(path: Path, data: bytes) -> None:
+    """Write ``data`` whole or not at all: a temporary file beside ``path``, then a rename.
 
     Raises
     ------
@@ -178,8 +178,8 @@ def write_text_atomic(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
         Path(temporary).chmod(0o644)
@@ -192,6 +192,11 @@ def write_text_atomic(path: Path, text: str) -> None:
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Write ``text`` as UTF-8, whole or not at all; see :func:`write_bytes_atomic`."""
+    write_bytes_atomic(path, text.encode())
 
 
 def write_json(path: Path, document: Any) -> None:

@@ -89,6 +89,11 @@ TABLES = [
     "results/tables/aa_test.csv",
     "results/tables/README.md",
 ]
+CSV_TABLES = [table for table in TABLES if table.endswith(".csv")]
+PACKAGE = [
+    "results/tables/datapackage.json",
+    *(table.replace(".csv", ".parquet") for table in CSV_TABLES),
+]
 CLAIMS = [f"results/claims/claims.{suffix}" for suffix in ("csv", "json", "md")]
 FIGURE_NAMES = figure_modules.drawable(STUDIES, traffic=bool(TRAFFIC_CELLS))
 TRAFFIC_FIGURES = [name for name in FIGURE_NAMES if name.startswith("traffic_")]
@@ -112,7 +117,15 @@ ADVICE = [
     for suffix in ("md", "html")
 ]
 PDFS = [f"results/paper/paper.{language}.pdf" for language in LANGUAGES]
-PUBLISHED = [*TABLES, *CLAIMS, *FIGURES, *ADVICE, *SECTIONS, *(PDFS if LATEX or WITH_CONDA else [])]
+PUBLISHED = [
+    *TABLES,
+    *PACKAGE,
+    *CLAIMS,
+    *FIGURES,
+    *ADVICE,
+    *SECTIONS,
+    *(PDFS if LATEX or WITH_CONDA else []),
+]
 
 
 # ----------------------------------------------------------------------------- helper functions
@@ -354,7 +367,11 @@ def published_by():
         "results/paper/": "render_paper",
     }
     return {
-        file: next(rule for start, rule in patterns.items() if file.startswith(start))
+        file: (
+            "package_tables"
+            if file in PACKAGE
+            else next(rule for start, rule in patterns.items() if file.startswith(start))
+        )
         for file in PUBLISHED
     }
 

@@ -1,0 +1,58 @@
+# What a finished run hands on beside the paper: tables for other tools, and a research object.
+
+
+rule package_tables:
+    input:
+        tables=CSV_TABLES,
+    output:
+        package=PACKAGE[0],
+        parquet=PACKAGE[1:],
+    log:
+        "logs/publish/package_tables.log",
+    conda:
+        "../../envs/analysis.yaml"
+    params:
+        studies=STUDIES,
+        traffic=bool(TRAFFIC_CELLS),
+        code=code_of("package_tables"),
+    message:
+        "Describing every table as a data package, with Parquet beside CSV"
+    script:
+        "../scripts/package_tables.py"
+
+
+rule spreadsheets:
+    input:
+        tables=CSV_TABLES,
+    output:
+        [table.replace("results/tables/", "results/spreadsheets/") for table in CSV_TABLES],
+    log:
+        "logs/publish/spreadsheets.log",
+    conda:
+        "../../envs/analysis.yaml"
+    params:
+        code=code_of("spreadsheets"),
+    message:
+        "Writing the tables as a Portuguese spreadsheet opens them (semicolons, decimal commas)"
+    script:
+        "../scripts/spreadsheets.py"
+
+
+rule crate:
+    input:
+        manifest="results/manifest.json",
+        environment="results/inputs/environment/cpu.json",
+    output:
+        directory("results/crate"),
+    log:
+        "logs/publish/crate.log",
+    conda:
+        "../../envs/analysis.yaml"
+    params:
+        root=str(HERE),
+        sources=["Snakefile", "README.md", "LICENSE", "CITATION.cff", "config", "envs", "workflow"],
+        code=code_of("crate"),
+    message:
+        "Packing the run as an RO-Crate"
+    script:
+        "../scripts/crate.py"
