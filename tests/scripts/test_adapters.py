@@ -330,7 +330,7 @@ def test_every_column_of_every_table_is_described(run):
     run(
         "describe_tables",
         output=Files("results/tables/README.md"),
-        params=SimpleNamespace(studies=names),
+        params=SimpleNamespace(studies=names, traffic=True),
     )
     text = Path("results/tables/README.md").read_text()
     for name in names:

@@ -10,7 +10,7 @@ from kvbench.publication import columns
 
 def main(snakemake):
     """Run the rule ``describe_tables``."""
-    described = columns.described(snakemake.params.studies, bool(snakemake.params.get("traffic")))
+    described = columns.described(snakemake.params.studies, snakemake.params.traffic)
     documents.write_text_atomic(Path(snakemake.output[0]), tables.columns_readme(described))
 
 

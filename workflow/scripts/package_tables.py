@@ -10,7 +10,7 @@ from kvbench.publication import columns, datapackage
 def main(snakemake):
     """Run the rule ``package_tables``."""
     package = Path(snakemake.output.package)
-    described = columns.described(snakemake.params.studies, bool(snakemake.params.get("traffic")))
+    described = columns.described(snakemake.params.studies, snakemake.params.traffic)
     named = {Path(table).name: described[Path(table).name] for table in snakemake.input.tables}
     documents.write_json(package, datapackage.describe(named, package.parent))
     datapackage.check(package)
