@@ -269,3 +269,19 @@ def test_a_lock_file_that_another_user_made_is_opened_without_creating(monkeypat
     monkeypatch.setattr(os, "open", protected)
     with lock.machine(path) as waited:
         assert waited < 30.0
+
+
+STAT = """cpu  400 0 0 900 0 0 0 50
+cpu0 100 0 0 200 0 0 0 0
+cpu1 300 0 0 700 0 0 0 50
+intr 12
+"""
+
+
+@pytest.mark.parametrize(
+    ("cores", "ticks"),
+    [(None, (400, 50)), (frozenset({0}), (100, 0)), (frozenset({0, 1}), (400, 50))],
+)
+def test_only_the_cores_of_this_process_count_as_noise(cores, ticks):
+    per_second = os.sysconf("SC_CLK_TCK")
+    assert noise._busy(STAT, cores) == tuple(number / per_second for number in ticks)

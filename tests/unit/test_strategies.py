@@ -410,3 +410,18 @@ def test_one_class_in_one_file_is_all_that_a_new_strategy_needs(tmp_path, monkey
         gc.collect()
     monkeypatch.undo()
     assert "mine" not in strategies.names()
+
+
+def test_a_user_without_a_name_gets_a_folder_for_what_is_compiled(monkeypatch):
+    import getpass
+
+    from kvbench.strategies import static
+
+    def nameless():
+        raise KeyError("getpwuid(): uid not found: 54321")
+
+    monkeypatch.setattr(getpass, "getuser", nameless)
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    static.name_the_compilers_cache()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"].endswith(f"torchinductor_{os.getuid()}")
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")

@@ -13,7 +13,7 @@ from typing import Any
 from kvbench import documents, physics, records, strategies
 from kvbench.errors import InputError, Unsupported
 from kvbench.inputs import models
-from kvbench.measurement import lock, noise, prediction, startup
+from kvbench.measurement import limits, lock, noise, prediction, startup
 from kvbench.measurement import quality as lossy
 from kvbench.measurement.clock import Timing, clock_for
 from kvbench.measurement.memory import cache_bytes, meter_for
@@ -455,6 +455,11 @@ def run_cell(
         "started_at": started,
         "wall_s": 0.0,
     }
+    excess = limits.of_this_process().excess(threads) if cell["device"] == "cpu" else None
+    record["environment"]["warning"] = excess
+    if excess:
+        logger.warning(excess)
+        progress(f"warning: {excess}")
     try:
         reason = strategy.available(None, cell["device"])
         if reason:

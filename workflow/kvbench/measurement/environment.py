@@ -12,6 +12,7 @@ from typing import Any
 
 from kvbench import documents, records
 from kvbench.errors import InputError
+from kvbench.measurement import limits
 
 #: Packages whose versions can change a measurement.
 PACKAGES = (
@@ -51,6 +52,7 @@ def describe(device: str, root: Path) -> dict[str, Any]:
         "device": device,
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
+        "limits": limits.of_this_process().as_dict(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "architecture": platform.machine(),
         "system": _system(),

@@ -38,13 +38,31 @@ def read() -> Reading:
     own = usage.ru_utime + usage.ru_stime
     busy = steal = 0.0
     try:
-        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
-        ticks = [int(field) / os.sysconf("SC_CLK_TCK") for field in fields]
-        user, nice, system, _idle, _iowait, irq, softirq, stolen = ticks[:8]
-        busy, steal = user + nice + system + irq + softirq, stolen
+        busy, steal = _busy(Path("/proc/stat").read_text(), _own_cores())
     except OSError:
         busy = own
     return Reading(time.perf_counter(), busy, steal, own, usage.ru_nivcsw)
+
+
+def _own_cores() -> frozenset[int] | None:
+    """Cores this process may run on, or None for all: what others do elsewhere disturbs nothing."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    own = frozenset(affinity(0)) if affinity else None
+    return None if own is None or len(own) == os.cpu_count() else own
+
+
+def _busy(stat: str, cores: frozenset[int] | None) -> tuple[float, float]:
+    """Seconds that these cores were busy, and that a virtual machine's host took (proc(5))."""
+    wanted = {"cpu"} if cores is None else {f"cpu{core}" for core in cores}
+    busy = steal = 0.0
+    for line in stat.splitlines():
+        name, *fields = line.split() or [""]
+        if name in wanted:
+            ticks = [int(field) / os.sysconf("SC_CLK_TCK") for field in fields]
+            user, nice, system, _idle, _iowait, irq, softirq, stolen = ticks[:8]
+            busy += user + nice + system + irq + softirq
+            steal += stolen
+    return busy, steal
 
 
 def disturbed(before: Reading, after: Reading) -> bool:

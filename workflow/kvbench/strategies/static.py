@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import getpass
+import os
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from kvbench import physics
@@ -55,6 +59,8 @@ class StaticCompiled(Static):
         """Compiling for a CPU needs a C++ compiler."""
         import shutil
 
+        name_the_compilers_cache()
+
         if device == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
             return "static_compiled needs a C++ compiler on a CPU (Debian package g++)"
         return super().available(model, device)
@@ -70,6 +76,15 @@ class StaticCompiled(Static):
         config._compile_all_devices = True
         cache = allocated_static_cache(model, max_length)
         return PersistentCacheSession(model, cache, disable_compile=False, compile_config=config)
+
+
+def name_the_compilers_cache() -> None:
+    """Give torch a folder for what it compiles where the user has no name to call it by."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        folder = Path(tempfile.gettempdir()) / f"torchinductor_{os.getuid()}"
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 
 @dataclass(frozen=True)
