@@ -333,6 +333,7 @@ def test_every_column_of_every_table_is_described(run):
         params=SimpleNamespace(studies=names, traffic=True),
     )
     text = Path("results/tables/README.md").read_text()
+    assert "## traffic_prefix.csv" in text and "`token_share`" in text
     for name in names:
         assert f"## app_{name}.csv" in text
     for column in (*tables.SAMPLE_COLUMNS, *tables.SUMMARY_COLUMNS):

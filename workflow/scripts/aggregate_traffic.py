@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from _job import job
-from kvbench.traffic import advise, cells
+from kvbench.traffic import cells, tables
 
 
 def main(snakemake):
     """Run the rule ``aggregate_traffic``."""
     found = [cells.read(Path(path)) for path in sorted(snakemake.input.records)]
-    advise.write_tables(Path(snakemake.output[0]).parent, found)
+    tables.write(Path(snakemake.output[0]).parent, found)
 
 
 if "snakemake" in globals():

@@ -325,7 +325,9 @@ def of_script(script: str, *studies: str) -> str:
     studies:
         The studies that it reads, where that is not all of them.
     """
-    only: dict[str, list[str]] = {_MEASURING: []}
+    # One figure is one job of its own; the advice on a log draws those of its suite by name.
+    advised = [name for name in library().paths if name.startswith(f"{_FIGURES}.traffic_")]
+    only: dict[str, list[str]] = {_MEASURING: [], _FIGURES: advised}
     if studies:
         only[_STUDIES] = [f"{_STUDIES}.{name}" for name in studies]
     return library().digest(script=script, only=only)

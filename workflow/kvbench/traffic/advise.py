@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import pandas as pd
 
 from kvbench import documents, figures
 from kvbench.analysis import capacity
 from kvbench.errors import InputError
-from kvbench.records import gathering
-from kvbench.traffic import columns, replay, semantic, verdicts, worth
 from kvbench.traffic import log as logs
+from kvbench.traffic import replay, semantic, tables, verdicts, worth
 
 LANGUAGES = ("en", "pt")
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -93,7 +91,7 @@ def run(
     log = logs.read(paths, skip_bad=skip_bad, tokenizer=tokenizer)
     encoder = replay.sentence_encoder() if with_semantic and log.questions else None
     record = replay.run(log, setting, encoder, judged)
-    write_tables(output, [record])
+    tables.write(output, [record])
     draw(output / "figures", record, ("pdf", "svg", "png"))
     write_advice(output, record, language)
     return (
@@ -139,36 +137,6 @@ def shares(record: Mapping[str, Any], language: str) -> str:
     return "\n".join(lines)
 
 
-# ------------------------------------------------------------------------------------- tables
-
-
-def frames(records: Sequence[Mapping[str, Any]]) -> dict[str, pd.DataFrame]:
-    """Every table of some replays by name, ``summary`` included, with the same columns always."""
-    found: dict[str, pd.DataFrame] = {}
-    for name, described in columns.described().items():
-        part = name.removeprefix("traffic_")
-        rows = []
-        for record in records:
-            identity = {
-                "log": record["log"]["name"],
-                "model": record["setting"]["model"],
-                "memory_bytes": record["setting"]["memory_bytes"],
-            }
-            own = [record["summary"]] if part == "summary" else record["tables"][part]
-            rows += [{**identity, **row} for row in own]
-        found[name] = pd.DataFrame(rows, columns=list(described))
-    return found
-
-
-def write_tables(folder: Path, records: Sequence[Mapping[str, Any]]) -> list[Path]:
-    """Write every table of some replays as CSV; returns the paths."""
-    written = []
-    for name, table in frames(records).items():
-        written.append(folder / f"{name}.csv")
-        gathering.write_csv(table, written[-1])
-    return written
-
-
 # ------------------------------------------------------------------------------------- figures
 
 
@@ -182,11 +150,11 @@ def draw(folder: Path, record: Mapping[str, Any], suffixes: Sequence[str]) -> li
     from kvbench.figures import style
 
     style.apply()
-    tables = frames([record])
+    found = tables.frames([record])
     written = []
     for name in figure_names():
         module = importlib.import_module(f"kvbench.figures.{name}")
-        figure = module.draw(*(tables[table] for table in figures.tables_of(name, ())))
+        figure = module.draw(*(found[table] for table in figures.tables_of(name, ())))
         for path in style.save(figure, folder / name):
             if path.suffix[1:] in suffixes:
                 written.append(path)

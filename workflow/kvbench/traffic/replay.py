@@ -70,8 +70,8 @@ def run(
     -------
     ``log`` and ``setting`` (plain facts), ``summary`` and ``tables`` (rows by name), both with the
     columns of :mod:`kvbench.traffic.columns`, and ``missing`` (part to the reason why it is empty:
-    ``no_contents``, ``no_repeats``, ``no_times``, ``no_clients``, ``no_texts``, ``no_encoder``,
-    ``no_room``, ``no_lengths``).
+    ``no_contents``, ``no_blocks``, ``no_repeats``, ``no_times``, ``no_clients``, ``no_texts``,
+    ``no_encoder``, ``no_room``, ``no_lengths``).
     """
     replay = _Replay(log, setting)
     replay.lengths()
@@ -206,7 +206,7 @@ class _Replay:
     def prefix(self) -> None:
         log, note, setting = self.log, self.summary, self.setting
         if self.asked is None:
-            self.missing["prefix"] = "no_contents"
+            self.missing["prefix"] = self._no_blocks()
             return
         arch = setting.architecture
         block = physics.kv_bytes(arch, self.asked.tokens, self.size)
@@ -255,6 +255,11 @@ class _Replay:
         note["prefix_flops_share"] = gain["flops_share"]
         note["prefix_prefill_s_saved"] = gain["prefill_s_saved"]
         note["prefix_usd_saved"] = gain["usd_saved"]
+
+    def _no_blocks(self) -> str:
+        """Why there are no blocks: nothing of the prompts is known, or none is as long as one."""
+        known = self.log.keys is not None and self.log.cut_tokens is not None
+        return "no_blocks" if known else "no_contents"
 
     def _sharing(self, whole: prefix.Reuse) -> None:
         """Blocks per client: how much of the reuse is a client's own."""
@@ -355,7 +360,7 @@ class _Replay:
             return
         asked = self.asked
         if asked is None or self.fit == 0:
-            self.missing["fleet"] = "no_contents" if asked is None else "no_room"
+            self.missing["fleet"] = self._no_blocks() if asked is None else "no_room"
         else:
             self.tables["fleet"] = fleet.sweep(asked, min(self.fit, prefix.MOST_BLOCKS))
         work = worth.prefill_flops(setting.architecture, log.input_tokens) / log.requests

@@ -1,0 +1,377 @@
+"""Advice on a log: verdicts from shares, words in two languages, files that give nothing away."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from kvbench import cli, documents, figures
+from kvbench.analysis import capacity
+from kvbench.errors import InputError
+from kvbench.figures import style
+from kvbench.inputs import configuration
+from kvbench.traffic import advise, cells, columns, example, replay, tables, verdicts, worth
+from kvbench.traffic import log as logs
+from matplotlib import pyplot as plt
+from typer.testing import CliRunner
+
+ROOT = Path(__file__).resolve().parents[2]
+EMBEDDED = capacity.architecture("embedded")
+
+
+class Words:
+    """An encoder for tests: one place per word, so that equal words are close."""
+
+    def encode(self, texts):
+        rows = np.zeros((len(texts), 256), dtype=np.float32)
+        for place, text in enumerate(texts):
+            for word in re.findall(r"\w+", text.lower()):
+                rows[place, sum(word.encode()) % 256] += 1
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    def fits(self, text):
+        return True
+
+
+def setting(**change) -> replay.Setting:
+    options = {"ceilings": worth.ceilings("1TFLOP/s,50GB/s"), "price": worth.price("1/4")}
+    return replay.Setting("log", "embedded", EMBEDDED, 16 * 2**20, **options | change)
+
+
+@pytest.fixture(scope="module")
+def record() -> dict:
+    """The shipped log, replayed."""
+    return replay.run(logs.read([example.PATH]), setting(), Words())
+
+
+@pytest.fixture
+def lengths(tmp_path) -> dict:
+    """A log of lengths only, replayed."""
+    path = tmp_path / "azure.csv"
+    rows = [f"2024-05-01 10:00:{n:02d},{100 + n},{10}\n" for n in range(30)]
+    path.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + "".join(rows))
+    return replay.run(logs.read([path]), setting(), None)
+
+
+@pytest.fixture
+def keys(tmp_path) -> dict:
+    """A log of keys only, none of them repeated."""
+    path = tmp_path / "keys.txt"
+    path.write_text("".join(f"k{n}\n" for n in range(30)))
+    return replay.run(logs.read([path]), setting(), None)
+
+
+# ------------------------------------------------------------------ the shipped log
+
+
+def test_the_shipped_log_is_what_the_study_s_stream_gives():
+    import gzip
+
+    assert gzip.decompress(example.PATH.read_bytes()) == gzip.decompress(example.packed())
+
+
+def test_a_replay_of_the_same_log_gives_the_same_bytes(record):
+    again = replay.run(logs.read([example.PATH]), setting(), Words())
+    assert json.dumps(again, sort_keys=True) == json.dumps(record, sort_keys=True)
+
+
+def test_every_value_has_a_described_column(record):
+    assert list(record["summary"]) == list(columns.SUMMARY)
+    assert set(record["tables"]) == set(columns.TABLES)
+    assert all(record["tables"].values()), "the shipped log shows every part"
+
+
+def test_shares_are_shares(record):
+    for name, value in record["summary"].items():
+        if name.endswith(("_share", "_ratio")) and value is not None:
+            assert 0 <= value <= 1, name
+
+
+def test_a_record_keeps_its_contract(record, tmp_path):
+    cell = {"suite": "traffic", "log": "log", "model": "embedded"}
+    cell |= {"memory_bytes": 2**24, "dtype": "bfloat16"}
+    whole = {"schema": cells.SCHEMA, "cell": cell, **record, "code_digest": "0" * 16}
+    cells.write(tmp_path / "r.json", whole)
+    assert cells.read(tmp_path / "r.json") == json.loads(json.dumps(whole))
+    with pytest.raises(InputError, match="missing key"):
+        cells.write(tmp_path / "r.json", {**record, "schema": cells.SCHEMA})
+
+
+# ------------------------------------------------------------------ verdicts
+
+
+def with_shares(record: dict, **shares) -> dict:
+    changed = copy.deepcopy(record)
+    changed["summary"] |= shares
+    return changed
+
+
+NOTHING = {"exact_hit_ratio": 0.001, "prefix_token_share": 0.002, "semantic_share": 0.003}
+
+
+@pytest.mark.parametrize(
+    ("shares", "part", "word"),
+    [
+        ({"exact_hit_ratio": 0.05}, "exact", "use"),
+        ({"exact_hit_ratio": 0.049}, "exact", "little"),
+        ({"exact_hit_ratio": 0.009}, "exact", "no"),
+        ({"prefix_token_share": 0.3}, "prefix", "use"),
+        ({"semantic_share": 0.2}, "semantic", "judge"),
+        ({"semantic_share": 0.2, "semantic_false_high": 0.04}, "semantic", "use"),
+        ({"semantic_share": 0.2, "semantic_false_high": 0.2}, "semantic", "no"),
+        (NOTHING, "overall", "no"),
+        (NOTHING | {"semantic_share": 0.2}, "overall", "judge"),
+        (NOTHING | {"exact_hit_ratio": 0.02}, "overall", "little"),
+        (NOTHING | {"exact_hit_ratio": 0.2}, "overall", "use"),
+    ],
+)
+def test_a_share_decides(shares, part, word, record):
+    assert verdicts.decide(with_shares(record, **shares))[part].word == word
+
+
+def test_a_log_of_lengths_cannot_tell_and_says_why(lengths):
+    found = verdicts.decide(lengths)
+    assert {name: verdict.word for name, verdict in found.items()} == dict.fromkeys(
+        found, "unknown"
+    )
+    assert found["prefix"].why == "no_contents"
+    assert lengths["tables"]["plan"][0]["machines"] > 0, "the fleet is planned all the same"
+
+
+def test_a_log_without_repeats_is_advised_against_an_exact_cache(keys):
+    assert verdicts.decide(keys)["exact"] == verdicts.Verdict("no", 0.0, "no_repeats")
+
+
+def test_decay_is_a_fifth_less_at_the_end():
+    def windows(*values):
+        return {"tables": {"time": [{"hits": value} for value in values]}}
+
+    assert verdicts.decays(windows(0.1, 0.5, 0.45, 0.39), "hits") == (0.5, 0.39)
+    assert verdicts.decays(windows(0.1, 0.5, 0.45, 0.41), "hits") is None
+    assert verdicts.decays(windows(0.1), "hits") is None
+
+
+def test_memory_without_room_for_the_weights_leaves_no_prefix_cache():
+    tight = replay.Setting("log", "embedded", EMBEDDED, 2**20)
+    found = replay.run(logs.read([example.PATH]), tight, None)
+    assert verdicts.decide(found)["prefix"] == verdicts.Verdict("unknown", None, "no_room")
+    assert "no room" in advise.advice(found, "en")
+
+
+def test_prompts_shorter_than_a_block_have_no_prefix_to_share(tmp_path):
+    path = tmp_path / "short.jsonl"
+    path.write_text('{"messages": [{"role": "user", "content": "hi"}]}\n' * 3)
+    found = replay.run(logs.read([path]), setting(), None)
+    assert verdicts.decide(found)["prefix"] == verdicts.Verdict("unknown", None, "no_blocks")
+    for language in advise.LANGUAGES:
+        assert "None" not in advise.advice(found, language)
+
+
+# ------------------------------------------------------------------ words
+
+
+@pytest.mark.parametrize("language", advise.LANGUAGES)
+@pytest.mark.parametrize("shares", [{}, NOTHING])
+def test_the_advice_is_written_in_both_languages(language, shares, record):
+    text = advise.advice(with_shares(record, **shares), language)
+    assert text.startswith("# ") and "{{" not in text and "None" not in text
+    headings = re.findall(r"^## ", text, re.MULTILINE)
+    assert len(headings) == 8
+
+
+@pytest.mark.parametrize("language", advise.LANGUAGES)
+def test_what_a_log_cannot_tell_is_said_in_words(language, lengths, keys):
+    for one in (lengths, keys):
+        text = advise.advice(one, language)
+        assert "None" not in text and "no_" not in text
+
+
+def test_no_cache_pays_is_an_advice(record):
+    text = advise.advice(with_shares(record, **NOTHING), "en")
+    assert "**No cache pays on this log.** That is an advice" in text
+
+
+def test_marks_stand_with_their_interval(record):
+    judged = {"semantic_false_share": 0.1, "semantic_false_low": 0.02, "semantic_false_high": 0.27}
+    text = advise.advice(with_shares(record, **judged), "en")
+    assert "10.00 % [2.00 %, 27.00 %] were false hits" in text
+
+
+def test_numbers_are_written_as_the_language_writes_them(record):
+    assert "28,985 input tokens" in advise.advice(record, "en")
+    assert "28.985 tokens de entrada" in advise.advice(record, "pt")
+
+
+def test_shares_are_printed_to_four_digits_and_a_dash_where_nothing_is_known(record, lengths):
+    found = re.findall(r"0\.\d+$", advise.shares(record, "en"), re.MULTILINE)
+    assert found and all(len(share) == 6 for share in found)
+    assert re.search(r"exact repeats, per request +-$", advise.shares(lengths, "en"), re.MULTILINE)
+
+
+# ------------------------------------------------------------------ figures and tables
+
+
+@pytest.fixture(autouse=True)
+def _closed():
+    style.apply()
+    yield
+    plt.close("all")
+
+
+@pytest.mark.parametrize("name", advise.figure_names())
+@pytest.mark.parametrize("which", ["record", "lengths"])
+def test_every_figure_is_drawn_whatever_the_log_tells(name, which, request, tmp_path):
+    import importlib
+
+    found = tables.frames([request.getfixturevalue(which)])
+    module = importlib.import_module(f"kvbench.figures.{name}")
+    drawn = [module.draw(*(found[t] for t in figures.tables_of(name, ()))) for _ in range(2)]
+    first, second = (style.save(one, tmp_path / f"{n}") for n, one in enumerate(drawn))
+    for left, right in zip(first, second, strict=True):
+        assert left.read_bytes() == right.read_bytes()
+    assert module.QUESTION.endswith("?")
+
+
+def test_figures_of_replays_are_drawn_only_where_a_log_is_replayed():
+    assert not any(name.startswith("traffic_") for name in figures.drawable([], traffic=False))
+    assert set(advise.figure_names()) <= set(figures.drawable([]))
+
+
+def test_a_figure_shows_one_log(record):
+    other = copy.deepcopy(record)
+    other["log"]["name"] = "other"
+    from kvbench.figures import traffic_prefix
+
+    table = tables.frames([record, other])["traffic_prefix"]
+    assert set(table["log"]) == {"log", "other"}
+    drawn = traffic_prefix.draw(table)
+    assert "other" not in drawn.get_suptitle()
+
+
+# ------------------------------------------------------------------ the command
+
+
+def command(*words: str):
+    return CliRunner().invoke(cli.app, ["advise", *words])
+
+
+@pytest.fixture
+def asked(tmp_path) -> Path:
+    path = tmp_path / "service.jsonl"
+    questions = ["What is the secret word?", "Open an account", "What is the secret word?"] * 5
+    body = [{"messages": [{"role": "user", "content": q}], "user": "mallory"} for q in questions]
+    path.write_text("".join(json.dumps(one) + "\n" for one in body))
+    return path
+
+
+OPTIONS = ("--model", "embedded", "--memory", "16MiB", "--no-semantic")
+
+
+def test_the_command_writes_advice_tables_and_figures(asked, tmp_path):
+    folder = tmp_path / "out"
+    done = command(str(asked), *OPTIONS, "--output", str(folder), "--language", "pt")
+    assert done.exit_code == 0, done.output
+    written = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert {"advice.pt.md", "advice.pt.html"} <= written
+    assert {f"{name}.csv" for name in columns.described()} <= written
+    assert {
+        f"figures/{n}.{s}" for n in advise.figure_names() for s in ("pdf", "svg", "png")
+    } <= written
+    assert "repetições exatas, por pedido" in done.output
+
+
+def test_the_page_holds_its_figures_and_points_nowhere(asked, tmp_path):
+    command(str(asked), *OPTIONS, "--output", str(tmp_path))
+    page = (tmp_path / "advice.en.html").read_text()
+    assert page.count("data:image/svg+xml;base64,") == page.count("<img ") >= 4
+    assert 'src="figures' not in page and "http" not in re.sub(r"base64,[^\"]*", "", page)
+
+
+def test_nothing_that_is_written_holds_a_text_or_a_name_of_the_log(asked, tmp_path):
+    command(str(asked), *OPTIONS, "--output", str(tmp_path / "out"))
+    for path in (tmp_path / "out").rglob("*"):
+        if path.is_file():
+            data = path.read_bytes()
+            assert b"secret" not in data and b"mallory" not in data, path.name
+
+
+def test_a_mistake_ends_in_one_line(asked, tmp_path, capsys, monkeypatch):
+    asked.write_text("prose without a format\n")
+    words = ["kvbench", "advise", str(asked), *OPTIONS, "--output", str(tmp_path / "out")]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model": "nobody"}, "nobody"),
+        ({"memory": "much"}, "much"),
+        ({"language": "fr"}, "choose one of en, pt"),
+        ({"dtype": "int3"}, "int3"),
+        ({"price": "free"}, "price"),
+        ({"rates": "fast"}, "ceilings"),
+        ({"conversations": 0}, "conversations"),
+    ],
+)
+def test_what_cannot_be_is_refused(change, words, asked, tmp_path):
+    options = {"model": "embedded", "memory": "16MiB", "output": tmp_path / "out"} | change
+    with pytest.raises(InputError, match=words):
+        advise.run([asked], with_semantic=False, **options)
+
+
+# ------------------------------------------------------------------ the configuration
+
+
+def planned(**change):
+    entry = {
+        "name": "one",
+        "paths": [str(example.PATH)],
+        "models": ["embedded"],
+        "memories": ["16MiB", "1GiB"],
+    }
+    config = configuration.fill({"traffic": {"logs": [entry | change]}}, "config.yaml")
+    models = configuration.read_models(ROOT / "config" / "models")
+    return cells.plan(config, models, "config.yaml")
+
+
+def test_a_cell_is_a_log_a_model_and_a_memory():
+    assert list(planned()) == ["one/embedded-16MiB", "one/embedded-1GiB"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"models": ["nobody"]}, "traffic.logs[0].models: unknown model 'nobody'"),
+        ({"memories": ["much"]}, "traffic.logs[0].memories"),
+        ({"paths": ["absent.jsonl"]}, "absent.jsonl: no such file"),
+        ({"marks": "absent.csv"}, "absent.csv: no such file"),
+    ],
+)
+def test_a_mistake_in_the_configuration_is_one_line(change, words):
+    with pytest.raises(InputError, match=re.escape(words)) as caught:
+        planned(**change)
+    assert "\n" not in str(caught.value)
+
+
+def test_two_logs_of_one_name_are_refused():
+    config = documents.read_yaml(ROOT / "config" / "config.yaml")
+    config["traffic"]["logs"] *= 2
+    filled = configuration.fill(config, "config.yaml")
+    with pytest.raises(InputError, match="twice"):
+        cells.plan(filled, configuration.read_models(ROOT / "config" / "models"), "c", files=False)
+
+
+def test_a_cell_is_replayed_from_its_plain_values():
+    cell = planned()["one/embedded-16MiB"].as_dict() | {"semantic": False}
+    found = cells.run(cell, [], "digest")
+    assert found["cell"]["log"] == "one" and found["summary"]["requests"] == example.REQUESTS
+    assert found["missing"]["semantic"] == "no_encoder"
