@@ -189,3 +189,96 @@ def test_label_of_a_static_cache_says_whether_it_was_compiled():
     assert style.label("static_reuse", False) == "static (reused, eager)"
     assert style.label("static", None) == "static"
     assert style.label("dynamic", False) == "dynamic"
+
+
+# Rounds and the instrument ---------------------------------------------------------------------
+
+
+def rounds_table(machine: str = "here", count: int = 20) -> pd.DataFrame:
+    """A block on a machine that wanders by a tenth, whose ratios vary by a hundredth."""
+    drift = np.exp(0.1 * np.sin(np.arange(count)))
+    wobble = np.exp(0.01 * np.cos(3.0 * np.arange(count)))
+    shared = {"machine": machine, "model": "embedded", "device": "cpu", "dtype": "float32"}
+    shared |= {"scenario": "talk", "replicate": 1, "block": "talk/r1", "disturbed": False}
+    cells = {"dynamic": (1.0, np.nan), "static": (0.9, 1 / 0.9), "control": (1.0, 1.0)}
+    return pd.concat(
+        [
+            pd.DataFrame(
+                {
+                    "round": np.arange(count),
+                    "probe_s": 0.001 * drift,
+                    "e2e_s": seconds * drift * wobble,
+                    "ratio": ratio * wobble,
+                }
+            ).assign(**shared, strategy=name)
+            for name, (seconds, ratio) in cells.items()
+        ],
+        ignore_index=True,
+    )
+
+
+def test_the_drift_of_the_machine_is_larger_than_what_pairing_leaves():
+    left, right = module("kv_drift").draw(rounds_table()).axes
+    course = left.lines[0].get_ydata()
+    assert max(course) - min(course) > 15
+    for joined in right.lines[::3]:
+        ratio, alone = joined.get_xdata()
+        assert ratio < alone / 3
+
+
+def test_the_drift_of_two_rounds_is_no_course():
+    assert "no block" in words(module("kv_drift").draw(rounds_table(count=2)))
+
+
+def test_a_disturbed_round_is_crossed_out_and_not_in_the_spread():
+    table = rounds_table()
+    hit = (table["strategy"] == "static") & (table["round"] == 3)
+    calm = module("kv_drift").draw(table).axes[1].lines[0].get_xdata()
+    table.loc[hit, ["e2e_s", "ratio"]] *= 50
+    table.loc[hit, "disturbed"] = True
+    assert module("kv_drift").draw(table).axes[1].lines[0].get_xdata() == pytest.approx(
+        calm, rel=0.2
+    )
+
+
+def aa_table() -> pd.DataFrame:
+    rows = []
+    for arm, slowdown in (("same", 0.0), ("slowed", 0.05)):
+        for number, length in enumerate((10, 30, 120)):
+            share = 0.04 if arm == "same" else (0.3, 0.6, 0.95)[number]
+            rows.append(
+                {"machine": "here", "arm": arm, "slowdown": slowdown, "blocks": 1}
+                | {"rounds": length, "measuring_s": 0.4 * length, "share": share}
+                | {"share_ci_low": share - 0.03, "share_ci_high": share + 0.03}
+                | {"smallest_slowdown": 0.2 / (number + 1) if arm == "same" else np.nan}
+            )
+    return pd.DataFrame(rows)
+
+
+def test_the_instrument_shows_its_shares_and_the_curve_of_what_it_sees():
+    figure = module("instrument").draw(aa_table())
+    assert "slowdowns of 5 % found" in words(figure)
+    curve = figure.axes[1].lines[0]
+    assert list(curve.get_xdata()) == [4.0, 12.0, 48.0]
+    assert list(curve.get_ydata()) == sorted(curve.get_ydata(), reverse=True)
+
+
+@pytest.mark.parametrize("name", ["kv_drift", "instrument"])
+def test_figures_of_rounds_say_when_there_is_nothing_to_see(name):
+    tables = {"kv_drift": rounds_table(), "instrument": aa_table()}
+    figure = module(name).draw(tables[name].iloc[:0])
+    assert figure.get_suptitle() == module(name).QUESTION
+
+
+def test_beside_the_reference_stands_its_second_run(one):
+    summary, samples = one
+    figure = module("kv_speedup").draw(summary.assign(control_ratio=1.07), samples)
+    ratios = [x for line in figure.axes[1].lines for x in line.get_xdata()]
+    assert 1.07 in ratios
+
+
+def test_a_ratio_that_may_not_be_judged_is_drawn_without_an_interval(one):
+    summary, samples = one
+    whole = len(module("kv_speedup").draw(summary, samples).axes[0].lines)
+    bare = module("kv_speedup").draw(summary.assign(not_judged="one run"), samples)
+    assert len(bare.axes[0].lines) < whole

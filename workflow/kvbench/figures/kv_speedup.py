@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from kvbench import strategies
 from kvbench.analysis import selection
 from kvbench.figures import _kv, style
 
@@ -19,7 +20,7 @@ PUBLISHED = {
     "speedup_vs_dynamic": {"static": 1.04},
 }
 
-BASES = {"speedup_vs_none": "none", "speedup_vs_dynamic": "dynamic"}
+BASES = {"speedup_vs_none": "none", "speedup_vs_dynamic": strategies.REFERENCE}
 
 AXES = {
     "speedup_vs_none": "speed-up over no cache (ratio of E2E)",
@@ -29,6 +30,9 @@ AXES = {
 
 def draw(summary: pd.DataFrame, samples: pd.DataFrame, *, model: str | None = None) -> Figure:
     """Draw one row per machine: a line per strategy, a marker with interval per scenario.
+
+    Beside the reference stands its ratio to its own second run in the same rounds, which is 1 but for
+    chance. A ratio from which nothing may be concluded has no interval.
 
     The headline scenario is that of the model nearest to the published one, the others are those of
     the model with the most ratios.
@@ -130,17 +134,27 @@ def _panel(
                 centres[name] - halves[name], centres[name] + halves[name], color="0.965", lw=0
             )
         own = rows[(rows["strategy"] == name) & rows[column].notna()].sort_values("scenario")
+        drawn = column
         if name == BASES[column]:
-            own = own.iloc[:0]
-            ax.text(
-                1.0, centres[name], " = 1", fontsize=6.5, va="center", color="0.45", style="italic"
-            )
+            # A reference is drawn by its own second run, where there was one.
+            drawn = "control_ratio"
+            twice = name == strategies.REFERENCE and drawn in own
+            own = own[own[drawn].notna()] if twice else own.iloc[:0]
+            if own.empty:
+                ax.text(
+                    *(1.0, centres[name], " = 1"),
+                    fontsize=6.5,
+                    va="center",
+                    color="0.45",
+                    style="italic",
+                )
         published = PUBLISHED[column].get(name)
         offsets = np.arange(len(own)) - (len(own) - 1) / 2 + (0.9 if published else 0)
         for offset, (_, row) in zip(offsets, own.iterrows(), strict=True):
-            place, centre = centres[name] + offset, float(row[column])
-            low, high = row.get(f"{column}_ci_low"), row.get(f"{column}_ci_high")
-            if pd.notna(low) and pd.notna(high):
+            place, centre = centres[name] + offset, float(row[drawn])
+            stem = drawn.removesuffix("_ratio")
+            low, high = row.get(f"{stem}_ci_low"), row.get(f"{stem}_ci_high")
+            if pd.notna(low) and pd.notna(high) and pd.isna(row.get("not_judged")):
                 ax.plot([low, high], [place, place], color=look.colour, linewidth=1.2)
                 seen.extend([float(low), float(high)])
             headline = row["scenario"] == selection.HEADLINE_SCENARIO
