@@ -56,7 +56,7 @@ rule all:
     default_target: True
     input:
         PUBLISHED,
-        "results/manifest.json",
+        layout.MANIFEST,
 
 
 rule inputs:

@@ -285,3 +285,25 @@ intr 12
 def test_only_the_cores_of_this_process_count_as_noise(cores, ticks):
     per_second = os.sysconf("SC_CLK_TCK")
     assert noise._busy(STAT, cores) == tuple(number / per_second for number in ticks)
+
+
+# Neighbours on a GPU --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pids", "others"),
+    [
+        ([os.getpid()], 0),
+        ([os.getpid(), 4_000_001], 1),
+        # In a container the driver gives the host's numbers, and one of them is this process.
+        ([4_000_001], 0),
+        ([4_000_001, 4_000_002], 1),
+        ([], 0),
+    ],
+)
+def test_this_process_is_no_neighbour_of_itself_under_whatever_number(pids, others):
+    neighbours = noise.GpuNeighbours.__new__(noise.GpuNeighbours)
+    running = [SimpleNamespace(pid=pid) for pid in pids]
+    neighbours._handle = object()
+    neighbours._nvml = SimpleNamespace(nvmlDeviceGetComputeRunningProcesses=lambda _: running)
+    assert neighbours.count() == others

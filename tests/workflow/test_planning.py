@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from kvbench import documents
+from kvbench.inputs import configuration
 
 pytestmark = pytest.mark.end_to_end
 
+ROOT = Path(__file__).resolve().parents[2]
+RULES = sorted((ROOT / "workflow" / "rules").glob("*.smk"))
 MEASURING = ("measure_kv_cell", "measure_app_cell", "measure_ceilings", "prepare_model")
 
 
@@ -19,9 +23,16 @@ def jobs(output: str) -> dict[str, int]:
     return {name: int(count) for name, count in re.findall(r"^(\w+)\s+(\d+)$", table, re.MULTILINE)}
 
 
+def shipped_cells() -> dict[str, configuration.KvCell]:
+    """The cells of config/config.yaml."""
+    document = documents.read_yaml(ROOT / "config" / "config.yaml")
+    known = configuration.load_scenarios_and_models(ROOT / "config")
+    return configuration.plan_kv(configuration.fill(document, "config"), *known, "config")
+
+
 def test_a_fresh_clone_plans_every_stage(clone, snakemake):
     planned = jobs(snakemake(clone, "--dry-run").stdout)
-    assert planned["measure_kv_cell"] == 42
+    assert planned["measure_kv_cell"] == len(shipped_cells())
     assert planned["write_manifest"] == 1
     assert planned["all"] == 1
 
@@ -95,9 +106,32 @@ def test_cuda_that_is_absent_stops_before_the_first_cell(clone, snakemake):
     assert not (clone / "results" / "cells").exists()
 
 
-def test_every_rule_says_what_it_does_logs_and_has_an_environment():
-    for path in Path("workflow/rules").glob("*.smk"):
+def test_a_cell_that_nothing_plans_is_one_line_with_the_remedy(clone, snakemake):
+    path = "results/cells/kv/cpu/embedded/banking_open_account/dynamic/r77.json"
+    done = snakemake(clone, "--dry-run", path)
+    assert done.returncode != 0
+    assert "Traceback (most recent call last)" not in done.stdout
+    (line,) = [line for line in done.stdout.splitlines() if "is no planned cell" in line]
+    assert "kv.experiments" in line
+
+
+def rule_texts() -> dict[str, str]:
+    """Rule to its text, from all files of rules."""
+    found = {}
+    for path in RULES:
         for rule in path.read_text().split("\nrule ")[1:]:
-            name = rule.partition(":")[0]
-            for directive in ("message:", "log:", "conda:"):
-                assert directive in rule, f"{path.name}: rule {name} lacks {directive}"
+            found[rule.partition(":")[0]] = rule
+    return found
+
+
+def test_every_rule_says_what_it_does_logs_and_has_an_environment():
+    assert {"measure_kv_cell", "write_manifest"} <= set(rule_texts())
+    for name, rule in rule_texts().items():
+        for directive in ("message:", "log:", "conda:"):
+            assert directive in rule, f"rule {name} lacks {directive}"
+
+
+def test_every_script_comes_with_the_digest_of_its_code():
+    for name, rule in rule_texts().items():
+        if "script:" in rule:
+            assert "        code=" in rule, f"rule {name} lacks params: code"

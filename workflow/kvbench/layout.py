@@ -1,4 +1,4 @@
-"""Where files lie: every path below ``results/`` is spelled here and in the rules' outputs only."""
+"""Where files lie: each path below ``results/`` is spelled here or in the rule that makes it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ from pathlib import Path
 _PACKAGE = Path(__file__).resolve().parent
 #: The folder that the library lies in: ``workflow`` of a checkout.
 WORKFLOW = _PACKAGE.parent
+
+#: The machine that this run measures, where machines are named; recorded ones lie in ``RECORDED``.
+HERE = "here"
+RECORDED = "results/recorded"
+VALUES = "results/paper/values.json"
+MANIFEST = "results/manifest.json"
 
 #: Debian's packages that build the PDF.
 LATEX_PACKAGES = (
@@ -20,14 +26,24 @@ NO_LATEX = (
 )
 
 
-def kv_record(key: str) -> str:
+def root(machine: str = HERE) -> str:
+    """Folder of a run's results, or of a recorded machine's."""
+    return "results" if machine == HERE else f"{RECORDED}/{machine}"
+
+
+def kv_record(key: str, machine: str = HERE) -> str:
     """Path of a kv cell's record by :attr:`kvbench.inputs.configuration.KvCell.key`."""
-    return f"results/cells/kv/{key}.json"
+    return f"{root(machine)}/cells/kv/{key}.json"
 
 
-def app_record(study: str, cell: str) -> str:
+def app_record(study: str, cell: str, machine: str = HERE) -> str:
     """Path of an app cell's record."""
-    return f"results/cells/app/{study}/{cell}.json"
+    return f"{root(machine)}/cells/app/{study}/{cell}.json"
+
+
+def aa_record(key: str) -> str:
+    """Path of a record of the instrument's test, ``<arm>/p<n>``."""
+    return f"results/cells/aa/{key}.json"
 
 
 def traffic_record(key: str) -> str:
@@ -35,13 +51,53 @@ def traffic_record(key: str) -> str:
     return f"results/cells/traffic/{key}.json"
 
 
+def environment(device: str) -> str:
+    """Path of the facts about this machine."""
+    return f"results/inputs/environment/{device}.json"
+
+
+def ceilings(place: str) -> str:
+    """Path of what this machine can do at best, by device and dtype."""
+    return f"results/inputs/ceilings/{place}.json"
+
+
+def model(name: str) -> str:
+    """Folder of a prepared model."""
+    return f"results/inputs/models/{name}"
+
+
+def prompts(model_name: str, scenario: str) -> str:
+    """Path of a scenario's token ids for a model."""
+    return f"results/inputs/prompts/{model_name}/{scenario}.json"
+
+
 def table(name: str) -> str:
     """Path of a table that a figure is drawn from; two of them lie elsewhere."""
     elsewhere = {
-        "claims": "results/claims/claims.csv",
+        "claims": claims("csv"),
         "training_loss": "resources/embedded-llama/training/loss.csv",
     }
     return elsewhere.get(name, f"results/tables/{name}.csv")
+
+
+def claims(suffix: str) -> str:
+    """Path of the verdicts: ``csv``, ``json`` or ``md``."""
+    return f"results/claims/claims.{suffix}"
+
+
+def figure(name: str, suffix: str) -> str:
+    """Path of a figure: ``pdf``, ``svg`` or ``png``."""
+    return f"results/figures/{name}.{suffix}"
+
+
+def paper(part: str, language: str) -> str:
+    """Path of a part of the paper in LaTeX."""
+    return f"results/paper/{part}.{language}.tex"
+
+
+def pdf(language: str) -> str:
+    """Path of the paper."""
+    return f"results/paper/paper.{language}.pdf"
 
 
 def shipped(name: str) -> Path:

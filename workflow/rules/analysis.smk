@@ -143,10 +143,10 @@ rule describe_tables:
 rule evaluate_claims:
     input:
         claims="config/claims.yaml",
-        samples="results/tables/kv_samples.csv",
-        summary="results/tables/kv_summary.csv",
-        quality="results/tables/kv_quality.csv",
-        aa_test="results/tables/aa_test.csv",
+        samples=rules.aggregate_kv.output.samples,
+        summary=rules.aggregate_kv.output.summary,
+        quality=rules.aggregate_kv.output.quality,
+        aa_test=rules.aggregate_aa_test.output[0],
         studies=APP_TABLES,
     output:
         csv=report(
@@ -173,7 +173,7 @@ rule evaluate_claims:
 
 rule claims:
     input:
-        "results/claims/claims.csv",
+        rules.evaluate_claims.output.csv,
     log:
         "logs/analysis/show_claims.log",
     conda:

@@ -3,7 +3,7 @@
 
 rule measure_app_cell:
     input:
-        environment="results/inputs/environment/cpu.json",
+        environment=layout.environment("cpu"),
         model=app_inputs,
     output:
         "results/cells/app/{study}/{cell}.json",

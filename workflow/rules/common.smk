@@ -52,7 +52,7 @@ def load():
 
 try:
     CONFIG, SCENARIOS, MODELS, KV_CELLS, APP_CELLS, TRAFFIC_CELLS, AA_CELLS = load()
-    RECORDED = gathering.list_machines(HERE / "results" / "recorded", CONFIG["recorded"])
+    RECORDED = gathering.list_machines(HERE / layout.RECORDED, CONFIG["recorded"])
 except InputError as error:
     stop(error)
 
@@ -64,29 +64,29 @@ SOFTWARE = environment.software(ROOT / "envs" / "requirements.lock")
 # ------------------------------------------------------------------------------ files by stage
 
 KV_RECORDS = [layout.kv_record(key) for key in sorted(KV_CELLS)]
-AA_RECORDS = [f"results/cells/aa/{key}.json" for key in sorted(AA_CELLS)]
+AA_RECORDS = [layout.aa_record(key) for key in sorted(AA_CELLS)]
 APP_RECORDS = [layout.app_record(study, cell) for study in APP_CELLS for cell in APP_CELLS[study]]
 TRAFFIC_RECORDS = [layout.traffic_record(key) for key in sorted(TRAFFIC_CELLS)]
+CELL_RECORDS = {*KV_RECORDS, *AA_RECORDS, *APP_RECORDS, *TRAFFIC_RECORDS, "results/cells/aa/done"}
 # Every file of a recorded machine is an input: an altered one must be noticed.
 RECORDED_FILES = [str(path) for machine in RECORDED for path in gathering.files_of(machine)]
 # Snakemake's environments are per rule: one CUDA block makes the measuring jobs use the GPU one.
 ON_GPU = "cuda" in {cell.device for cell in KV_CELLS.values()}
 BENCH_ENV = "../../envs/bench-gpu.yaml" if ON_GPU else "../../envs/bench-cpu.yaml"
 STUDIES = sorted({*APP_CELLS, *gathering.studies_of(RECORDED)})
-KV_TABLES = ["results/tables/kv_samples.csv", "results/tables/kv_summary.csv"]
-APP_TABLES = [f"results/tables/app_{study}.csv" for study in STUDIES]
+APP_TABLES = [layout.table(f"app_{study}") for study in STUDIES]
 TRAFFIC_TABLES = [
     layout.table(name) for name in (traffic_columns.described() if TRAFFIC_CELLS else ())
 ]
 TABLES = [
-    *KV_TABLES,
-    "results/tables/kv_rounds.csv",
-    "results/tables/kv_replies.csv",
-    "results/tables/kv_quality.csv",
+    *(
+        layout.table(f"kv_{name}")
+        for name in ("samples", "summary", "rounds", "replies", "quality")
+    ),
     *APP_TABLES,
     *TRAFFIC_TABLES,
-    "results/tables/capacity.csv",
-    "results/tables/aa_test.csv",
+    layout.table("capacity"),
+    layout.table("aa_test"),
     "results/tables/README.md",
 ]
 CSV_TABLES = [table for table in TABLES if table.endswith(".csv")]
@@ -94,15 +94,13 @@ PACKAGE = [
     "results/tables/datapackage.json",
     *(table.replace(".csv", ".parquet") for table in CSV_TABLES),
 ]
-CLAIMS = [f"results/claims/claims.{suffix}" for suffix in ("csv", "json", "md")]
+CLAIMS = [layout.claims(suffix) for suffix in ("csv", "json", "md")]
 FIGURE_NAMES = figure_modules.drawable(STUDIES, traffic=bool(TRAFFIC_CELLS))
 TRAFFIC_FIGURES = [name for name in FIGURE_NAMES if name.startswith("traffic_")]
-FIGURES = [
-    f"results/figures/{name}.{suffix}" for name in FIGURE_NAMES for suffix in ("pdf", "svg", "png")
-]
+FIGURES = [layout.figure(name, suffix) for name in FIGURE_NAMES for suffix in ("pdf", "svg", "png")]
 LANGUAGES = CONFIG["languages"]
-SECTIONS = ["results/paper/values.json"] + [
-    f"results/paper/{part}.{language}.tex"
+SECTIONS = [layout.VALUES] + [
+    layout.paper(part, language)
     for language in LANGUAGES
     for part in ("numbers", "section", "app_section", "main")
 ]
@@ -116,7 +114,7 @@ ADVICE = [
     for language in LANGUAGES
     for suffix in ("md", "html")
 ]
-PDFS = [f"results/paper/paper.{language}.pdf" for language in LANGUAGES]
+PDFS = [layout.pdf(language) for language in LANGUAGES]
 PUBLISHED = [
     *TABLES,
     *PACKAGE,
@@ -126,6 +124,15 @@ PUBLISHED = [
     *SECTIONS,
     *(PDFS if LATEX or WITH_CONDA else []),
 ]
+
+
+for target in sys.argv[1:]:
+    # Looked for on the command line: an error inside an input function is shown with its traceback.
+    if target.startswith("results/cells/") and target not in CELL_RECORDS:
+        stop(
+            f"{config_source()}: {target} is no planned cell; name its model, scenario and strategy in "
+            "kv.experiments, or its factors in app.studies"
+        )
 
 
 # ----------------------------------------------------------------------------- helper functions
@@ -194,15 +201,15 @@ def kv_inputs(cells):
     """Inputs of measuring jobs: models, token ids, and what the machine is and can do."""
     found = set()
     for cell in cells:
-        found.add(f"results/inputs/prompts/{cell.model}/{cell.scenario}.json")
-        found.add(f"results/inputs/environment/{cell.device}.json")
-        found.add(f"results/inputs/ceilings/{cell.place}.json")
+        found.add(layout.prompts(cell.model, cell.scenario))
+        found.add(layout.environment(cell.device))
+        found.add(layout.ceilings(cell.place))
     return sorted(found)
 
 
 def environment_file(cell):
     """Facts about the machine that a cell is measured on."""
-    return f"results/inputs/environment/{cell.device}.json"
+    return layout.environment(cell.device)
 
 
 def requests_of(wildcards):
@@ -231,7 +238,7 @@ def app_inputs(wildcards):
     """The local model, for the studies that put a cache in front of one."""
     if not studies.get(wildcards.study).needs_model:
         return []
-    return f"results/inputs/models/{CONFIG['app']['model']}"
+    return layout.model(CONFIG["app"]["model"])
 
 
 def app_code(wildcards):
@@ -295,13 +302,13 @@ def study_records(wildcards):
 
 def ceilings_files():
     """Ceilings of this run, one per device and dtype that is measured."""
-    return sorted({f"results/inputs/ceilings/{cell.place}.json" for cell in KV_CELLS.values()})
+    return sorted({layout.ceilings(cell.place) for cell in KV_CELLS.values()})
 
 
 def environment_files():
     """Facts about this machine, one file per device that is measured."""
     devices = {cell.device for cell in KV_CELLS.values()} | ({"cpu"} if APP_CELLS else set())
-    return sorted(f"results/inputs/environment/{device}.json" for device in devices)
+    return sorted(layout.environment(device) for device in devices)
 
 
 def figure_tables(wildcards):
@@ -327,9 +334,9 @@ def keep_the_scheduler_quiet():
 
 def closing_words():
     """What `make reproduce` ends with: where everything is."""
-    if not Path("results/manifest.json").exists():
+    if not Path(layout.MANIFEST).exists():
         return "Done."
-    sections = "  ".join(f"results/paper/section.{language}.tex" for language in LANGUAGES)
+    sections = "  ".join(layout.paper("section", language) for language in LANGUAGES)
     lines = [
         "",
         "Tables    results/tables/    (README.md there says what each column means)",
@@ -352,26 +359,8 @@ def paper_templates():
 
 def published_by():
     """File to the rule that makes it, for the manifest."""
-    patterns = {
-        "results/tables/kv_": "aggregate_kv",
-        "results/tables/app_": "aggregate_study",
-        "results/tables/traffic_": "aggregate_traffic",
-        "results/traffic/": "advise_traffic",
-        "results/tables/capacity": "plan_capacity",
-        "results/tables/aa_test": "aggregate_aa_test",
-        "results/tables/README": "describe_tables",
-        "results/claims/": "evaluate_claims",
-        "results/figures/": "draw_figure",
-        "results/paper/values": "collect_values",
-        "results/paper/paper": "compile_paper",
-        "results/paper/": "render_paper",
-    }
     return {
-        file: (
-            "package_tables"
-            if file in PACKAGE
-            else next(rule for start, rule in patterns.items() if file.startswith(start))
-        )
+        file: next(rule.name for rule in workflow.rules if rule.is_producer(file))
         for file in PUBLISHED
     }
 

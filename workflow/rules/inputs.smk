@@ -19,7 +19,7 @@ rule record_environment:
 
 rule measure_ceilings:
     input:
-        "results/inputs/environment/{device}.json",
+        rules.record_environment.output[0],
     output:
         "results/inputs/ceilings/{device}{variant}.json",
     log:
@@ -66,7 +66,7 @@ rule prepare_model:
 rule prepare_prompts:
     input:
         scenario=ancient("config/scenarios/{scenario}.yaml"),
-        model="results/inputs/models/{model}",
+        model=rules.prepare_model.output[0],
     output:
         "results/inputs/prompts/{model}/{scenario}.json",
     log:

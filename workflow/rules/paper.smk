@@ -3,13 +3,12 @@
 
 rule collect_values:
     input:
-        samples="results/tables/kv_samples.csv",
-        summary="results/tables/kv_summary.csv",
-        quality="results/tables/kv_quality.csv",
+        samples=rules.aggregate_kv.output.samples,
+        summary=rules.aggregate_kv.output.summary,
+        quality=rules.aggregate_kv.output.quality,
         studies=APP_TABLES,
-        aa_test="results/tables/aa_test.csv",
-        capacity="results/tables/capacity.csv",
-        claims="results/claims/claims.csv",
+        aa_test=rules.aggregate_aa_test.output[0],
+        claims=rules.evaluate_claims.output.csv,
         environments=environment_files(),
         recorded=RECORDED_FILES,
     output:
@@ -30,8 +29,8 @@ rule collect_values:
 
 rule render_paper:
     input:
-        values="results/paper/values.json",
-        claims="results/claims/claims.csv",
+        values=rules.collect_values.output[0],
+        claims=rules.evaluate_claims.output.csv,
         figures=FIGURES,
         templates=paper_templates(),
     output:
@@ -54,10 +53,10 @@ rule render_paper:
 
 rule compile_paper:
     input:
-        numbers="results/paper/numbers.{language}.tex",
-        section="results/paper/section.{language}.tex",
-        app_section="results/paper/app_section.{language}.tex",
-        main="results/paper/main.{language}.tex",
+        numbers=rules.render_paper.output.numbers,
+        section=rules.render_paper.output.section,
+        app_section=rules.render_paper.output.app_section,
+        main=rules.render_paper.output.main,
         bibliography="paper/references.bib",
         figures=[figure for figure in FIGURES if figure.endswith(".pdf")],
     output:

@@ -174,7 +174,8 @@ def _gpu(device: str) -> dict[str, Any] | None:
         import pynvml
 
         pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+        # PyTorch's numbering follows CUDA_VISIBLE_DEVICES, NVML's does not; the UUID is common.
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{properties.uuid}")
         facts["driver"] = pynvml.nvmlSystemGetDriverVersion()
         facts["power_limit_w"] = pynvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000
     except Exception:

@@ -112,4 +112,7 @@ class GpuNeighbours:
         if self._handle is None:
             return None
         running = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
-        return sum(process.pid != os.getpid() for process in running)
+        others = {process.pid for process in running} - {os.getpid()}
+        # In a container NVML tells the host's numbers: one of them is this process, under another one.
+        unknown = len(others) == len({process.pid for process in running})
+        return max(0, len(others) - unknown)

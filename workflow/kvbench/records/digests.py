@@ -136,8 +136,9 @@ class Library:
         for imported in module.imports:
             name = imported if imported in self.paths else imported.rpartition(".")[0]
             # The library's own page holds its version and the way to the notebook.
-            if name in self.paths and name != _PACKAGE:
-                yield name
+            if name not in self.paths or name == _PACKAGE:
+                continue
+            yield name
             # A package that is started as a program begins there.
             if imported == name and f"{name}.__main__" in self.paths:
                 yield f"{name}.__main__"

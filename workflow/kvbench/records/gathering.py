@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from kvbench import documents, records
 from kvbench.errors import InputError, one_of
+from kvbench.layout import HERE
 from kvbench.physics import Ceilings
-from kvbench.records.identity import HERE
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from kvbench import layout
 from kvbench.inputs import configuration
+from kvbench.layout import HERE as HERE
 
 if TYPE_CHECKING:
     import pandas as pd
 
-#: The machine name of the records measured by this run; all others were recorded before.
-HERE = "here"
 
 #: Columns that name a cell of the ``kv`` suite, replicates aside.
 IDENTITY = ("machine", "model", "device", "dtype", "scenario", "strategy")
@@ -45,15 +44,9 @@ def record_paths(
         numbers = range(1, 1 + max(1, int(counted) if counted and counted == counted else 1))
     cell = f"{place}/{row['model']}/{row['scenario']}/{row['strategy']}"
     machine = str(row["machine"])
-    return tuple(_of(machine, layout.kv_record(f"{cell}/r{number}")) for number in numbers)
+    return tuple(layout.kv_record(f"{cell}/r{number}", machine) for number in numbers)
 
 
 def study_paths(machine: str, study: str, cells: Iterable[str]) -> tuple[str, ...]:
     """Records of some cells of a study on one machine, from the repository's root."""
-    return tuple(_of(machine, layout.app_record(study, cell)) for cell in cells)
-
-
-def _of(machine: str, path: str) -> str:
-    """The path of a record of this run, moved to the machine that it is of."""
-    root = "results" if machine == HERE else f"results/recorded/{machine}"
-    return path.replace("results", root, 1)
+    return tuple(layout.app_record(study, cell, machine) for cell in cells)

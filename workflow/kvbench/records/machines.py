@@ -21,7 +21,7 @@ from typing import Any
 from kvbench import documents, records
 from kvbench.errors import InputError
 from kvbench.inputs import configuration
-from kvbench.records.identity import HERE
+from kvbench.layout import HERE
 
 SUMS = "SHA256SUMS"
 README = "README.md"
