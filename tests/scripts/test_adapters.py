@@ -157,8 +157,8 @@ def cells(workplace, make_record) -> Files:
 # Inputs and cells -----------------------------------------------------------------------------
 
 
-def test_from_a_model_file_to_the_record_of_a_cell(
-    run, tiny_document, facts, workplace, undisturbed
+def test_from_a_model_file_to_the_records_of_a_block(
+    run, tiny_document, facts, workplace, undisturbed, private_lock
 ):
     Path("tiny.yaml").write_text(yaml.safe_dump(tiny_document))
     run(
@@ -185,25 +185,33 @@ def test_from_a_model_file_to_the_record_of_a_cell(
         "strategies": ["dynamic"],
         "turns": 2,
         "max_new_tokens": 4,
-        "iterations": 1,
+        "max_rounds": 1,
     }
     config = configuration.fill({"kv": {"experiments": [block], "quiet_wait_s": 0}}, "test")
     scenarios, _ = configuration.load_scenarios_and_models(ROOT / "config")
-    ((key, cell),) = configuration.plan_kv(config, scenarios, {"tiny": {}}, "test").items()
+    (block,) = configuration.plan_kv(config, scenarios, {"tiny": {}}, "test").values()
+    paths = [f"results/cells/kv/{cell.key}.json" for cell in block.cells]
     log = run(
-        "measure_kv_cell",
+        "measure_kv_block",
         input=Files(
             model="results/inputs/models/tiny",
             prompts="results/inputs/prompts/tiny/banking_open_account.json",
             environment="cpu.json",
         ),
-        output=Files(f"results/cells/kv/{key}.json"),
-        params=SimpleNamespace(cell=cell.as_dict(), quiet_wait_s=0, code="0" * 16),
+        output=Files(*paths),
+        params=SimpleNamespace(
+            block=block.as_dict(),
+            quiet_wait_s=0,
+            code={cell.member: "0" * 16 for cell in block.cells},
+            journal="results/journals/test.jsonl",
+        ),
     )
-    record = records.read(Path(f"results/cells/kv/{key}.json"))
-    assert record["status"] == "ok"
-    assert [len(turn["samples"]) for turn in record["turns"]] == [1, 1]
-    assert "iteration 1" in log
+    for path, strategy in zip(paths, ("dynamic", "control"), strict=True):
+        record = records.read(Path(path))
+        assert (record["status"], record["cell"]["strategy"]) == ("ok", strategy)
+        assert [len(turn["samples"]) for turn in record["turns"]] == [1, 1]
+    assert "round 1 " in log
+    assert not Path("results/journals/test.jsonl").exists()
 
 
 def test_the_environment_of_this_machine_is_written(run):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,11 +36,19 @@ def config(*blocks: dict[str, Any], **kv: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def plan(known):
-    def plan(*blocks: dict[str, Any], **kv: Any) -> dict[str, configuration.KvCell]:
-        filled = configuration.fill(config(*blocks, **kv), SOURCE)
+    def plan(*experiments: dict[str, Any], **kv: Any) -> dict[str, configuration.KvBlock]:
+        filled = configuration.fill(config(*experiments, **kv), SOURCE)
         return configuration.plan_kv(filled, *known, SOURCE)
 
     return plan
+
+
+@pytest.fixture
+def cells(plan):
+    def cells(*experiments: dict[str, Any], **kv: Any) -> dict[str, configuration.KvCell]:
+        return configuration.cells_of(plan(*experiments, **kv).values())
+
+    return cells
 
 
 @pytest.fixture
@@ -62,23 +71,60 @@ def one_line(error: pytest.ExceptionInfo) -> str:
 # What is planned ------------------------------------------------------------------------------
 
 
-def test_a_block_is_the_full_cross_of_its_lists(plan):
-    block = BLOCK | {"scenarios": ["banking_open_account", "ecommerce_support"], "replicates": 2}
-    cells = plan(block)
-    assert len(cells) == 2 * 2 * 2
-    assert "cpu/embedded/ecommerce_support/none/r2" in cells
-    assert all(cell.key == key for key, cell in cells.items())
+def test_an_experiment_is_the_full_cross_of_its_lists(cells):
+    experiment = BLOCK | {
+        "scenarios": ["banking_open_account", "ecommerce_support"],
+        "strategies": ["none", "static"],
+        "replicates": 2,
+    }
+    found = cells(experiment)
+    assert len(found) == 2 * 2 * 2
+    assert "cpu/embedded/ecommerce_support/none/r2" in found
+    assert all(cell.key == key for key, cell in found.items())
 
 
-def test_quality_is_scored_once_for_lossy_caches_and_for_the_reference_beside_them(plan):
+def test_cells_that_share_model_scenario_and_replicate_are_a_block(plan):
+    experiment = BLOCK | {
+        "scenarios": ["banking_open_account", "ecommerce_support"],
+        "replicates": 2,
+    }
+    blocks = plan(experiment)
+    assert sorted(blocks) == [
+        f"first/cpu/embedded/{scenario}/r{replicate}"
+        for scenario in ("banking_open_account", "ecommerce_support")
+        for replicate in (1, 2)
+    ]
+    for name, block in blocks.items():
+        assert block.id == name
+        assert [cell.strategy for cell in block.cells] == ["none", "dynamic", "control"]
+
+
+def test_the_reference_runs_a_second_time_as_control(plan, cells):
+    (block,) = plan(BLOCK).values()
+    assert (block.reference, block.control) == ("dynamic", "control")
+    control = cells(BLOCK)["cpu/embedded/banking_open_account/control/r1"]
+    assert control.measured == "dynamic"
+
+
+def test_a_block_without_the_reference_has_no_control(plan):
+    (block,) = plan(BLOCK | {"strategies": ["none", "static"]}).values()
+    assert (block.reference, block.control) == (None, None)
+    assert [cell.strategy for cell in block.cells] == ["none", "static"]
+
+
+def test_quality_is_scored_once_for_lossy_caches_and_for_the_reference_beside_them(cells):
     lossy = BLOCK | {
         "scenarios": ["banking_open_account"],
         "strategies": ["none", "dynamic", "quantized_int4"],
         "replicates": 2,
     }
-    exact = BLOCK | {"scenarios": ["ecommerce_support"], "strategies": ["none", "dynamic"]}
+    exact = BLOCK | {
+        "name": "second",
+        "scenarios": ["ecommerce_support"],
+        "strategies": ["none", "dynamic"],
+    }
     scored = {
-        (c.scenario, c.strategy, c.replicate) for c in plan(lossy, exact).values() if c.quality
+        (c.scenario, c.strategy, c.replicate) for c in cells(lossy, exact).values() if c.quality
     }
     assert scored == {
         ("banking_open_account", "quantized_int4", 1),
@@ -86,28 +132,40 @@ def test_quality_is_scored_once_for_lossy_caches_and_for_the_reference_beside_th
     }
 
 
-def test_a_block_overrides_the_sections_settings(plan):
-    cells = plan(BLOCK | {"iterations": 7, "warmup": 2, "budget_s": 1.5}, iterations=3, warmup=1)
-    assert {(c.iterations, c.warmup, c.budget_s) for c in cells.values()} == {(7, 2, 1.5)}
+def test_an_experiment_overrides_the_sections_settings(plan):
+    own = {"precision": 0.1, "min_rounds": 2, "max_rounds": 7, "budget_s": 1.5}
+    (block,) = plan(BLOCK | own | {"warmup": 2}, precision=0.5, max_rounds=3, warmup=1).values()
+    assert {key: getattr(block, key) for key in own} == own
+    assert {cell.warmup for cell in block.cells} == {2}
 
 
-def test_turns_left_out_are_all_turns_and_fixed_scenarios_have_none(plan):
-    block = {key: value for key, value in BLOCK.items() if key != "turns"}
-    cells = plan(block | {"scenarios": ["banking_open_account", "symposium_turn"]})
-    turns = {cell.scenario: cell.turns for cell in cells.values()}
+def test_a_plan_is_plain_data(plan):
+    (block,) = plan(BLOCK | {"once": ["none"]}).values()
+    document = block.as_dict()
+    assert json.loads(json.dumps(document)) == document
+    assert document["once"] == ["none"]
+    assert list(document["cells"]) == ["none", "dynamic", "control"]
+
+
+def test_turns_left_out_are_all_turns_and_fixed_scenarios_have_none(cells):
+    experiment = {key: value for key, value in BLOCK.items() if key != "turns"}
+    found = cells(experiment | {"scenarios": ["banking_open_account", "symposium_turn"]})
+    turns = {cell.scenario: cell.turns for cell in found.values()}
     assert turns == {"banking_open_account": 15, "symposium_turn": None}
 
 
-def test_the_same_cell_in_two_experiments_is_measured_once(plan):
-    assert len(plan(BLOCK, BLOCK | {"name": "second"})) == 2
+def test_two_experiments_may_share_a_scenario_but_no_record(cells):
+    second = BLOCK | {"name": "second", "strategies": ["static"]}
+    assert len(cells(BLOCK, second)) == 2 + 1 + 1
 
 
-def test_the_shipped_configuration_plans_every_strategy(known):
+def test_the_shipped_configuration_plans_every_strategy_beside_the_reference(known):
     document = documents.read_yaml(CONFIG / "config.yaml")
     filled = configuration.fill(document, "config/config.yaml")
-    cells = configuration.plan_kv(filled, *known, "config/config.yaml")
-    assert {cell.strategy for cell in cells.values()} == set(strategies.names())
-    assert min(cell.iterations for cell in cells.values()) >= 3
+    blocks = configuration.plan_kv(filled, *known, "config/config.yaml")
+    measured = {cell.measured for block in blocks.values() for cell in block.cells}
+    assert measured == set(strategies.names())
+    assert all(block.control for block in blocks.values())
 
 
 @pytest.mark.parametrize(
@@ -123,9 +181,9 @@ def test_a_place_is_the_device_unless_the_dtype_is_unusual(device, dtype, name):
     assert configuration.place(device, dtype) == name
 
 
-def test_a_dtype_of_auto_is_the_devices_usual_one(plan):
-    cells = plan(BLOCK, BLOCK | {"name": "gpu", "device": "cuda"})
-    assert {(c.device, c.dtype) for c in cells.values()} == {
+def test_a_dtype_of_auto_is_the_devices_usual_one(cells):
+    found = cells(BLOCK, BLOCK | {"name": "gpu", "device": "cuda"})
+    assert {(c.device, c.dtype) for c in found.values()} == {
         ("cpu", "float32"),
         ("cuda", "bfloat16"),
     }
@@ -136,7 +194,8 @@ def test_a_dtype_of_auto_is_the_devices_usual_one(plan):
 
 @pytest.fixture
 def many(plan):
-    return plan(BLOCK | {"strategies": strategies.names(), "replicates": 3})
+    scenarios = ["banking_open_account", "ecommerce_support", "insurance_claim_auto"]
+    return plan(BLOCK | {"scenarios": scenarios, "replicates": 4})
 
 
 def test_the_order_is_that_of_the_seed(many):
@@ -148,16 +207,15 @@ def test_the_order_is_that_of_the_seed(many):
 
 def test_each_replicate_ends_before_the_next_begins(many):
     order = configuration.measuring_order(many, 1)
-    sequence = [many[key].replicate for key in sorted(order, key=order.get)]
+    sequence = [many[key].first.replicate for key in sorted(order, key=order.get)]
     assert sequence == sorted(sequence)
 
 
 def test_every_replicate_has_an_order_of_its_own(many):
     order = configuration.measuring_order(many, 1)
-    sequence = [many[key] for key in sorted(order, key=order.get)]
-    runs = [[c.strategy for c in sequence if c.replicate == number] for number in (1, 2, 3)]
-    assert runs[0] != runs[1] != runs[2]
-    assert runs[0] != sorted(runs[0])
+    sequence = [many[key].first for key in sorted(order, key=order.get)]
+    runs = [[c.scenario for c in sequence if c.replicate == number] for number in (1, 2, 3, 4)]
+    assert len({tuple(run) for run in runs}) > 1
 
 
 # What is refused ------------------------------------------------------------------------------
@@ -192,7 +250,17 @@ def test_an_unknown_device_is_refused_with_the_known_ones(refused):
         ("max_new_tokens", 1.5, "integer"),
         ("turns", 0, "at least 1"),
         ("turns", -2, "at least 1"),
-        ("iterations", 0, "at least 1"),
+        ("min_rounds", 0, "at least 1"),
+        ("max_rounds", 0, "at least 1"),
+        ("max_rounds", 10**30, "at most"),
+        ("precision", 0, "more than 0"),
+        ("precision", -0.03, "more than 0"),
+        ("precision", 1.5, "at most 1"),
+        ("precision", float("nan"), "is nan; it must be a finite number"),
+        ("budget_s", float("inf"), "is inf; it must be a finite number"),
+        ("budget_s", float("nan"), "is nan; it must be a finite number"),
+        ("once", ["static"], "unknown strategy of this experiment 'static'; known: dynamic, none"),
+        ("once", ["dynamic"], "leave it out of once"),
         ("replicates", 0, "at least 1"),
         ("warmup", -1, "at least 0"),
         ("budget_s", 0, "more than 0"),
@@ -235,7 +303,7 @@ def test_a_section_of_the_wrong_type_is_named(document):
     [
         ("budget_s", float("nan"), "kv.budget_s is nan; it must be a finite number"),
         ("quiet_wait_s", float("inf"), "kv.quiet_wait_s is inf; it must be a finite number"),
-        ("iterations", 10**30, "kv.iterations is"),
+        ("max_rounds", 10**30, "kv.max_rounds is"),
         ("seed", 2**200, "kv.seed is"),
         ("replicates", 10**7, "kv.replicates is 10000000; it must be at most 1000"),
         ("replicates", 2.0, "kv.replicates is 2.0; it must be of type integer"),
@@ -254,10 +322,26 @@ def test_no_experiment_in_a_suite_that_is_asked_for_is_refused(refused):
     assert "kv.experiments is empty; name an experiment" in refused()
 
 
-def test_two_experiments_that_write_one_record_differently_are_refused(refused):
-    text = refused(BLOCK, BLOCK | {"name": "second", "max_new_tokens": 8})
+@pytest.mark.parametrize("change", [{}, {"max_new_tokens": 8}, {"strategies": ["dynamic"]}])
+def test_two_experiments_that_write_one_record_are_refused(refused, change):
+    text = refused(BLOCK, BLOCK | {"name": "second"} | change)
     assert "kv.experiments[1] (second) and experiment first both measure" in text
     assert "keep one" in text
+
+
+@pytest.mark.parametrize("names", [("same", "same"), ("a-b", "a_b")])
+def test_two_experiments_of_one_name_are_refused(refused, names):
+    first, second = ({"name": name, "strategies": [f]} for name, f in zip(names, ("none", "static")))
+    text = refused(BLOCK | first, BLOCK | second)
+    assert f"kv.experiments[1].name is {names[1]!r}" in text
+    assert "give it a name of its own" in text
+
+
+@pytest.mark.parametrize("section", [{"precision": float("nan")}, {"quiet_wait_s": float("inf")}])
+def test_what_is_no_number_is_refused(section):
+    with pytest.raises(InputError, match=r"it must be a finite number") as error:
+        configuration.fill({"kv": section}, SOURCE)
+    assert f"kv.{next(iter(section))}" in one_line(error)
 
 
 def test_a_context_longer_than_the_model_allows_is_refused(known):
@@ -276,7 +360,7 @@ def test_steps_left_out_need_no_context(known):
     models["embedded"]["architecture"]["max_position_embeddings"] = 300
     block = BLOCK | {"scenarios": ["context_growth"], "max_prompt_tokens": 256}
     filled = configuration.fill(config(block), SOURCE)
-    assert len(configuration.plan_kv(filled, all_scenarios, models, SOURCE)) == 2
+    assert len(configuration.plan_kv(filled, all_scenarios, models, SOURCE)) == 1
 
 
 def test_a_limit_below_every_step_is_refused(refused):
@@ -347,12 +431,34 @@ def test_an_unknown_model_behind_the_caches_is_refused(known):
 # The instrument's test ------------------------------------------------------------------------
 
 
-def test_the_instruments_test_has_two_equal_arms_and_slows_one(known):
-    filled = configuration.fill({"aa_test": {"processes": 4, "slowdown": 0.1}}, SOURCE)
-    cells = configuration.plan_aa(filled, known[1], SOURCE)
-    assert sorted(cells) == [f"{arm}/p{n}" for arm in ("same", "slowed") for n in (1, 2, 3, 4)]
-    assert {cells[f"same/p{n}"].slowdown for n in (1, 2, 3)} == {0.0}
-    assert {cells[f"slowed/p{n}"].slowdown for n in (1, 2, 3)} == {0.1}
+def test_the_instruments_test_is_blocks_of_equal_copies_with_slowed_ones_beside_them(known):
+    section = {"blocks": 3, "same": 3, "slowed": 2, "slowdown": 0.1}
+    filled = configuration.fill({"aa_test": section, "kv": {"precision": 0.2}}, SOURCE)
+    blocks = configuration.plan_aa(filled, known[1], SOURCE)
+    assert len(blocks) == 3
+    for block in blocks.values():
+        arms = {cell.member: (cell.arm, cell.slowdown) for cell in block.cells}
+        assert arms == {
+            "same-1": ("same", 0.0),
+            "same-2": ("same", 0.0),
+            "same-3": ("same", 0.0),
+            "slowed-1": ("slowed", 0.1),
+            "slowed-2": ("slowed", 0.1),
+        }
+        assert {cell.measured for cell in block.cells} == {"dynamic"}
+        assert (block.reference, block.control) == ("same-1", "same-2")
+    keys = configuration.cells_of(blocks.values())
+    assert {"same/b1-1", "slowed/b3-2"} <= set(keys)
+    assert len(keys) == 3 * 5
+
+
+def test_the_instrument_is_tested_at_the_settings_of_the_comparisons(known):
+    kv = {"precision": 0.2, "budget_s": 7, "min_rounds": 3, "max_rounds": 4}
+    for own, budget in (({}, 7), ({"budget_s": 2}, 2)):
+        filled = configuration.fill({"kv": kv, "aa_test": own}, SOURCE)
+        block = next(iter(configuration.plan_aa(filled, known[1], SOURCE).values()))
+        assert (block.precision, block.min_rounds, block.max_rounds) == (0.2, 3, 4)
+        assert block.budget_s == budget
 
 
 @pytest.mark.parametrize(("key", "value"), [("model", "gpt"), ("strategy", "dinamic")])

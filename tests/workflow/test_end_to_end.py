@@ -39,8 +39,13 @@ def finished(tmp_path_factory) -> tuple[Path, str]:
     )
     deadline = time.monotonic() + 240
     cells = folder / "results" / "cells" / "kv"
-    # With a second record there, Snakemake has booked the first one as finished.
-    while len(list(cells.rglob("r*.json"))) < 2 and time.monotonic() < deadline:
+    journals = folder / "results" / "journals"
+
+    def second_block_began() -> bool:
+        """With the second block's journal there, Snakemake has booked the first block as finished."""
+        return len(list(cells.rglob("r*.json"))) >= 2 and any(journals.rglob("*.jsonl"))
+
+    while not second_block_began() and time.monotonic() < deadline:
         assert started.poll() is None, "the run ended before it could be interrupted"
         time.sleep(0.2)
     os.killpg(started.pid, signal.SIGINT)
@@ -49,8 +54,7 @@ def finished(tmp_path_factory) -> tuple[Path, str]:
     except subprocess.TimeoutExpired:
         os.killpg(started.pid, signal.SIGKILL)
         started.wait()
-    found = sorted(cells.rglob("r*.json"), key=lambda path: path.stat().st_mtime_ns)
-    before = {path: path.stat().st_mtime_ns for path in found[:-1]}
+    before = {path: path.stat().st_mtime_ns for path in cells.rglob("r*.json")}
     run_snakemake(folder, *SMALL, "--unlock")
     done = run_snakemake(folder, *SMALL, "--verbose")
     assert done.returncode == 0, done.stdout[-6000:]
@@ -125,7 +129,7 @@ def test_published_files_are_byte_identical_when_rebuilt_from_the_same_records(f
         shutil.rmtree(folder / "results" / name)
     done = run_snakemake(folder, *SMALL)
     assert done.returncode == 0, done.stdout[-4000:]
-    assert "rule measure_kv_cell" not in done.stdout
+    assert "rule measure_kv" not in done.stdout
     assert (folder / "results/manifest.json").read_bytes() == manifest
 
 
@@ -148,7 +152,7 @@ def test_a_recorded_run_rebuilds_tables_and_paper_without_measuring(finished, tm
         copy, "--configfile", "config/recorded.yaml", "--config", "languages=['en']"
     )
     assert done.returncode == 0, done.stdout[-6000:]
-    assert "measure_kv_cell" not in done.stdout
+    assert "measure_kv" not in done.stdout
     assert "test-bench" in (copy / "results/tables/kv_summary.csv").read_text()
     altered = next((copy / "results/recorded/test-bench").glob("cells/kv/**/dynamic/r1.json"))
     altered.write_text(altered.read_text() + "\n")

@@ -14,17 +14,17 @@ pytestmark = pytest.mark.end_to_end
 
 ROOT = Path(__file__).resolve().parents[2]
 RULES = sorted((ROOT / "workflow" / "rules").glob("*.smk"))
-MEASURING = ("measure_kv_cell", "measure_app_cell", "measure_ceilings", "prepare_model")
+MEASURING = ("measure_kv", "measure_app_cell", "measure_ceilings", "prepare_model")
 
 
 def jobs(output: str) -> dict[str, int]:
-    """Rule to number of jobs, from the table of a dry run."""
+    """Rule to number of jobs, from the table of a dry run; the kv suite has a rule per experiment."""
     table = output.partition("Job stats:")[2]
     return {name: int(count) for name, count in re.findall(r"^(\w+)\s+(\d+)$", table, re.MULTILINE)}
 
 
-def shipped_cells() -> dict[str, configuration.KvCell]:
-    """The cells of config/config.yaml."""
+def shipped_blocks() -> dict[str, configuration.KvBlock]:
+    """The blocks of config/config.yaml."""
     document = documents.read_yaml(ROOT / "config" / "config.yaml")
     known = configuration.load_scenarios_and_models(ROOT / "config")
     return configuration.plan_kv(configuration.fill(document, "config"), *known, "config")
@@ -32,7 +32,8 @@ def shipped_cells() -> dict[str, configuration.KvCell]:
 
 def test_a_fresh_clone_plans_every_stage(clone, snakemake):
     planned = jobs(snakemake(clone, "--dry-run").stdout)
-    assert planned["measure_kv_cell"] == len(shipped_cells())
+    measuring = [count for name, count in planned.items() if name.startswith("measure_kv_")]
+    assert sum(measuring) == len(shipped_blocks())
     assert planned["write_manifest"] == 1
     assert planned["all"] == 1
 
@@ -47,7 +48,7 @@ def test_both_entry_points_plan_the_same_jobs(clone, snakemake):
 def test_the_recorded_configuration_measures_nothing(clone, snakemake):
     done = snakemake(clone, "--dry-run", "--configfile", "config/recorded.yaml")
     assert done.returncode == 0, done.stdout
-    assert not set(jobs(done.stdout)) & set(MEASURING)
+    assert not [name for name in jobs(done.stdout) if name.startswith(MEASURING)]
 
 
 @pytest.mark.parametrize("name", ["paper", "cpu-record", "recorded"])
@@ -106,6 +107,14 @@ def test_cuda_that_is_absent_stops_before_the_first_cell(clone, snakemake):
     assert not (clone / "results" / "cells").exists()
 
 
+def test_one_cell_asked_for_by_name_measures_its_block(clone, snakemake):
+    cell = "results/cells/kv/cpu/embedded/banking_open_account/static/r1.json"
+    planned = jobs(snakemake(clone, "--dry-run", "--", cell).stdout)
+    assert {name: n for name, n in planned.items() if name.startswith("measure_kv")} == {
+        "measure_kv_conversations": 1
+    }
+
+
 def test_a_cell_that_nothing_plans_is_one_line_with_the_remedy(clone, snakemake):
     path = "results/cells/kv/cpu/embedded/banking_open_account/dynamic/r77.json"
     done = snakemake(clone, "--dry-run", path)
@@ -119,13 +128,13 @@ def rule_texts() -> dict[str, str]:
     """Rule to its text, from all files of rules."""
     found = {}
     for path in RULES:
-        for rule in path.read_text().split("\nrule ")[1:]:
-            found[rule.partition(":")[0]] = rule
+        for rule in re.split(r"\n\s*rule\b", path.read_text())[1:]:
+            found[re.search(r"measure_kv_|\w+", rule)[0]] = rule
     return found
 
 
 def test_every_rule_says_what_it_does_logs_and_has_an_environment():
-    assert {"measure_kv_cell", "write_manifest"} <= set(rule_texts())
+    assert {"measure_aa_block", "write_manifest"} <= set(rule_texts())
     for name, rule in rule_texts().items():
         for directive in ("message:", "log:", "conda:"):
             assert directive in rule, f"rule {name} lacks {directive}"

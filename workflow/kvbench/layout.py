@@ -36,13 +36,18 @@ def kv_record(key: str, machine: str = HERE) -> str:
     return f"{root(machine)}/cells/kv/{key}.json"
 
 
+def journal(block: str) -> str:
+    """Where the rounds of a block are kept until its records are written, by its id."""
+    return f"results/journals/{block}.jsonl"
+
+
 def app_record(study: str, cell: str, machine: str = HERE) -> str:
     """Path of an app cell's record."""
     return f"{root(machine)}/cells/app/{study}/{cell}.json"
 
 
 def aa_record(key: str) -> str:
-    """Path of a record of the instrument's test, ``<arm>/p<n>``."""
+    """Path of a record of the instrument's test, by the key of its cell: ``<arm>/b<block>-<copy>``."""
     return f"results/cells/aa/{key}.json"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from statistics import mean, median
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,8 @@ from kvbench import layout, strategies
 from kvbench.analysis import paired
 from kvbench.errors import InputError, one_of
 from kvbench.inputs import models, scenarios, tokens
-from kvbench.measurement import conversation, lock
-from kvbench.measurement.memory import meter_for
+from kvbench.measurement import conversation, lock, processes, rounds
+from kvbench.measurement.cell import Cell, Job
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,7 +73,7 @@ class KVCacheBenchmark:
         max_new_tokens: int = 150,
         iterations: int = 1,
     ) -> dict[str, dict[str, list[Any]]]:
-        """Hold the same conversation under each strategy.
+        """Hold the same conversation under each strategy, in turns: what is compared is measured together.
 
         Parameters
         ----------
@@ -85,7 +86,7 @@ class KVCacheBenchmark:
         max_new_tokens:
             Tokens per reply, exactly.
         iterations:
-            Timed repeats after the warm-up; times are their medians.
+            Timed rounds after the warm-up, each in an order drawn anew; times are their medians.
 
         Returns
         -------
@@ -104,11 +105,17 @@ class KVCacheBenchmark:
         script, questions = self._script(scenario, num_turns, max_new_tokens)
         if iterations < 1:
             raise InputError(f"iterations is {iterations}; it must be at least 1")
-        chosen = [strategies.get(name or "none") for name in cache_strategies]
-        return {
-            type(strategy).name: self._run(strategy, script, questions, iterations)
-            for strategy in chosen
-        }
+        import torch
+
+        names = [type(strategies.get(name or "none")).name for name in cache_strategies]
+        with lock.machine(), torch.inference_mode():
+            seconds = self._take_turns(names, script, iterations)
+            # Memory afterwards, when the sessions of the others are closed.
+            cells = {name: self._cell(name, script) for name in names}
+            for cell in cells.values():
+                cell.prepare()
+                cell.measure_memory()
+        return {name: self._lists(cells[name], seconds[name], questions) for name in names}
 
     def _script(
         self, name: str, turns: int, new_tokens: int
@@ -127,48 +134,50 @@ class KVCacheBenchmark:
         cell = {"max_new_tokens": new_tokens, "turns": turns}
         return conversation.script(document, cell), [turn.user for turn in chosen.turns[:turns]]
 
-    def _run(
-        self,
-        strategy: strategies.Strategy,
-        script: conversation.Script,
-        questions: list[str],
-        iterations: int,
-    ) -> dict[str, list[Any]]:
+    def _cell(self, strategy: str, script: conversation.Script) -> Cell:
+        cell = {
+            "device": self.device,
+            "measured": strategy,
+            "memory": "separate",
+            "slowdown": 0.0,
+            "warmup": 1,
+        }
         import torch
 
-        from kvbench.errors import Unsupported
+        job = Job(cell, Path(), Path(), torch.get_num_threads())
+        return Cell(job, self._model, script)
 
-        reason = strategy.available(self._model, self.device)
-        if reason:
-            raise Unsupported(reason)
-        meter = meter_for(self.device)
+    def _take_turns(
+        self, names: list[str], script: conversation.Script, iterations: int
+    ) -> dict[str, list[list[float]]]:
+        """Have the strategies take turns in this process; for each, the seconds of its turns."""
+        turns = len(script.requests)
+        found: dict[str, list[list[float]]] = {name: [[] for _ in range(turns)] for name in names}
+        cells = {name: self._cell(name, script) for name in names}
+        try:
+            for cell in cells.values():
+                cell.open()
+                cell.warm_up()
+            takers = {name: processes.Inside(cell) for name, cell in cells.items()}
+            watch = rounds.Watch(list(takers.values()))
+            for number in range(iterations):
+                for slot in rounds.play(takers, rounds.drawn(names, number), turns, watch):
+                    found[slot["strategy"]][slot["turn"]].append(slot["e2e_s"])
+        finally:
+            for cell in cells.values():
+                cell.close()
+        return found
 
-        def open_session() -> strategies.Session:
-            return strategy.session(self._model, script.max_length)
-
-        with lock.machine(), torch.inference_mode():
-            session = open_session()
-            try:
-                turns, _, _ = conversation.measure(
-                    session,
-                    script,
-                    self.device,
-                    warmup=1,
-                    iterations=iterations,
-                    budget_s=float("inf"),
-                    compiled=strategy.compiled(self.device),
-                )
-            finally:
-                session.close()
-            conversation.measure_memory(open_session, script, self.device, meter, turns)
+    def _lists(
+        self, cell: Cell, seconds: list[list[float]], questions: list[str]
+    ) -> dict[str, list[Any]]:
         result: dict[str, list[Any]] = {field: [] for field in FIELDS}
-        for question, turn in zip(questions, turns, strict=True):
-            seconds = median(sample["e2e_s"] for sample in turn.samples)
+        for question, turn, times in zip(questions, cell.known, seconds, strict=True):
             reply = self._model.decode(turn.tokens)
             peak = turn.peak_memory_bytes
-            result["generation_times"].append(seconds)
+            result["generation_times"].append(median(times))
             result["memory_usage"].append(float("nan") if peak is None else peak / 1e6)
-            result["tokens_per_second"].append(turn.new_tokens / seconds)
+            result["tokens_per_second"].append(turn.new_tokens / median(times))
             result["responses"].append(reply)
             result["conversation_history"].append((question, reply))
             result["input_tokens"].append(turn.prompt_tokens)

@@ -1,6 +1,7 @@
 # The configuration, checked, and everything that follows from it: cells, files, helper functions.
 
 import os
+import re
 import shutil
 import sys
 from dataclasses import asdict
@@ -39,32 +40,39 @@ def load():
     filled = configuration.fill(config, config_source())
     scenarios, models = configuration.load_scenarios_and_models(ROOT / "config")
     # A name that is wrong in a suite that is left out would be found on the day it is taken in.
-    kv_cells = configuration.plan_kv(filled, scenarios, models, config_source())
+    kv_blocks = configuration.plan_kv(filled, scenarios, models, config_source())
     app_cells = configuration.plan_app(filled, models, config_source())
-    kv_cells = kv_cells if "kv" in filled["suites"] else {}
+    kv_blocks = kv_blocks if "kv" in filled["suites"] else {}
     app_cells = app_cells if "app" in filled["suites"] else {}
     replayed = "traffic" in filled["suites"]
     traffic_cells = traffic.plan(filled, models, config_source(), files=replayed)
     traffic_cells = traffic_cells if replayed else {}
-    aa_cells = configuration.plan_aa(filled, models, config_source())
-    return filled, scenarios, models, kv_cells, app_cells, traffic_cells, aa_cells
+    aa_blocks = configuration.plan_aa(filled, models, config_source())
+    return filled, scenarios, models, kv_blocks, app_cells, traffic_cells, aa_blocks
 
 
 try:
-    CONFIG, SCENARIOS, MODELS, KV_CELLS, APP_CELLS, TRAFFIC_CELLS, AA_CELLS = load()
+    CONFIG, SCENARIOS, MODELS, KV_BLOCKS, APP_CELLS, TRAFFIC_CELLS, AA_BLOCKS = load()
     RECORDED = gathering.list_machines(HERE / layout.RECORDED, CONFIG["recorded"])
 except InputError as error:
     stop(error)
 
-AA_ORDER = configuration.measuring_order(AA_CELLS, CONFIG["kv"]["seed"])
-KV_ORDER = configuration.measuring_order(KV_CELLS, CONFIG["kv"]["seed"])
+KV_CELLS = configuration.cells_of(KV_BLOCKS.values())
+KV_ORDER = configuration.measuring_order(KV_BLOCKS, CONFIG["kv"]["seed"])
+AA_ORDER = configuration.measuring_order(AA_BLOCKS, CONFIG["kv"]["seed"])
+# A rule per experiment: its blocks differ in place, model, scenario and replicate only.
+KV_EXPERIMENTS = {}
+for block in KV_BLOCKS.values():
+    KV_EXPERIMENTS.setdefault(block.first.experiment, []).append(block)
 # Other packages may give other times: what is measured depends on them.
 SOFTWARE = environment.software(ROOT / "envs" / "requirements.lock")
 
 # ------------------------------------------------------------------------------ files by stage
 
 KV_RECORDS = [layout.kv_record(key) for key in sorted(KV_CELLS)]
-AA_RECORDS = [layout.aa_record(key) for key in sorted(AA_CELLS)]
+AA_RECORDS = [
+    layout.aa_record(key) for key in sorted(configuration.cells_of(AA_BLOCKS.values()))
+]
 APP_RECORDS = [layout.app_record(study, cell) for study in APP_CELLS for cell in APP_CELLS[study]]
 TRAFFIC_RECORDS = [layout.traffic_record(key) for key in sorted(TRAFFIC_CELLS)]
 CELL_RECORDS = {*KV_RECORDS, *AA_RECORDS, *APP_RECORDS, *TRAFFIC_RECORDS, "results/cells/aa/done"}
@@ -138,30 +146,9 @@ for target in sys.argv[1:]:
 # ----------------------------------------------------------------------------- helper functions
 
 
-def kv_cell(wildcards):
-    """The planned cell behind a record's path."""
-    key = f"{wildcards.place}/{wildcards.model}/{wildcards.scenario}/{wildcards.strategy}/r{wildcards.replicate}"
-    return KV_CELLS[key]
-
-
 def code_of(script):
     """The parameter by which a rule runs again when the code behind its script changed."""
     return lambda wildcards: digests.of_script(script)
-
-
-def kv_code(wildcards):
-    """Digest of the code that can change what is measured of a cell's strategy."""
-    return digests.of_strategy(kv_cell(wildcards).strategy)
-
-
-def kv_identity(cell):
-    """What is measured, as plain values; how long one waits for a quiet machine is no part of it."""
-    return {key: value for key, value in cell.as_dict().items() if key != "quiet_wait_s"}
-
-
-def kv_threads(cell):
-    """Threads are part of what is measured, but for a GPU, which is only driven by them."""
-    return workflow.cores if cell.device == "cpu" else None
 
 
 def quiet_wait_s(wildcards, threads):
@@ -172,9 +159,9 @@ def quiet_wait_s(wildcards, threads):
     return CONFIG["kv"]["quiet_wait_s"]
 
 
-def kv_priority(wildcards):
-    """Cells run in their drawn order: the scheduler takes the highest priority first."""
-    return len(KV_ORDER) - KV_ORDER[kv_cell(wildcards).key]
+def any_of(values):
+    """A wildcard's constraint: one of some texts."""
+    return "|".join(sorted({re.escape(str(value)) for value in values}))
 
 
 def traffic_cell(wildcards):
@@ -182,19 +169,89 @@ def traffic_cell(wildcards):
     return TRAFFIC_CELLS[f"{wildcards.log}/{wildcards.setting}"]
 
 
-def aa_cell(wildcards):
-    """The planned process of the instrument's test behind a record's path."""
-    return AA_CELLS[f"{wildcards.arm}/p{wildcards.number}"]
+def place_of(block):
+    """The folder of a block's records, without strategy and replicate."""
+    cell = block.first
+    return f"{cell.place}/{cell.model}/{cell.scenario}"
 
 
-def aa_code(wildcards):
-    """Digest of the code that can change what a process of the instrument's test measures."""
-    return digests.of_strategy(aa_cell(wildcards).strategy)
+def block_outputs(blocks):
+    """The records of an experiment's blocks, with wildcards for what the blocks differ in."""
+    return [
+        layout.kv_record(f"{{where}}/{cell.strategy}/r{{replicate}}") for cell in blocks[0].cells
+    ]
 
 
-def aa_priority(wildcards):
-    """Both arms interleaved, in their drawn order."""
-    return len(AA_ORDER) - AA_ORDER[f"{wildcards.arm}/p{wildcards.number}"]
+def block_input(experiment, function):
+    """A function of a block as one of the wildcards of its experiment's rule."""
+    return lambda wildcards: function(
+        KV_BLOCKS[f"{experiment}/{wildcards.where}/r{wildcards.replicate}"]
+    )
+
+
+def aa_input(function):
+    """A function of a block as one of the wildcards of the instrument's test."""
+    blocks = {str(block.first.replicate): block for block in AA_BLOCKS.values()}
+    return lambda wildcards: function(blocks[wildcards.number])
+
+
+AA_OUTPUTS = [
+    layout.aa_record(cell.key.replace("/b1-", "/b{number}-"))
+    for block in AA_BLOCKS.values()
+    for cell in block.cells
+    if cell.replicate == 1
+]
+
+
+def model_folder(block):
+    """The prepared model of a block."""
+    return layout.model(block.first.model)
+
+
+def prompts_file(block):
+    """The token ids of a block's scenario."""
+    return layout.prompts(block.first.model, block.first.scenario)
+
+
+def environment_input(block):
+    """Facts about the machine that a block is measured on."""
+    return environment_file(block.first)
+
+
+def block_plan(block):
+    """What is measured, as plain values; how long one waits for a quiet machine is no part of it."""
+    plan = {key: value for key, value in block.as_dict().items() if key != "quiet_wait_s"}
+    return plan | {"members": ", ".join(plan["cells"])}
+
+
+def block_code(block):
+    """For each cell the digest of the code that can change what is measured of its strategy."""
+    return {cell.member: digests.of_strategy(cell.measured) for cell in block.cells}
+
+
+def block_threads(block):
+    """Threads are part of what is measured, but for a GPU, which is only driven by them."""
+    return workflow.cores if block.first.device == "cpu" else None
+
+
+def block_journal(block):
+    """Where a block's rounds are kept until it is whole."""
+    return layout.journal(block.id)
+
+
+def gpus(block):
+    """Graphics processors that a block needs."""
+    return int(block.first.device == "cuda")
+
+
+def kv_priority(block):
+    """Blocks run in their drawn order: the scheduler takes the highest priority first."""
+    return len(KV_ORDER) - KV_ORDER[block.id]
+
+
+def aa_priority(block):
+    """The blocks of the instrument's test in their drawn order."""
+    return len(AA_ORDER) - AA_ORDER[block.id]
 
 
 def kv_inputs(cells):

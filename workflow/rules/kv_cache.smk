@@ -1,63 +1,71 @@
-# The kv suite: one fresh process per model, scenario, strategy and replicate.
+# The kv suite: a job is a block, whose strategies live side by side and take turns. Its records are
+# its outputs, so that asking for one of them measures the block that it belongs to. One rule per
+# experiment of the configuration: measure_kv_<experiment>, a hyphen in the name becoming a _.
+
+for experiment, blocks in KV_EXPERIMENTS.items():
+
+    rule:
+        name:
+            "measure_kv_" + experiment.replace("-", "_")
+        input:
+            model=block_input(experiment, model_folder),
+            prompts=block_input(experiment, prompts_file),
+            environment=block_input(experiment, environment_input),
+        output:
+            block_outputs(blocks),
+        log:
+            f"logs/cells/kv/{experiment}/{{where}}/r{{replicate}}.log",
+        wildcard_constraints:
+            where=any_of(place_of(block) for block in blocks),
+            replicate=any_of(block.first.replicate for block in blocks),
+        priority: block_input(experiment, kv_priority)
+        conda:
+            BENCH_ENV
+        threads: workflow.cores
+        resources:
+            gpu=block_input(experiment, gpus),
+        params:
+            block=block_input(experiment, block_plan),
+            quiet_wait_s=quiet_wait_s,
+            threads=block_input(experiment, block_threads),
+            software=SOFTWARE,
+            code=block_input(experiment, block_code),
+            journal=block_input(experiment, block_journal),
+        message:
+            "Measuring a block: {params.block[members]} in {wildcards.where}, "
+            "replicate {wildcards.replicate} (log: {log})"
+        script:
+            "../scripts/measure_kv_block.py"
 
 
-rule measure_kv_cell:
+rule measure_aa_block:
     input:
-        model="results/inputs/models/{model}",
-        prompts="results/inputs/prompts/{model}/{scenario}.json",
-        environment=lambda wildcards: environment_file(kv_cell(wildcards)),
+        model=aa_input(model_folder),
+        prompts=aa_input(prompts_file),
+        environment=aa_input(environment_input),
     output:
-        "results/cells/kv/{place}/{model}/{scenario}/{strategy}/r{replicate}.json",
+        AA_OUTPUTS,
     log:
-        "logs/cells/kv/{place}/{model}/{scenario}/{strategy}/r{replicate}.log",
-    wildcard_constraints:
-        replicate=r"\d+",
-    priority: kv_priority
-    conda:
-        BENCH_ENV
-    threads: workflow.cores
-    resources:
-        gpu=lambda wildcards: int(kv_cell(wildcards).device == "cuda"),
-    params:
-        cell=lambda wildcards: kv_identity(kv_cell(wildcards)),
-        quiet_wait_s=quiet_wait_s,
-        threads=lambda wildcards: kv_threads(kv_cell(wildcards)),
-        software=SOFTWARE,
-        code=kv_code,
-    message:
-        "Measuring {wildcards.strategy} in {wildcards.scenario} with {wildcards.model}, "
-        "replicate {wildcards.replicate} (log: {log})"
-    script:
-        "../scripts/measure_kv_cell.py"
-
-
-rule measure_aa_process:
-    input:
-        model=f"results/inputs/models/{CONFIG['aa_test']['model']}",
-        prompts=f"results/inputs/prompts/{CONFIG['aa_test']['model']}/insurance_claim_auto.json",
-        environment=lambda wildcards: environment_file(aa_cell(wildcards)),
-    output:
-        "results/cells/aa/{arm}/p{number}.json",
-    log:
-        "logs/cells/aa/{arm}/p{number}.log",
+        "logs/cells/aa/b{number}.log",
     wildcard_constraints:
         number=r"\d+",
-    priority: aa_priority
+    priority: aa_input(aa_priority)
     conda:
         BENCH_ENV
     threads: workflow.cores
     resources:
-        gpu=lambda wildcards: int(aa_cell(wildcards).device == "cuda"),
+        gpu=aa_input(gpus),
     params:
-        cell=lambda wildcards: kv_identity(aa_cell(wildcards)),
+        block=aa_input(block_plan),
         quiet_wait_s=quiet_wait_s,
-        threads=lambda wildcards: kv_threads(aa_cell(wildcards)),
+        threads=aa_input(block_threads),
         software=SOFTWARE,
-        code=aa_code,
+        code=aa_input(block_code),
+        journal=aa_input(block_journal),
     message:
-        "Testing the instrument: process {wildcards.number} of the arm {wildcards.arm}"
+        "Testing the instrument: block {wildcards.number}, {params.block[members]}"
     script:
-        "../scripts/measure_kv_cell.py"
+        "../scripts/measure_kv_block.py"
 
 
 rule aa_test:

@@ -50,7 +50,7 @@ TIMES = {"prefill_s": "prefill", "decode_s": "decode", "e2e_s": "E2E"}
 
 def _loaded(folder: Path) -> Any:
     import torch
-    from kvbench.inputs import models
+    from kvbench.inputs import tokens
 
     torch.set_num_threads(THREADS)
     return models.load(folder, "cpu", "float32")

@@ -1,9 +1,9 @@
-"""From the configuration to the list of cells: defaults, checks across files, one cell a job."""
+"""From the configuration to blocks of cells: defaults, checks across files, one block a job."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,30 @@ from kvbench.inputs.scenarios import Scenario
 DEFAULT_DTYPE = {"cpu": "float32", "cuda": "bfloat16"}
 
 
+#: Name of the second run of the reference in every block: the instrument against itself.
+CONTROL = "control"
+
+
 @dataclass(frozen=True)
 class KvCell:
-    """One measuring job of the ``kv`` suite; its fields are its identity and its effort."""
+    """One process of the ``kv`` suite and the record it leaves; its fields are its identity.
+
+    Attributes
+    ----------
+    strategy:
+        What the record is filed under: a strategy, or :data:`CONTROL`.
+    measured:
+        The strategy that runs.
+    slowdown, arm, copy:
+        In the test of the instrument: the injected slowdown, ``same`` or ``slowed``, and the number
+        of this cell among its equals.
+    """
 
     experiment: str
     model: str
     scenario: str
     strategy: str
+    measured: str
     replicate: int
     device: str
     dtype: str
@@ -32,13 +48,12 @@ class KvCell:
     max_new_tokens: int
     max_prompt_tokens: int | None
     warmup: int
-    iterations: int
-    budget_s: float
-    quiet_wait_s: float
     memory: str
     seed: int
-    slowdown: float = 0.0
     quality: bool = False
+    slowdown: float = 0.0
+    arm: str | None = None
+    copy: int = 1
 
     @property
     def place(self) -> str:
@@ -47,12 +62,85 @@ class KvCell:
 
     @property
     def key(self) -> str:
-        """Path of the record below ``cells/kv``, without the suffix."""
+        """Path of the record below ``cells/kv`` (in the instrument's test ``cells/aa``), without suffix."""
+        if self.arm is not None:
+            return f"{self.arm}/b{self.replicate}-{self.copy}"
         return f"{self.place}/{self.model}/{self.scenario}/{self.strategy}/r{self.replicate}"
+
+    @property
+    def member(self) -> str:
+        """Name of this cell in its block."""
+        return self.strategy if self.arm is None else f"{self.arm}-{self.copy}"
+
+
+@dataclass(frozen=True)
+class KvBlock:
+    """One measuring job of the ``kv`` suite: cells that live side by side and take turns.
+
+    Attributes
+    ----------
+    cells:
+        The cells, the reference's control among them.
+    reference, control:
+        The cell that all others are compared with, and its second run; None where it is not planned.
+    once:
+        Cells that take part in the first round only.
+    precision:
+        Half-width of the interval of a ratio, as a share, at which rounds end.
+    budget_s:
+        Seconds of rounds after which no further one begins.
+    min_rounds, max_rounds:
+        Fewest rounds, unless the budget ends before, and most.
+    quiet_wait_s:
+        Longest wait for a quiet machine.
+    """
+
+    cells: tuple[KvCell, ...]
+    reference: str | None
+    control: str | None
+    once: tuple[str, ...]
+    precision: float
+    budget_s: float
+    min_rounds: int
+    max_rounds: int
+    quiet_wait_s: float
+
+    @property
+    def first(self) -> KvCell:
+        """Any cell of the block, for what all have in common."""
+        return self.cells[0]
+
+    @property
+    def id(self) -> str:
+        """Name of the block in records: experiment, place, model, scenario and replicate."""
+        cell = self.first
+        return f"{cell.experiment}/{cell.place}/{cell.model}/{cell.scenario}/r{cell.replicate}"
+
+    @property
+    def seed(self) -> int:
+        """Seed of the orders of its rounds."""
+        return self.first.seed
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values only, so that Snakemake can compare parameters between runs."""
-        return asdict(self)
+        effort = {
+            name: getattr(self, name)
+            for name in ("precision", "budget_s", "min_rounds", "max_rounds", "quiet_wait_s")
+        }
+        return {
+            "id": self.id,
+            "seed": self.seed,
+            "reference": self.reference,
+            "control": self.control,
+            "once": list(self.once),
+            **effort,
+            "cells": {cell.member: asdict(cell) for cell in self.cells},
+        }
+
+
+def cells_of(blocks: Iterable[KvBlock]) -> dict[str, KvCell]:
+    """The cells of some blocks by key."""
+    return {cell.key: cell for block in blocks for cell in block.cells}
 
 
 def place(device: str, dtype: str) -> str:
@@ -121,9 +209,9 @@ def _known(kind: str, name: str, known: Any, where: str, source: str, folder: st
     one_of(kind, name, sorted(known), f"{source}: {where}", remedy)
 
 
-def _longest_context(scenario: Scenario, block: Mapping[str, Any]) -> int:
+def _longest_context(scenario: Scenario, experiment: Mapping[str, Any]) -> int:
     """Tokens that a fixed scenario needs at most; a conversation's are known after tokenising."""
-    limit = block["max_prompt_tokens"]
+    limit = experiment["max_prompt_tokens"]
     lengths = [
         step.prompt_tokens + step.new_tokens
         for step in scenario.steps
@@ -137,110 +225,178 @@ def plan_kv(
     all_scenarios: Mapping[str, Scenario],
     models: Mapping[str, Mapping[str, Any]],
     source: str,
-) -> dict[str, KvCell]:
-    """Cells of the ``kv`` suite by key, checked against scenarios, models and strategies.
+) -> dict[str, KvBlock]:
+    """Blocks of the ``kv`` suite by id, checked against scenarios, models and strategies.
 
     Raises
     ------
     InputError
         An unknown name, a context longer than the model allows, or two experiments that would
-        write the same record with different settings.
+        write the same record.
     """
     section = config["kv"]
-    cells: dict[str, KvCell] = {}
-    for number, block in enumerate(section["experiments"]):
+    blocks: dict[str, KvBlock] = {}
+    owners: dict[str, str] = {}
+    for number, experiment in enumerate(section["experiments"]):
         where = f"kv.experiments[{number}]"
-        for position, name in enumerate(block["models"]):
-            _known("model", name, models, f"{where}.models[{position}]", source, "config/models")
-        for position, name in enumerate(block["scenarios"]):
-            spot = f"{where}.scenarios[{position}]"
-            _known("scenario", name, all_scenarios, spot, source, "config/scenarios")
-        for position, name in enumerate(block["strategies"]):
-            spot = f"{where}.strategies[{position}]"
-            _known("strategy", name, strategies.names(), spot, source)
-        device = resolve_device(block.get("device", section["device"]))
-        dtype = block.get("dtype", section["dtype"])
-        dtype = DEFAULT_DTYPE[device] if dtype == "auto" else dtype
-        for scenario_id in block["scenarios"]:
-            scenario = all_scenarios[scenario_id]
-            turns = None
-            if scenario.kind == "conversation":
-                turns = block["turns"] or scenario.length
-                if turns > scenario.length:
+        _check_experiment(experiment, all_scenarios, models, where, source)
+        if _rule(experiment["name"]) in {_rule(name) for name in owners.values()}:
+            raise InputError(
+                f"{source}: {where}.name is {experiment['name']!r}, as is that of an earlier "
+                "experiment; give it a name of its own"
+            )
+        for block in _blocks(experiment, section, all_scenarios, models, where, source):
+            for cell in block.cells:
+                other = owners.setdefault(cell.key, experiment["name"])
+                if other != experiment["name"]:
                     raise InputError(
-                        f"{source}: {where}.turns is {turns} but scenario {scenario_id} has "
-                        f"{scenario.length}; ask for at most that many"
+                        f"{source}: {where} ({experiment['name']}) and experiment {other} both "
+                        f"measure {cell.key}; keep one of them, or put the strategies of both into "
+                        "one experiment: only cells of one block are compared"
                     )
-            needed = _longest_context(scenario, block)
-            if scenario.kind == "fixed" and needed == 0:
-                raise InputError(
-                    f"{source}: {where}.max_prompt_tokens is {block['max_prompt_tokens']} but every "
-                    f"step of scenario {scenario_id} is longer; raise it"
+            blocks[block.id] = block
+    return blocks
+
+
+def _rule(experiment: str) -> str:
+    """An experiment's name as far as its rule shows it."""
+    return experiment.replace("-", "_")
+
+
+def _check_experiment(
+    experiment: Mapping[str, Any],
+    all_scenarios: Mapping[str, Scenario],
+    models: Mapping[str, Mapping[str, Any]],
+    where: str,
+    source: str,
+) -> None:
+    for position, name in enumerate(experiment["models"]):
+        _known("model", name, models, f"{where}.models[{position}]", source, "config/models")
+    for position, name in enumerate(experiment["scenarios"]):
+        spot = f"{where}.scenarios[{position}]"
+        _known("scenario", name, all_scenarios, spot, source, "config/scenarios")
+    for position, name in enumerate(experiment["strategies"]):
+        spot = f"{where}.strategies[{position}]"
+        _known("strategy", name, strategies.names(), spot, source)
+    for position, name in enumerate(experiment["once"]):
+        spot = f"{where}.once[{position}]"
+        _known("strategy of this experiment", name, experiment["strategies"], spot, source)
+        if name == strategies.REFERENCE:
+            raise InputError(
+                f"{source}: {spot} is {name}, which every other strategy is compared with round by "
+                "round; leave it out of once"
+            )
+
+
+def _blocks(
+    experiment: Mapping[str, Any],
+    section: Mapping[str, Any],
+    all_scenarios: Mapping[str, Scenario],
+    models: Mapping[str, Mapping[str, Any]],
+    where: str,
+    source: str,
+) -> Iterator[KvBlock]:
+    """The blocks of one experiment: one per scenario, model and replicate."""
+
+    def setting(key: str) -> Any:
+        return experiment.get(key, section[key])
+
+    device = resolve_device(setting("device"))
+    dtype = DEFAULT_DTYPE[device] if setting("dtype") == "auto" else setting("dtype")
+    names = experiment["strategies"]
+    compared = strategies.REFERENCE in names
+    lossy = any(not strategies.get(name).exact for name in names)
+    for scenario in (all_scenarios[name] for name in experiment["scenarios"]):
+        turns = _turns(experiment, scenario, where, source)
+        for model in experiment["models"]:
+            _check_context(experiment, scenario, model, models[model], where, source)
+            for replicate in range(1, setting("replicates") + 1):
+                runs = [(name, name) for name in names]
+                if compared:
+                    runs.append((CONTROL, strategies.REFERENCE))
+                cells = tuple(
+                    KvCell(
+                        experiment=experiment["name"],
+                        model=model,
+                        scenario=scenario.id,
+                        strategy=strategy,
+                        measured=measured,
+                        replicate=replicate,
+                        device=device,
+                        dtype=dtype,
+                        turns=turns,
+                        max_new_tokens=experiment["max_new_tokens"],
+                        max_prompt_tokens=experiment["max_prompt_tokens"],
+                        warmup=setting("warmup"),
+                        memory=experiment["memory"],
+                        seed=section["seed"],
+                        # The reference beside a lossy cache shows what nothing costs.
+                        quality=replicate == 1
+                        and (
+                            not strategies.get(measured).exact
+                            or (lossy and strategy == strategies.REFERENCE)
+                        ),
+                    )
+                    for strategy, measured in runs
                 )
-            for model in block["models"]:
-                allowed = models[model].get("architecture", {}).get("max_position_embeddings")
-                if allowed and needed > allowed:
-                    raise InputError(
-                        f"{source}: {where}: scenario {scenario_id} needs {needed} tokens of context "
-                        f"but model {model} allows {allowed}; set max_prompt_tokens or take another model"
-                    )
-                for strategy in block["strategies"]:
-                    for replicate in range(1, block.get("replicates", section["replicates"]) + 1):
-                        cell = KvCell(
-                            experiment=block["name"],
-                            model=model,
-                            scenario=scenario_id,
-                            strategy=strategy,
-                            replicate=replicate,
-                            device=device,
-                            dtype=dtype,
-                            turns=turns,
-                            max_new_tokens=block["max_new_tokens"],
-                            max_prompt_tokens=block["max_prompt_tokens"],
-                            warmup=block.get("warmup", section["warmup"]),
-                            iterations=block.get("iterations", section["iterations"]),
-                            budget_s=block.get("budget_s", section["budget_s"]),
-                            quiet_wait_s=section["quiet_wait_s"],
-                            memory=block["memory"],
-                            seed=section["seed"],
-                        )
-                        other = cells.setdefault(cell.key, cell)
-                        if replace(other, experiment=cell.experiment) != cell:
-                            raise InputError(
-                                f"{source}: {where} ({block['name']}) and experiment "
-                                f"{other.experiment} both measure {cell.key} with different settings; "
-                                "keep one of them"
-                            )
-    return _with_quality(cells)
+                yield KvBlock(
+                    cells=cells,
+                    reference=strategies.REFERENCE if compared else None,
+                    control=CONTROL if compared else None,
+                    once=tuple(experiment["once"]),
+                    precision=setting("precision"),
+                    budget_s=setting("budget_s"),
+                    min_rounds=setting("min_rounds"),
+                    max_rounds=setting("max_rounds"),
+                    quiet_wait_s=section["quiet_wait_s"],
+                )
 
 
-def _with_quality(cells: Mapping[str, KvCell]) -> dict[str, KvCell]:
-    """Have the quality of lossy caches scored, in their first process, and the reference's beside it.
-
-    The reference shows what nothing costs; where no lossy cache is measured, it is not asked.
-    """
-
-    def group(cell: KvCell) -> tuple[str, str, str]:
-        return cell.place, cell.model, cell.scenario
-
-    lossy = {key for key, cell in cells.items() if not strategies.get(cell.strategy).exact}
-    compared = {group(cells[key]) for key in lossy}
-    return {
-        key: replace(
-            cell,
-            quality=cell.replicate == 1
-            and (
-                key in lossy or (cell.strategy == strategies.REFERENCE and group(cell) in compared)
-            ),
+def _turns(
+    experiment: Mapping[str, Any], scenario: Scenario, where: str, source: str
+) -> int | None:
+    """Turns of a conversation; None for fixed lengths."""
+    if scenario.kind != "conversation":
+        return None
+    turns = experiment["turns"] or scenario.length
+    if turns > scenario.length:
+        raise InputError(
+            f"{source}: {where}.turns is {turns} but scenario {scenario.id} has "
+            f"{scenario.length}; ask for at most that many"
         )
-        for key, cell in cells.items()
-    }
+    return turns
+
+
+def _check_context(
+    experiment: Mapping[str, Any],
+    scenario: Scenario,
+    model: str,
+    document: Mapping[str, Any],
+    where: str,
+    source: str,
+) -> None:
+    """Refuse fixed lengths that the model does not reach, or of which nothing is left."""
+    needed = _longest_context(scenario, experiment)
+    if scenario.kind == "fixed" and needed == 0:
+        raise InputError(
+            f"{source}: {where}.max_prompt_tokens is {experiment['max_prompt_tokens']} but every "
+            f"step of scenario {scenario.id} is longer; raise it"
+        )
+    allowed = document.get("architecture", {}).get("max_position_embeddings")
+    if allowed and needed > allowed:
+        raise InputError(
+            f"{source}: {where}: scenario {scenario.id} needs {needed} tokens of context "
+            f"but model {model} allows {allowed}; set max_prompt_tokens or take another model"
+        )
 
 
 def plan_aa(
     config: Mapping[str, Any], models: Mapping[str, Mapping[str, Any]], source: str
-) -> dict[str, KvCell]:
-    """Cells of the instrument's test by ``<arm>/p<n>``: one strategy, half of them slowed.
+) -> dict[str, KvBlock]:
+    """Blocks of the instrument's test by id: one strategy many times over, some copies slowed.
+
+    Precision, budget and rounds are those of the ``kv`` section, so that the test is one of the
+    settings that the comparisons were made with.
 
     Raises
     ------
@@ -251,35 +407,53 @@ def plan_aa(
     _known("model", section["model"], models, "aa_test.model", source, "config/models")
     _known("strategy", section["strategy"], strategies.names(), "aa_test.strategy", source)
     device = resolve_device(kv["device"])
-    return {
-        f"{arm}/p{number}": KvCell(
-            experiment="aa_test",
-            model=section["model"],
-            scenario="insurance_claim_auto",
-            strategy=section["strategy"],
-            replicate=number,
-            device=device,
-            dtype=DEFAULT_DTYPE[device] if kv["dtype"] == "auto" else kv["dtype"],
-            turns=1,
-            max_new_tokens=32,
-            max_prompt_tokens=None,
-            warmup=1,
-            iterations=section["iterations"],
-            budget_s=60,
-            quiet_wait_s=kv["quiet_wait_s"],
-            memory="timed",
-            seed=kv["seed"],
-            slowdown=slowdown,
+    copies = [("same", 0.0, number + 1) for number in range(section["same"])]
+    copies += [("slowed", section["slowdown"], number + 1) for number in range(section["slowed"])]
+    blocks = {}
+    for replicate in range(1, section["blocks"] + 1):
+        cells = tuple(
+            KvCell(
+                experiment="aa_test",
+                model=section["model"],
+                scenario="insurance_claim_auto",
+                strategy=section["strategy"],
+                measured=section["strategy"],
+                replicate=replicate,
+                device=device,
+                dtype=DEFAULT_DTYPE[device] if kv["dtype"] == "auto" else kv["dtype"],
+                turns=1,
+                max_new_tokens=section["max_new_tokens"],
+                max_prompt_tokens=None,
+                warmup=kv["warmup"],
+                memory="separate",
+                seed=kv["seed"],
+                slowdown=slowdown,
+                arm=arm,
+                copy=number,
+            )
+            for arm, slowdown, number in copies
         )
-        for arm, slowdown in (("same", 0.0), ("slowed", section["slowdown"]))
-        for number in range(1, section["processes"] + 1)
-    }
+        block = KvBlock(
+            cells=cells,
+            reference=cells[0].member,
+            control=cells[1].member,
+            once=(),
+            precision=kv["precision"],
+            budget_s=section["budget_s"] or kv["budget_s"],
+            min_rounds=kv["min_rounds"],
+            max_rounds=kv["max_rounds"],
+            quiet_wait_s=kv["quiet_wait_s"],
+        )
+        blocks[block.id] = block
+    return blocks
 
 
-def measuring_order(cells: Mapping[str, KvCell], seed: int) -> dict[str, int]:
-    """Rank of every cell in a seeded random order, replicate by replicate; rank 0 runs first."""
-    ordered = statistics.interleave(sorted(cells), seed, replicate=lambda key: cells[key].replicate)
-    return {key: rank for rank, key in enumerate(ordered)}
+def measuring_order(blocks: Mapping[str, KvBlock], seed: int) -> dict[str, int]:
+    """Rank of every block in a seeded random order, replicate by replicate; rank 0 runs first."""
+    ordered = statistics.interleave(
+        sorted(blocks), seed, replicate=lambda name: blocks[name].first.replicate
+    )
+    return {name: rank for rank, name in enumerate(ordered)}
 
 
 def plan_app(

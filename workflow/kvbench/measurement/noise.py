@@ -18,7 +18,7 @@ _TICKS_OF_DOUBT = 2
 
 @dataclass(frozen=True)
 class Reading:
-    """Counters of one moment, in seconds; others = everything that is not this process."""
+    """Counters of one moment, in seconds; others = everything that is not the measurement."""
 
     wall_s: float
     busy_s: float
@@ -27,21 +27,28 @@ class Reading:
     involuntary: int
 
     def others_s(self, later: Reading) -> float:
-        """Processor seconds of other processes, virtual machines' stolen time included."""
+        """Processor seconds of other programs, virtual machines' stolen time included."""
         total = (later.busy_s - self.busy_s) + (later.steal_s - self.steal_s)
         return max(0.0, total - (later.own_s - self.own_s))
 
 
-def read() -> Reading:
-    """Take a reading. Off Linux only this process's own counters are known."""
+def read(children_s: float = 0.0, children_involuntary: int = 0) -> Reading:
+    """Take a reading. Off Linux only the measurement's own counters are known.
+
+    Parameters
+    ----------
+    children_s, children_involuntary:
+        Processor seconds and involuntary switches of other processes that belong to the measurement.
+    """
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    own = usage.ru_utime + usage.ru_stime
+    own = usage.ru_utime + usage.ru_stime + children_s
     busy = steal = 0.0
     try:
         busy, steal = _busy(Path("/proc/stat").read_text(), _own_cores())
     except OSError:
         busy = own
-    return Reading(time.perf_counter(), busy, steal, own, usage.ru_nivcsw)
+    involuntary = usage.ru_nivcsw + children_involuntary
+    return Reading(time.perf_counter(), busy, steal, own, involuntary)
 
 
 def _own_cores() -> frozenset[int] | None:
@@ -90,7 +97,11 @@ def wait_for_quiet(limit_s: float, window_s: float = 0.3) -> float:
 
 
 class GpuNeighbours:
-    """Other processes on the GPU, by NVML; without NVML nothing is known and nothing claimed."""
+    """Processes on the GPU, by NVML; without NVML nothing is known and nothing claimed.
+
+    Only their number is used: NVML counts in the host's process ids, which are not those of a
+    container, so that one's own process cannot be told from another's there.
+    """
 
     def __init__(self) -> None:
         self._handle = None
@@ -108,11 +119,7 @@ class GpuNeighbours:
             return
 
     def count(self) -> int | None:
-        """Compute processes other than this one, or None when that cannot be known."""
+        """Compute processes, this one included, or None when that cannot be known."""
         if self._handle is None:
             return None
-        running = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
-        others = {process.pid for process in running} - {os.getpid()}
-        # In a container NVML tells the host's numbers: one of them is this process, under another one.
-        unknown = len(others) == len({process.pid for process in running})
-        return max(0, len(others) - unknown)
+        return len(self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle))

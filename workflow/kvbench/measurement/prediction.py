@@ -10,7 +10,7 @@ from kvbench.errors import InputError
 
 if TYPE_CHECKING:
     from kvbench.inputs.models import LoadedModel
-    from kvbench.measurement.conversation import Turn
+    from kvbench.measurement.cell import Known
 
 
 def described(model: LoadedModel) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def described(model: LoadedModel) -> dict[str, Any]:
 def kv_bytes(
     described: dict[str, Any],
     traffic: physics.Traffic,
-    turns: Sequence[Turn],
+    turns: Sequence[Known],
     bytes_per_element: int,
 ) -> list[int | None]:
     """Bytes that each turn should leave in the cache; None, and a reason in the entry, if unknown."""

@@ -354,7 +354,7 @@ def of_strategy(name: str) -> str:
     from kvbench import strategies
 
     only = {_STRATEGIES: [type(strategies.get(name)).__module__]}
-    return library().digest(script="measure_kv_cell", only=only, no_schema=["app-cell"])
+    return library().digest(script="measure_kv_block", only=only, no_schema=["app-cell"])
 
 
 @cache

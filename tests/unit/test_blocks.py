@@ -1,0 +1,571 @@
+"""Blocks: processes side by side, turn by turn, in rounds that are kept, resumed and never repeated."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from kvbench import records, strategies
+from kvbench.analysis import paired
+from kvbench.errors import InputError
+from kvbench.inputs import configuration, models, tokens
+from kvbench.inputs.scenarios import Scenario, Turn
+from kvbench.measurement import blocks, fitting, processes
+from kvbench.strategies.base import Generation, Session
+
+pytestmark = pytest.mark.usefixtures("private_lock", "undisturbed")
+
+SCENARIO = Scenario(
+    id="talk",
+    kind="conversation",
+    title="Talk",
+    system="You are the assistant of Acme.",
+    turns=(
+        Turn("How do I open an account?", "With two documents."),
+        Turn("And online?", "Yes."),
+    ),
+)
+#: Rounds of a block that nothing ends before.
+ROUNDS = 4
+
+
+class Bench:
+    """A small block on the tiny model: two turns of four tokens, four rounds unless said otherwise."""
+
+    def __init__(self, folder: Path, model: Path, facts: dict) -> None:
+        self.files = blocks.Files(
+            model, folder / "prompts.json", folder / "cpu.json", folder / "journal.jsonl"
+        )
+        self.files.prompts.write_text(json.dumps(tokens.prompts(model, SCENARIO)))
+        self.files.environment.write_text(json.dumps(facts))
+        self.code = "0" * 16
+        self.said: list[str] = []
+
+    def plan(self, names: Sequence[str] = ("none", "dynamic", "static"), **fields: object) -> dict:
+        experiment = {
+            "name": "test",
+            "models": ["tiny"],
+            "scenarios": ["talk"],
+            "strategies": list(names),
+            "turns": 2,
+            "max_new_tokens": 4,
+            "max_rounds": ROUNDS,
+        }
+        config = configuration.fill(
+            {"kv": {"experiments": [experiment | fields], "quiet_wait_s": 0}}, "test"
+        )
+        planned = configuration.plan_kv(config, {"talk": SCENARIO}, {"tiny": {}}, "test")
+        (block,) = planned.values()
+        return block.as_dict()
+
+    def measure(
+        self, plan: dict, progress: Callable[[str], None] | None = None
+    ) -> dict[str, dict]:
+        digests = dict.fromkeys(plan["cells"], self.code)
+        return blocks.measure(plan, self.files, digests, 1, progress or self.said.append)
+
+
+@pytest.fixture
+def bench(tmp_path, tiny_folder, facts) -> Bench:
+    return Bench(tmp_path, tiny_folder, facts)
+
+
+def slots(found: dict[str, dict]) -> list[tuple[int, str, int, int]]:
+    """Every slot of a block in the order it was taken: (slot, cell, turn, round)."""
+    return sorted(
+        (sample["slot"], name, turn["turn"], sample["round"])
+        for name, record in found.items()
+        for turn in record["turns"]
+        for sample in turn["samples"]
+    )
+
+
+# Rounds ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory, tiny_folder):
+    """The records of one undisturbed block."""
+    from functools import partial
+
+    from kvbench.measurement import lock, noise
+
+    facts = {
+        "digest": "0123456789abcdef",
+        "cpu": "A processor",
+        "cores": 2,
+        "commit": "0123456789ab",
+        "packages": {},
+    }
+    folder = tmp_path_factory.mktemp("block")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lock, "machine", partial(lock.machine, folder / "lock"))
+        patch.setattr(noise, "disturbed", lambda before, after: False)
+        bench = Bench(folder, tiny_folder, facts)
+        return bench.measure(bench.plan())
+
+
+def test_every_cell_has_its_record_and_the_reference_has_a_control(found, tmp_path):
+    assert list(found) == ["none", "dynamic", "static", "control"]
+    for name, record in found.items():
+        assert record["status"] == "ok"
+        path = tmp_path / f"{name}.json"
+        records.write(path, record)
+        assert records.read(path) == record
+    assert found["control"]["cell"]["strategy"] == "control"
+    assert found["control"]["strategy_info"]["options"]["of"] == strategies.REFERENCE
+    assert found["static"]["block"]["reference"] == strategies.REFERENCE
+    assert found["static"]["block"]["control"] is True
+
+
+def test_slots_alternate_turn_by_turn(found):
+    taken = slots(found)
+    assert [slot for slot, *_ in taken] == list(range(ROUNDS * 2 * 4))
+    assert all(first[1] != second[1] for first, second in pairwise(taken[:4]))
+    # In a round everybody takes turn 1 before anybody takes turn 2, in the same order.
+    for number in range(ROUNDS):
+        mine = [(turn, name) for _, name, turn, round in taken if round == number]
+        assert [turn for turn, _ in mine] == [1] * 4 + [2] * 4
+        assert [name for _, name in mine[:4]] == [name for _, name in mine[4:]]
+
+
+def test_every_round_has_an_order_of_its_own_and_the_record_says_it(found):
+    orders = found["dynamic"]["block"]["order"]
+    assert len(orders) == ROUNDS
+    assert all(sorted(order) == sorted(found) for order in orders)
+    assert len({tuple(order) for order in orders}) > 1
+    taken = slots(found)
+    assert [name for _, name, turn, round in taken if (turn, round) == (1, 2)] == orders[2]
+
+
+def test_the_probe_is_timed_in_every_round(found):
+    block = found["none"]["block"]
+    assert len(block["probe_s"]) == block["rounds"] == ROUNDS
+    assert all(seconds > 0 for seconds in block["probe_s"])
+
+
+def test_a_sample_says_its_round_as_iteration_too(found):
+    for turn in found["static"]["turns"]:
+        assert [sample["round"] for sample in turn["samples"]] == list(range(ROUNDS))
+        assert [sample["iteration"] for sample in turn["samples"]] == list(range(ROUNDS))
+        assert all("round" not in sample for sample in turn["cold"])
+
+
+def test_exact_cells_answer_alike(found):
+    digests = {
+        name: [turn["token_digest"] for turn in record["turns"]] for name, record in found.items()
+    }
+    assert len({tuple(values) for values in digests.values()}) == 1
+    assert len(set(digests["none"])) == 2
+
+
+def test_the_record_names_block_and_the_way_its_process_came_about(found):
+    assert found["none"]["cell"]["block"] == "test/cpu/tiny/talk/r1"
+    assert found["none"]["block"]["id"] == "test/cpu/tiny/talk/r1"
+    assert {record["block"]["processes"] for record in found.values()} == {"forked"}
+    assert found["none"]["block"]["members"] == list(found)
+
+
+def test_the_same_seed_draws_the_same_orders(bench, found):
+    again = bench.measure(bench.plan())
+    assert again["none"]["block"]["order"] == found["none"]["block"]["order"]
+
+
+def test_a_strategy_measured_once_takes_part_in_the_first_round_only(bench):
+    found = bench.measure(bench.plan(once=["none"]))
+    assert [len(turn["samples"]) for turn in found["none"]["turns"]] == [1, 1]
+    assert [len(turn["samples"]) for turn in found["static"]["turns"]] == [ROUNDS] * 2
+    assert [("none" in order) for order in found["none"]["block"]["order"]] == [
+        True,
+        *[False] * (ROUNDS - 1),
+    ]
+
+
+# When rounds end ------------------------------------------------------------------------------
+
+
+def test_most_rounds_end_a_block(found):
+    assert found["none"]["block"]["stopped"] == "rounds"
+
+
+def test_an_exhausted_budget_ends_with_one_round(bench):
+    block = bench.measure(bench.plan(budget_s=1e-9))["dynamic"]["block"]
+    assert (block["rounds"], block["stopped"]) == (1, "budget")
+
+
+def play(monkeypatch, seconds: Callable[[str, int], float]) -> None:
+    """Replace the clock: what a cell's turn takes is said by cell and round."""
+    playing = blocks.rounds.play
+    number = iter(range(10**6))
+
+    def played(*arguments, **given):
+        round = next(number)
+        found = playing(*arguments, **given)
+        for slot in found:
+            slot["e2e_s"] = seconds(slot["strategy"], round)
+        return found
+
+    monkeypatch.setattr(blocks.rounds, "play", played)
+
+
+def test_rounds_end_when_every_ratio_is_known_to_the_precision(bench, monkeypatch):
+    # The ratios are the same in every round, whatever the machine does.
+    play(monkeypatch, lambda name, round: (2.0 if name == "none" else 1.0) * (1 + round % 3))
+    found = bench.measure(bench.plan(max_rounds=100, budget_s=1e6))
+    block = found["none"]["block"]
+    assert block["stopped"] == "precision"
+    assert block["rounds"] == paired.FEWEST_ROUNDS + paired.CONFIRMING_ROUNDS
+    assert block["half_width"] == pytest.approx(0.0, abs=1e-9)
+    assert block["control_ratio"] == pytest.approx(1.0)
+
+
+def test_a_block_whose_control_differs_is_measured_until_its_budget_ends(bench, monkeypatch):
+    play(monkeypatch, lambda name, round: 1.1 if name == "control" else 1.0)
+    block = bench.measure(bench.plan(max_rounds=20, budget_s=1e6))["static"]["block"]
+    assert block["stopped"] == "rounds"
+    assert block["rounds"] == 20
+    assert block["control_ratio"] == pytest.approx(1.1)
+
+
+def test_a_strategy_measured_once_keeps_no_block_from_ending(bench, monkeypatch):
+    play(monkeypatch, lambda name, round: 1.0)
+    block = bench.measure(bench.plan(max_rounds=100, budget_s=1e6, once=["none"]))["none"]["block"]
+    assert block["stopped"] == "precision"
+
+
+def test_without_the_reference_the_fewest_rounds_are_made(bench):
+    found = bench.measure(bench.plan(["none", "static"], min_rounds=2))
+    assert list(found) == ["none", "static"]
+    block = found["none"]["block"]
+    assert (block["reference"], block["control"]) == (None, False)
+    assert (block["rounds"], block["stopped"]) == (2, "rounds")
+
+
+# What fails inside a cell is data -------------------------------------------------------------
+
+
+class Dying(Session):
+    """Generates until its process ends in the turn that the test names."""
+
+    def __init__(self, inner: Session, turns: int, end: Callable[[], None]) -> None:
+        self._inner, self._left, self._end = inner, turns, end
+
+    def generate(
+        self, token_ids: Sequence[int], max_new_tokens: int, on_token: Callable[[], None]
+    ) -> Generation:
+        if not self._left:
+            self._end()
+        self._left -= 1
+        return self._inner.generate(token_ids, max_new_tokens, on_token)
+
+    def restart(self) -> None:
+        self._inner.restart()
+
+
+def dying(monkeypatch, name: str, turns: int, end: Callable[[], None]) -> None:
+    """Have the sessions of a strategy end after some turns."""
+    strategy = type(strategies.get(name))
+    opening = strategy.session
+    monkeypatch.setattr(
+        strategy, "session", lambda self, *given: Dying(opening(self, *given), turns, end)
+    )
+
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_cell_killed_from_outside_is_failed_and_the_others_go_on(bench, monkeypatch):
+    # A warm-up of two turns, one round, and the first turn of the next.
+    dying(monkeypatch, "static", 5, kill)
+    found = bench.measure(bench.plan())
+    assert found["static"]["status"] == "failed"
+    assert "ended from outside (SIGKILL) in round 2, turn 2" in found["static"]["reason"]
+    assert found["static"]["turns"] == []
+    assert [len(turn["samples"]) for turn in found["none"]["turns"]] == [ROUNDS] * 2
+    assert found["none"]["status"] == "ok"
+
+
+def test_a_cell_that_the_kernel_ended_for_want_of_memory_is_out_of_memory(bench, monkeypatch):
+    kills = iter([0] * 4)
+    monkeypatch.setattr(processes, "_out_of_memory_kills", lambda: next(kills, 1))
+    dying(monkeypatch, "static", 5, kill)
+    assert bench.measure(bench.plan())["static"]["status"] == "out_of_memory"
+
+
+def test_an_error_inside_a_cell_is_its_reason(bench, monkeypatch):
+    def fail() -> None:
+        raise RuntimeError("the kernel\n refused")
+
+    dying(monkeypatch, "none", 3, fail)
+    found = bench.measure(bench.plan())
+    assert found["none"]["status"] == "failed"
+    assert found["none"]["reason"].startswith("RuntimeError: the kernel refused")
+    assert found["static"]["status"] == "ok"
+
+
+def test_memory_that_torch_cannot_get_is_out_of_memory(bench, monkeypatch):
+    import torch
+
+    static = type(strategies.get("static"))
+    monkeypatch.setattr(static, "session", lambda *_: torch.empty(2**60))
+    assert bench.measure(bench.plan())["static"]["status"] == "out_of_memory"
+
+
+def test_an_unsupported_strategy_says_why_and_costs_no_process(bench):
+    found = bench.measure(bench.plan(["dynamic", "offloaded"]))
+    assert found["offloaded"]["status"] == "unsupported"
+    assert "cuda" in found["offloaded"]["reason"]
+    assert found["dynamic"]["block"]["order"][0] != []
+    assert all("offloaded" not in order for order in found["dynamic"]["block"]["order"])
+
+
+def test_a_model_that_cannot_be_loaded_fails_every_cell(bench, monkeypatch):
+    def load(*_: object) -> None:
+        raise OSError("no such weights")
+
+    monkeypatch.setattr(models, "load", load)
+    found = bench.measure(bench.plan())
+    assert {record["status"] for record in found.values()} == {"failed"}
+    assert all("no such weights" in record["reason"] for record in found.values())
+
+
+def test_wrong_inputs_end_the_block_without_records(bench, monkeypatch):
+    def load(*_: object) -> None:
+        raise InputError("models/x: no weights")
+
+    monkeypatch.setattr(models, "load", load)
+    with pytest.raises(InputError, match="no weights"):
+        bench.measure(bench.plan())
+
+
+# Interruptions --------------------------------------------------------------------------------
+
+
+def gone(pid: int) -> bool:
+    """Whether a process ends within ten seconds."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([descriptor], [], [], 10)[0])
+    finally:
+        os.close(descriptor)
+
+
+def killed_after(bench: Bench, plan: dict, rounds: int, number: int = signal.SIGKILL) -> list[int]:
+    """Measure in a child of this process that is killed after some rounds; the pids of its cells."""
+    pids = bench.files.journal.with_name("pids")
+    pids.write_text("")
+    forking = processes.fork
+
+    def fork(*given: object) -> processes.Worker:
+        worker = forking(*given)
+        with pids.open("a") as stream:
+            stream.write(f"{worker.pid}\n")
+        return worker
+
+    def progress(line: str) -> None:
+        if line.startswith(f"round {rounds} "):
+            os.kill(os.getpid(), number)
+
+    child = os.fork()
+    if not child:
+        try:
+            processes.fork = fork
+            bench.measure(plan, progress)
+        finally:
+            os._exit(7)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) in (-number, 7)
+    return [int(line) for line in pids.read_text().split()]
+
+
+def test_a_killed_block_goes_on_behind_its_finished_rounds(bench):
+    plan = bench.plan()
+    killed_after(bench, plan, 2)
+    kept = [json.loads(line) for line in bench.files.journal.read_text().splitlines()]
+    assert [piece["round"] for piece in kept[1:]] == [0, 1]
+    found = bench.measure(plan)
+    for record in found.values():
+        for turn in record["turns"]:
+            assert [sample["round"] for sample in turn["samples"]] == list(range(ROUNDS))
+    first = {slot["slot"]: slot["e2e_s"] for piece in kept[1:] for slot in piece["slots"]}
+    samples = [s for r in found.values() for turn in r["turns"] for s in turn["samples"]]
+    assert {s["slot"]: s["e2e_s"] for s in samples if s["slot"] in first} == first
+    assert found["none"]["block"]["resumed"] == [2]
+    assert [slot for slot, *_ in slots(found)] == list(range(ROUNDS * 2 * 4))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_no_process_of_a_block_outlives_it(bench, number):
+    pids = killed_after(bench, bench.plan(), 1, number)
+    assert len(pids) == 4
+    assert all(gone(pid) for pid in pids)
+
+
+def test_the_cells_processes_are_gone_when_a_block_is_finished(bench, monkeypatch):
+    pids: list[int] = []
+    forking = processes.fork
+
+    def fork(*given: object) -> processes.Worker:
+        worker = forking(*given)
+        pids.append(worker.pid)
+        return worker
+
+    monkeypatch.setattr(processes, "fork", fork)
+    bench.measure(bench.plan())
+    assert len(pids) == 4
+    assert all(gone(pid) for pid in pids)
+
+
+def test_a_half_written_round_is_left_out(bench):
+    plan = bench.plan()
+    killed_after(bench, plan, 2)
+    text = bench.files.journal.read_text()
+    bench.files.journal.write_text(text[: -len(text) // 10])
+    found = bench.measure(plan)
+    assert found["none"]["block"]["resumed"] == [1]
+    assert [slot for slot, *_ in slots(found)] == list(range(ROUNDS * 2 * 4))
+
+
+@pytest.mark.parametrize("change", ["code", "machine", "prompts", "settings"])
+def test_rounds_under_other_conditions_start_anew_and_say_so(bench, facts, change):
+    plan = bench.plan()
+    killed_after(bench, plan, 2)
+    if change == "code":
+        bench.code = "1" * 16
+    elif change == "machine":
+        bench.files.environment.write_text(json.dumps(facts | {"digest": "f" * 16}))
+    elif change == "prompts":
+        document = json.loads(bench.files.prompts.read_text())
+        bench.files.prompts.write_text(json.dumps(document | {"first": document["first"][:-1]}))
+    else:
+        plan = bench.plan(max_new_tokens=5)
+    found = bench.measure(plan)
+    assert f"rounds of an earlier start are left out: other {change}" in bench.said
+    assert found["none"]["block"]["resumed"] == []
+    assert found["none"]["block"]["rounds"] == ROUNDS
+
+
+def test_another_precision_goes_on_with_the_rounds_there_are(bench):
+    killed_after(bench, bench.plan(), 2)
+    found = bench.measure(bench.plan(precision=0.5, max_rounds=3))
+    assert found["none"]["block"]["resumed"] == [2]
+    assert found["none"]["block"]["rounds"] == 3
+
+
+def test_a_block_whose_last_record_was_not_written_measures_nothing_again(bench, monkeypatch):
+    plan = bench.plan()
+    first = bench.measure(plan)
+    assert bench.files.journal.exists()
+
+    def fork(*_: object) -> None:
+        raise AssertionError("nothing has to be measured")
+
+    monkeypatch.setattr(processes, "fork", fork)
+    again = bench.measure(plan)
+    assert {n: r["turns"] for n, r in again.items()} == {n: r["turns"] for n, r in first.items()}
+
+
+def test_a_full_disk_is_one_line_and_keeps_the_rounds_so_far(bench, monkeypatch):
+    plan = bench.plan()
+    written = iter(range(3))
+
+    def fsync(descriptor: int) -> None:
+        if next(written, None) is None:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(InputError, match="No space left on device") as error:
+        bench.measure(plan)
+    assert str(bench.files.journal) in str(error.value)
+    monkeypatch.undo()
+    assert len(bench.files.journal.read_text().splitlines()) >= 3
+
+
+# Memory ---------------------------------------------------------------------------------------
+
+
+def test_cells_that_do_not_fit_together_are_split_and_it_is_said_before(bench, monkeypatch):
+    sizes = {"static": 60, "none": 60, "dynamic": 10, "control": 10}
+    monkeypatch.setattr(
+        fitting, "needs", lambda cell, *_: (sizes[cell["strategy"]], 0)
+    )
+    monkeypatch.setattr(fitting, "free_bytes", lambda device: 100)
+    found = bench.measure(bench.plan(max_rounds=2))
+    (line,) = [line for line in bench.said if "do not fit" in line]
+    assert bench.said.index(line) < bench.said.index("loading the model")
+    block = found["dynamic"]["block"]
+    assert block["parts"] == [["dynamic", "control", "none"], ["dynamic", "control", "static"]]
+    assert [sorted(order) for order in block["order"]] == [
+        ["control", "dynamic", "none"],
+        ["control", "dynamic", "none"],
+        ["control", "dynamic", "static"],
+        ["control", "dynamic", "static"],
+    ]
+    assert [s["round"] for s in found["static"]["turns"][0]["samples"]] == [2, 3]
+    assert [s["round"] for s in found["dynamic"]["turns"][0]["samples"]] == [0, 1, 2, 3]
+    assert [slot for slot, *_ in slots(found)] == list(range(4 * 2 * 3))
+
+
+@pytest.mark.parametrize(
+    ("free", "expected"),
+    [
+        (None, [["r", "c", "a", "b", "d"]]),
+        (1000, [["r", "c", "a", "b", "d"]]),
+        (400, [["r", "c", "a"], ["r", "c", "b", "d"]]),
+        (10, [["r", "c", "a"], ["r", "c", "b"], ["r", "c", "d"]]),
+    ],
+)
+def test_parts_hold_what_all_are_compared_with(free, expected):
+    own = {"r": 20, "c": 20, "a": 200, "b": 150, "d": 50}
+    assert fitting.parts(own, ["r", "c"], 100, free) == expected
+
+
+def test_a_fresh_process_needs_weights_of_its_own(bench, tiny_folder):
+    cell = bench.plan()["cells"]["static"]
+    turns = blocks.script(json.loads(bench.files.prompts.read_text()), cell)
+    forked, weights = fitting.needs(cell, tiny_folder, turns, processes.FORKED)
+    fresh, _ = fitting.needs(cell, tiny_folder, turns, processes.FRESH)
+    assert fresh == forked + weights
+    assert weights > 0
+
+
+def test_a_limit_of_the_address_space_counts_as_memory(monkeypatch):
+    monkeypatch.setattr(fitting.resource, "getrlimit", lambda _: (4096, 4096))
+    assert fitting.free_bytes("cpu") == 4096
+
+
+# Fresh processes ------------------------------------------------------------------------------
+
+
+def test_a_process_started_afresh_measures_the_same_tokens(bench, found, monkeypatch):
+    monkeypatch.setattr(blocks, "_kind", lambda cell: processes.FRESH)
+    fresh = bench.measure(bench.plan(["dynamic"], max_rounds=2))
+    assert {record["block"]["processes"] for record in fresh.values()} == {"fresh"}
+    assert [turn["token_digest"] for turn in fresh["dynamic"]["turns"]] == [
+        turn["token_digest"] for turn in found["dynamic"]["turns"]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("cell", "platform", "kind"),
+    [
+        ({"measured": "dynamic", "device": "cpu"}, "linux", "forked"),
+        ({"measured": "dynamic", "device": "cuda"}, "linux", "fresh"),
+        ({"measured": "dynamic", "device": "cpu"}, "darwin", "fresh"),
+        ({"measured": "quantized_hqq_int4", "device": "cpu"}, "linux", "fresh"),
+        ({"measured": "quantized_int4", "device": "cpu"}, "linux", "forked"),
+    ],
+)
+def test_a_process_is_forked_where_that_is_safe(monkeypatch, cell, platform, kind):
+    monkeypatch.setattr(blocks.sys, "platform", platform)
+    assert blocks._kind(cell) == kind

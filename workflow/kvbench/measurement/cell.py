@@ -1,0 +1,335 @@
+"""One cell of a block, in the process that measures it: its session, its turns, its last passes."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kvbench import documents, physics, records, strategies
+from kvbench.errors import InputError, Unsupported
+from kvbench.inputs import models
+from kvbench.measurement import noise, prediction, startup
+from kvbench.measurement import quality as lossy
+from kvbench.measurement.conversation import Script, SlowedSession, Talk, Turn, script
+from kvbench.measurement.memory import cache_bytes, meter_for
+from kvbench.strategies.base import Session
+
+#: Warm-ups that a compiling strategy may take until a conversation passes without a new graph.
+MOST_WARMUPS = 4
+#: Turns, and tokens of each reference reply, over which the quality of a lossy cache is scored.
+QUALITY_TURNS, QUALITY_TOKENS = 8, 48
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a cell's process has to know.
+
+    Attributes
+    ----------
+    cell:
+        The fields of :class:`kvbench.inputs.configuration.KvCell`.
+    model_folder, prompts_file:
+        What the inputs stage made.
+    threads:
+        Threads for torch's operations on a CPU.
+    """
+
+    cell: Mapping[str, Any]
+    model_folder: Path
+    prompts_file: Path
+    threads: int
+
+
+@dataclass
+class Known:
+    """What is known of one turn beside its times."""
+
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    reused_tokens: int = 0
+    tokens: Sequence[int] = ()
+    kv_bytes: int | None = None
+    peak_memory_bytes: int | None = None
+    reserved_memory_bytes: int | None = None
+
+
+class _Graphs:
+    """Counts what torch.compile has compiled; nothing is imported when nothing compiles."""
+
+    def __init__(self, active: bool) -> None:
+        self._active = active
+
+    def count(self) -> int:
+        if not self._active:
+            return 0
+        from torch._dynamo.utils import counters
+
+        return int(counters["stats"].get("unique_graphs", 0))
+
+
+class Cell:
+    """A strategy at work on one scenario: opened, warmed up, then a turn whenever it is asked.
+
+    Everything that goes in and out is plain data, so that the cell may live in another process. It
+    is used under ``torch.inference_mode()``.
+
+    Parameters
+    ----------
+    job:
+        What to measure.
+    model:
+        The model, where the process has it already; else it is loaded by :meth:`open`.
+    turns:
+        The turns, where they are not those of the job's prompts.
+    """
+
+    def __init__(
+        self, job: Job, model: models.LoadedModel | None = None, turns: Script | None = None
+    ) -> None:
+        self._job = job
+        self._model = model
+        self._device = job.cell["device"]
+        self._strategy = strategies.get(job.cell["measured"])
+        self._turns = turns
+        self._session: Session | None = None
+        self.known: list[Known] = []
+
+    def prepare(self) -> None:
+        """Load the model unless it is there, and have everything ready but the session.
+
+        Raises
+        ------
+        Unsupported
+            The strategy cannot run with this model or on this device.
+        """
+        cell = self._job.cell
+        with startup.collector_paused():
+            import torch
+
+            if self._device == "cpu":
+                torch.set_num_threads(self._job.threads)
+            if self._model is None:
+                keep = self._strategy.needs()
+                self._model = models.load(
+                    self._job.model_folder, self._device, cell["dtype"], keep=keep
+                )
+        if reason := self._strategy.available(self._model, self._device):
+            raise Unsupported(reason)
+        if self._turns is None:
+            self._turns = script(documents.read_json(self._job.prompts_file), cell)
+        self.known = [Known() for _ in self._turns.requests]
+        self._graphs = _Graphs(self._strategy.compiled(self._device))
+        self._seen_graphs = self._warm_graphs = 0
+        self._neighbours = noise.GpuNeighbours() if self._device == "cuda" else None
+        self._companions = 1
+        self._meter = meter_for(self._device)
+        self._timed_memory = cell["memory"] == "timed" and self._meter.supported
+
+    def open(self) -> None:
+        """Prepare, and open the strategy's session; raises what :meth:`prepare` does."""
+        self.prepare()
+        if self._timed_memory:
+            self._meter.settle()
+        self._session = self._strategy.session(self._model, self._turns.max_length)
+        if slowdown := self._job.cell["slowdown"]:
+            self._session = SlowedSession(self._session, slowdown)
+        before = self._meter.start if self._timed_memory else (lambda: None)
+        self._talk = Talk(self._session, self._turns, self._device, before)
+
+    def warm_up(self) -> list[list[dict[str, Any]]]:
+        """Hold the cold conversations; a compiling strategy goes on until nothing is compiled.
+
+        Returns
+        -------
+        list
+            For each turn its cold samples.
+        """
+        cold: list[list[dict[str, Any]]] = [[] for _ in self._turns.requests]
+        wanted, made = self._job.cell["warmup"], 0
+        compiles = self._strategy.compiled(self._device)
+        talk = Talk(self._session, self._turns, self._device)
+        while made < wanted or (compiles and made < MOST_WARMUPS):
+            before = self._graphs.count()
+            for index, samples in enumerate(cold):
+                turn = talk.turn(index)
+                samples.append({"iteration": made, **_times(turn), "disturbed": False})
+                self._keep(index, turn)
+            made += 1
+            if made >= wanted and self._graphs.count() == before:
+                break
+        self._seen_graphs = self._warm_graphs = self._graphs.count()
+        return cold
+
+    def begin(self, companions: int) -> None:
+        """Begin a round: collect garbage now, so that it is not collected while a turn is timed.
+
+        Parameters
+        ----------
+        companions:
+            Processes of this block that are alive, this one included.
+        """
+        self._companions = companions
+        gc.collect()
+        gc.disable()
+
+    def turn(self, index: int) -> dict[str, Any]:
+        """Take one turn on the clock.
+
+        Returns
+        -------
+        dict
+            ``e2e_s``, ``ttft_s``, ``itl_s``, and ``disturbed``: whether a graph was compiled, or
+            somebody else was on the GPU.
+        """
+        turn = self._talk.turn(index)
+        self._keep(index, turn)
+        if self._timed_memory:
+            known = self.known[index]
+            known.peak_memory_bytes, known.reserved_memory_bytes = self._meter.peak()
+            known.kv_bytes = cache_bytes(turn.generation.cache)
+        graphs = self._graphs.count()
+        compiled, self._seen_graphs = graphs > self._seen_graphs, graphs
+        neighbours = (self._neighbours.count() or 0) if self._neighbours else 0
+        return {**_times(turn), "disturbed": compiled or neighbours > self._companions}
+
+    def _keep(self, index: int, turn: Turn) -> None:
+        known, generation = self.known[index], turn.generation
+        known.prompt_tokens, known.new_tokens = len(turn.prompt), len(generation.tokens)
+        known.reused_tokens, known.tokens = generation.reused_tokens, generation.tokens
+
+    def finish(self) -> dict[str, Any]:
+        """Close the session, measure memory apart, and score what a lossy cache costs in quality.
+
+        Returns
+        -------
+        dict
+                ``turns`` (the record's turns but for their samples), ``model`` (architecture, size and
+            attention), ``compile`` (``graphs`` and ``recompiles``) and, where the plan asks for it,
+            ``quality``.
+        """
+        found: dict[str, Any] = {
+            "compile": {
+                "graphs": self._graphs.count(),
+                "recompiles": self._graphs.count() - self._warm_graphs,
+            }
+        }
+        self.close()
+        if not self._timed_memory:
+            self.measure_memory()
+        document = documents.read_json(self._job.prompts_file)
+        found["model"] = {
+            **prediction.described(self._model),
+            "layout": document.get("layout"),
+        }
+        found["turns"] = self._described(found["model"], document)
+        if self._job.cell["quality"]:
+            found["quality"] = self._quality(document)
+        return found
+
+    def close(self) -> None:
+        """Give the session's memory back; no turn is taken afterwards."""
+        gc.enable()
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+            del self._talk
+
+    def measure_memory(self) -> None:
+        """Hold one more conversation, in a session of its own, for memory alone."""
+        if self._meter.supported:
+            self._meter.settle()
+        session = self._strategy.session(self._model, self._turns.max_length)
+        before = self._meter.start if self._meter.supported else (lambda: None)
+        talk = Talk(session, self._turns, self._device, before)
+        try:
+            for index, known in enumerate(self.known):
+                turn = talk.turn(index)
+                if self._meter.supported:
+                    known.peak_memory_bytes, known.reserved_memory_bytes = self._meter.peak()
+                known.kv_bytes = cache_bytes(turn.generation.cache)
+                self._keep(index, turn)
+        finally:
+            session.close()
+
+    def _described(
+        self, model: dict[str, Any], document: Mapping[str, Any]
+    ) -> list[dict[str, Any]]:
+        """The record's turns without times, with the bytes that physics predicts."""
+        size = physics.bytes_per_element(self._job.cell["dtype"])
+        traffic = self._strategy.traffic(self._turns.max_length)
+        predicted = prediction.kv_bytes(model, traffic, self.known, size)
+        references = document.get("references")
+        return [
+            {
+                "turn": number,
+                "prompt_tokens": known.prompt_tokens,
+                "new_tokens": known.new_tokens,
+                "reused_tokens": known.reused_tokens,
+                "kv_bytes": known.kv_bytes,
+                "kv_bytes_predicted": predicted[number - 1],
+                "peak_memory_bytes": known.peak_memory_bytes,
+                "reserved_memory_bytes": known.reserved_memory_bytes,
+                "token_digest": records.token_digest(known.tokens),
+                "response": self._model.decode(known.tokens),
+                "reply_exact": references
+                and _recites(self._model, known.tokens, references[number - 1]),
+            }
+            for number, known in enumerate(self.known, start=1)
+        ]
+
+    def _quality(self, document: Mapping[str, Any]) -> dict[str, Any]:
+        """What a lossy cache costs in quality; the reference beside it shows what nothing costs."""
+        reason = lossy.without_meaning(self._job.model_folder, document)
+        if reason:
+            return {"status": "unsupported", "reason": reason, "turns": [], "summary": {}}
+        turns = min(self._job.cell["turns"] or QUALITY_TURNS, QUALITY_TURNS)
+        return lossy.quality(self._model, self._strategy, document, turns, QUALITY_TOKENS)
+
+
+def _times(turn: Turn) -> dict[str, Any]:
+    timing = turn.timing
+    return {"e2e_s": timing.e2e_s, "ttft_s": timing.ttft_s, "itl_s": timing.itl_s}
+
+
+def _recites(model: models.LoadedModel, tokens: Sequence[int], reference: Sequence[int]) -> bool:
+    """Whether the shown reply is the reference, as far as the fixed length lets it go."""
+    reply = model.reply(tokens)
+    ended = len(reply) < len(tokens)
+    return reply == list(reference[: len(reply)]) and (not ended or len(reply) == len(reference))
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How a cell ended that gave no result: the record's ``status`` and ``reason``."""
+
+    status: str
+    reason: str
+
+
+def failure(error: Exception) -> Failure:
+    """What an exception inside a cell means for its record.
+
+    Raises
+    ------
+    InputError
+        The inputs are wrong: that is no failure of the cell, and no record is made.
+    """
+    if isinstance(error, InputError):
+        raise error
+    message = " ".join(str(error).split())[:500]
+    if isinstance(error, Unsupported):
+        return Failure("unsupported", message)
+    status = "out_of_memory" if _is_out_of_memory(error) else "failed"
+    return Failure(status, f"{type(error).__name__}: {message}")
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError):
+        return True
+    text = str(error).lower()
+    return type(error).__name__ == "OutOfMemoryError" or (
+        "out of memory" in text or "can't allocate memory" in text
+    )
