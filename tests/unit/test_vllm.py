@@ -78,12 +78,8 @@ def test_a_conversation_reuses_blocks_within_itself_and_forgets_between_two(engi
     session = strategies.get("vllm_prefix_caching").session(tiny, 200)
     try:
         for _ in range(2):
-            conversation.converse(
-                session,
-                turns((40, False, 10), (5, True, 10)),
-                "cpu",
-                lambda index, prompt, generation, timing: seen.append(generation),
-            )
+            talk = conversation.Talk(session, turns((40, False, 10), (5, True, 10)), "cpu")
+            seen += [talk.turn(index).generation for index in (0, 1)]
     finally:
         session.close()
     assert [generation.reused_tokens for generation in seen] == [0, 32, 0, 32]
@@ -151,16 +147,10 @@ def test_vllm_gives_the_tokens_of_the_dynamic_cache(tiny):
     replies = {}
     for name in ("dynamic", "vllm", "vllm_prefix_caching"):
         session = strategies.get(name).session(tiny, 300)
-        replies[name] = []
         try:
-            conversation.converse(
-                session,
-                turns((70, False, 20), (6, True, 20)),
-                "cpu",
-                lambda index, prompt, generation, timing, name=name: replies[name].append(
-                    (generation.tokens, generation.reused_tokens)
-                ),
-            )
+            talk = conversation.Talk(session, turns((70, False, 20), (6, True, 20)), "cpu")
+            taken = [talk.turn(index).generation for index in (0, 1)]
+            replies[name] = [(generation.tokens, generation.reused_tokens) for generation in taken]
         finally:
             session.close()
     tokens = {name: [reply for reply, _ in turn] for name, turn in replies.items()}
