@@ -217,7 +217,7 @@ def play(monkeypatch, seconds: Callable[[str, int], float]) -> None:
 def test_rounds_end_when_every_ratio_is_known_to_the_precision(bench, monkeypatch):
     # The ratios are the same in every round, whatever the machine does.
     play(monkeypatch, lambda name, round: (2.0 if name == "none" else 1.0) * (1 + round % 3))
-    found = bench.measure(bench.plan(max_rounds=100, budget_s=1e6))
+    found = bench.measure(bench.plan(max_rounds=100, budget_s=600000))
     block = found["none"]["block"]
     assert block["stopped"] == "precision"
     assert block["rounds"] == paired.FEWEST_ROUNDS + paired.CONFIRMING_ROUNDS
@@ -227,7 +227,7 @@ def test_rounds_end_when_every_ratio_is_known_to_the_precision(bench, monkeypatc
 
 def test_a_block_whose_control_differs_is_measured_until_its_budget_ends(bench, monkeypatch):
     play(monkeypatch, lambda name, round: 1.1 if name == "control" else 1.0)
-    block = bench.measure(bench.plan(max_rounds=20, budget_s=1e6))["static"]["block"]
+    block = bench.measure(bench.plan(max_rounds=20, budget_s=600000))["static"]["block"]
     assert block["stopped"] == "rounds"
     assert block["rounds"] == 20
     assert block["control_ratio"] == pytest.approx(1.1)
@@ -235,7 +235,7 @@ def test_a_block_whose_control_differs_is_measured_until_its_budget_ends(bench, 
 
 def test_a_strategy_measured_once_keeps_no_block_from_ending(bench, monkeypatch):
     play(monkeypatch, lambda name, round: 1.0)
-    block = bench.measure(bench.plan(max_rounds=100, budget_s=1e6, once=["none"]))["none"]["block"]
+    block = bench.measure(bench.plan(max_rounds=100, budget_s=600000, once=["none"]))["none"]["block"]
     assert block["stopped"] == "precision"
 
 
