@@ -66,9 +66,7 @@ class Bare:
             return None
         gc.enable()
         begin = time.perf_counter()
-        self._model.generate(
-            self._ids, attention_mask=self._mask, generation_config=self._settings
-        )
+        self._model.generate(self._ids, attention_mask=self._mask, generation_config=self._settings)
         seconds = time.perf_counter() - begin
         gc.disable()
         return {"e2e_s": seconds, "disturbed": False}
@@ -83,9 +81,7 @@ def main() -> None:
     wanted = parser.parse_args().rounds
     with tempfile.TemporaryDirectory() as temporary:
         folder, prompts = Path(temporary) / "model", Path(temporary) / "prompts.json"
-        models.prepare(
-            configuration.read_models(ROOT / "config/models")["embedded"], folder, ROOT
-        )
+        models.prepare(configuration.read_models(ROOT / "config/models")["embedded"], folder, ROOT)
         scenario = scenarios.load(ROOT / "config/scenarios/symposium_turn.yaml")
         document = tokens.prompts(folder, scenario)
         documents.write_json(prompts, document)

@@ -64,9 +64,7 @@ class Bench:
         (block,) = planned.values()
         return block.as_dict()
 
-    def measure(
-        self, plan: dict, progress: Callable[[str], None] | None = None
-    ) -> dict[str, dict]:
+    def measure(self, plan: dict, progress: Callable[[str], None] | None = None) -> dict[str, dict]:
         digests = dict.fromkeys(plan["cells"], self.code)
         return blocks.measure(plan, self.files, digests, 1, progress or self.said.append)
 
@@ -235,7 +233,9 @@ def test_a_block_whose_control_differs_is_measured_until_its_budget_ends(bench, 
 
 def test_a_strategy_measured_once_keeps_no_block_from_ending(bench, monkeypatch):
     play(monkeypatch, lambda name, round: 1.0)
-    block = bench.measure(bench.plan(max_rounds=100, budget_s=600000, once=["none"]))["none"]["block"]
+    block = bench.measure(bench.plan(max_rounds=100, budget_s=600000, once=["none"]))["none"][
+        "block"
+    ]
     assert block["stopped"] == "precision"
 
 
@@ -496,9 +496,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_rounds_so_far(bench, monkeypatch)
 
 def test_cells_that_do_not_fit_together_are_split_and_it_is_said_before(bench, monkeypatch):
     sizes = {"static": 60, "none": 60, "dynamic": 10, "control": 10}
-    monkeypatch.setattr(
-        fitting, "needs", lambda cell, *_: (sizes[cell["strategy"]], 0)
-    )
+    monkeypatch.setattr(fitting, "needs", lambda cell, *_: (sizes[cell["strategy"]], 0))
     monkeypatch.setattr(fitting, "free_bytes", lambda device: 100)
     found = bench.measure(bench.plan(max_rounds=2))
     (line,) = [line for line in bench.said if "do not fit" in line]

@@ -101,9 +101,7 @@ def session(monkeypatch):
         dynamic = type(strategies.get("dynamic"))
         monkeypatch.setattr(dynamic, "session", lambda *_: given)
         monkeypatch.setattr(dynamic, "compiled", lambda *_: compiled)
-        counter = type(
-            "Graphs", (), {"__init__": lambda *_: None, "count": lambda _: given.graphs}
-        )
+        counter = type("Graphs", (), {"__init__": lambda *_: None, "count": lambda _: given.graphs})
         monkeypatch.setattr(cells, "_Graphs", counter)
         return given
 
@@ -134,14 +132,33 @@ def test_without_a_warm_up_nothing_is_cold(make):
     assert len(samples) == 2
 
 
-def test_every_round_is_a_conversation_of_its_own(make):
-    _, samples, found = measured(make())
-    assert [turn["prompt_tokens"] for turn in found["turns"]][0] > 0
-    assert len(samples) == 2
-    again = measured(make(), rounds=1)[2]
-    assert [turn["token_digest"] for turn in again["turns"]] == [
-        turn["token_digest"] for turn in found["turns"]
-    ]
+def test_every_round_is_the_same_conversation_from_its_start(make):
+    one, two = (measured(make(), rounds=rounds)[2]["turns"] for rounds in (1, 2))
+    assert [turn["token_digest"] for turn in one] == [turn["token_digest"] for turn in two]
+    assert [turn["prompt_tokens"] for turn in one] == [turn["prompt_tokens"] for turn in two]
+
+
+def test_prompts_grow_by_history_question_and_reply(make, prompts):
+    document = json.loads(prompts.read_text())
+    first, second = (turn["prompt_tokens"] for turn in measured(make())[2]["turns"])
+    assert first == len(document["first"])
+    assert second == first + 6 + len(document["next"][0])
+
+
+@pytest.mark.parametrize(
+    ("tokens", "reference", "exact"),
+    [
+        ([300, 301, 2, 9], [300, 301], True),
+        ([300, 301], [300, 301, 302], True),
+        ([300, 2], [300, 301], False),
+        ([300, 301, 302], [300, 301], False),
+        ([300, 305], [300, 301], False),
+    ],
+)
+def test_a_reply_is_exact_when_it_is_the_reference_as_far_as_it_goes(
+    tiny, tokens, reference, exact
+):
+    assert cells._recites(tiny, tokens, reference) is exact
 
 
 def test_garbage_is_collected_before_a_round_and_not_during_its_turns(make, session):
@@ -262,7 +279,10 @@ def test_a_strategy_that_cannot_run_here_says_why(make):
     ("error", "expected"),
     [
         (Unsupported("no"), Failure("unsupported", "no")),
-        (RuntimeError("the kernel\n refused"), Failure("failed", "RuntimeError: the kernel refused")),
+        (
+            RuntimeError("the kernel\n refused"),
+            Failure("failed", "RuntimeError: the kernel refused"),
+        ),
         (MemoryError(), Failure("out_of_memory", "MemoryError: ")),
         (
             RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),

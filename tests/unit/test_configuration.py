@@ -331,7 +331,9 @@ def test_two_experiments_that_write_one_record_are_refused(refused, change):
 
 @pytest.mark.parametrize("names", [("same", "same"), ("a-b", "a_b")])
 def test_two_experiments_of_one_name_are_refused(refused, names):
-    first, second = ({"name": name, "strategies": [f]} for name, f in zip(names, ("none", "static")))
+    first, second = (
+        {"name": name, "strategies": [f]} for name, f in zip(names, ("none", "static"), strict=True)
+    )
     text = refused(BLOCK | first, BLOCK | second)
     assert f"kv.experiments[1].name is {names[1]!r}" in text
     assert "give it a name of its own" in text

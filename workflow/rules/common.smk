@@ -70,9 +70,7 @@ SOFTWARE = environment.software(ROOT / "envs" / "requirements.lock")
 # ------------------------------------------------------------------------------ files by stage
 
 KV_RECORDS = [layout.kv_record(key) for key in sorted(KV_CELLS)]
-AA_RECORDS = [
-    layout.aa_record(key) for key in sorted(configuration.cells_of(AA_BLOCKS.values()))
-]
+AA_RECORDS = [layout.aa_record(key) for key in sorted(configuration.cells_of(AA_BLOCKS.values()))]
 APP_RECORDS = [layout.app_record(study, cell) for study in APP_CELLS for cell in APP_CELLS[study]]
 TRAFFIC_RECORDS = [layout.traffic_record(key) for key in sorted(TRAFFIC_CELLS)]
 CELL_RECORDS = {*KV_RECORDS, *AA_RECORDS, *APP_RECORDS, *TRAFFIC_RECORDS, "results/cells/aa/done"}

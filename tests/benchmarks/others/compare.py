@@ -43,6 +43,18 @@ ROOT = Path(__file__).resolve().parents[3]
 PROMPT, NEW = 152, 150
 ITERATIONS, WARMUP = 10, 2
 THREADS = os.cpu_count() or 1
+#: Our cell, as far as it generates.
+CELL = {
+    "measured": "dynamic",
+    "device": "cpu",
+    "dtype": "float32",
+    "turns": None,
+    "max_new_tokens": NEW,
+    "max_prompt_tokens": None,
+    "warmup": WARMUP,
+    "memory": "separate",
+    "slowdown": 0.0,
+}
 #: Share by which the others may differ from ours.
 AGREEMENT = 0.03
 TIMES = {"prefill_s": "prefill", "decode_s": "decode", "e2e_s": "E2E"}
@@ -50,7 +62,7 @@ TIMES = {"prefill_s": "prefill", "decode_s": "decode", "e2e_s": "E2E"}
 
 def _loaded(folder: Path) -> Any:
     import torch
-    from kvbench.inputs import tokens
+    from kvbench.inputs import models
 
     torch.set_num_threads(THREADS)
     return models.load(folder, "cpu", "float32")
@@ -83,26 +95,32 @@ def _facts(model: Any, tokens: Sequence[int], cache: Any) -> dict[str, Any]:
 def ours(folder: Path) -> dict[str, Any]:
     """Our measurement core on the dynamic cache."""
     import torch
-    from kvbench import documents, strategies
-    from kvbench.measurement import conversation
+    from kvbench.measurement.cell import Cell, Job
 
     loaded = _loaded(folder)
-    cell = {"max_prompt_tokens": None, "turns": None, "max_new_tokens": NEW}
-    script = conversation.script(documents.read_json(folder / "prompts.json"), cell)
-    session = strategies.get("dynamic").session(loaded, script.max_length)
+    cell = Cell(Job(CELL, folder, folder / "prompts.json", THREADS), loaded)
     with torch.inference_mode():
-        turns, _, _ = conversation.measure(
-            session, script, "cpu", warmup=WARMUP, iterations=ITERATIONS, budget_s=1e9
-        )
-        answer = session.generate(_prompt(folder), NEW, lambda: None)
+        cell.open()
+        cell.warm_up()
+        samples = []
+        for _ in range(ITERATIONS):
+            cell.begin(1)
+            samples.append(cell.turn(0))
+        cell.close()
+        answer = _session(loaded).generate(_prompt(folder), NEW, lambda: None)
     # The others cannot tell a disturbed call, so ours keeps them too.
-    samples = turns[0].samples
     return {
         "prefill_s": statistics.median(sample["ttft_s"] for sample in samples),
         "decode_s": statistics.median(sample["e2e_s"] - sample["ttft_s"] for sample in samples),
         "e2e_s": statistics.median(sample["e2e_s"] for sample in samples),
         "facts": _facts(loaded.model, answer.tokens, answer.cache),
     }
+
+
+def _session(loaded: Any) -> Any:
+    from kvbench import strategies
+
+    return strategies.get("dynamic").session(loaded, PROMPT + NEW)
 
 
 def bare(folder: Path) -> dict[str, Any]:

@@ -201,9 +201,7 @@ def _parts(block: _Block, kinds: Mapping[str, str]) -> list[list[str]]:
     return parts
 
 
-def _measure_parts(
-    block: _Block, parts: Sequence[Sequence[str]], kinds: Mapping[str, str]
-) -> None:
+def _measure_parts(block: _Block, parts: Sequence[Sequence[str]], kinds: Mapping[str, str]) -> None:
     cells = block.cells
     forked = [name for part in parts for name in part if kinds[name] == FORKED]
     model = None

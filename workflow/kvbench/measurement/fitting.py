@@ -49,9 +49,7 @@ def free_bytes(device: str) -> int | None:
     return min(known, default=None)
 
 
-def needs(
-    cell: Mapping[str, Any], model_folder: Path, turns: Script, kind: str
-) -> tuple[int, int]:
+def needs(cell: Mapping[str, Any], model_folder: Path, turns: Script, kind: str) -> tuple[int, int]:
     """Bytes that a cell's process needs for itself, and those of the model's weights.
 
     Parameters
