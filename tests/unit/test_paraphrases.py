@@ -83,6 +83,31 @@ def test_both_halves_have_every_domain_and_every_kind(shipped):
         assert {text.kind for text in shipped.select("near_miss", half)} == set(paraphrases.KINDS)
 
 
+def test_the_portuguese_half_has_the_sizes_its_readme_states():
+    portuguese = paraphrases.load(paraphrases.files()["pt"])
+    assert {text.language for text in portuguese.texts} == {"pt"}
+    assert Counter(text.label for text in portuguese.texts) == {
+        "canonical": 40,
+        "paraphrase": 160,
+        "near_miss": 120,
+        "never_cached": 30,
+        "follow_up": 12,
+        "long": 4,
+    }
+    for half in paraphrases.HALVES:
+        assert len({text.domain for text in portuguese.select("canonical", half)}) == 8
+        near = portuguese.select("near_miss", half)
+        assert {text.kind for text in near} == set(paraphrases.KINDS)
+    texts = Counter(text.text for text in portuguese.texts if text.label != "follow_up")
+    assert [text for text, count in texts.items() if count > 1] == []
+
+
+def test_a_file_is_in_one_known_language(tmp_path):
+    assert "unknown language 'fr'" in refusal(tmp_path, CANONICAL | {"language": "fr"})
+    message = refusal(tmp_path, CANONICAL, PARAPHRASE | {"language": "pt"})
+    assert "texts in two languages" in message
+
+
 def test_ambiguous_lines_are_left_out_unless_asked_for(shipped):
     assert len(shipped.select("near_miss")) < len(shipped.select("near_miss", ambiguous=True))
     assert not any(text.ambiguous for text in shipped.select("near_miss"))

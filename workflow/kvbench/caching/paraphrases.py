@@ -19,9 +19,11 @@ LABELS = ("canonical", "paraphrase", "near_miss", "never_cached", "follow_up", "
 FORMS = ("lexical", "syntactic", "short", "long")
 KINDS = ("negation", "number", "direction", "entity", "temporal", "action")
 HALVES = ("tune", "report")
+#: Languages that a set may be in; a line without one is English.
+LANGUAGES = ("en", "pt")
 
 _REQUIRED = ("id", "intent", "domain", "half", "label", "text")
-_OPTIONAL = ("form", "kind", "context", "ambiguous")
+_OPTIONAL = ("form", "kind", "context", "ambiguous", "language")
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Text:
         Form of a paraphrase, kind of a near miss, conversation before a follow-up; else empty.
     ambiguous:
         Whether the label depends on the application. Such lines are left out of rates.
+    language:
+        ``en`` or ``pt``; all lines of a file have the same.
     """
 
     id: str
@@ -48,6 +52,7 @@ class Text:
     kind: str = ""
     context: str = ""
     ambiguous: bool = False
+    language: str = "en"
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,8 @@ def load(path: Path = DEFAULT) -> Paraphrases:
         raise InputError(f"{path}: empty; it needs one JSON object a line")
     _check_ids(texts, path)
     _check_intents(texts, path)
+    if len({text.language for text in texts}) > 1:
+        raise InputError(f"{path}: texts in two languages; a rate over two is a rate of none")
     return Paraphrases(tuple(texts), hashlib.sha256(content).hexdigest())
 
 
@@ -116,6 +123,7 @@ def _text(line: str, place: str) -> Text:
         raise InputError(f"{place}: ambiguous is {record['ambiguous']!r}; true or false")
     one_of("label", record["label"], LABELS, place)
     one_of("half", record["half"], HALVES, place)
+    one_of("language", record.get("language", "en"), LANGUAGES, place)
     needed = {
         "paraphrase": ("form", FORMS),
         "near_miss": ("kind", KINDS),
