@@ -47,8 +47,14 @@ def loaded_by(modules: list[str]) -> set[str]:
     ("modules", "forbidden"),
     [
         pytest.param(
-            ["kvbench.inputs.configuration", "kvbench.layout", "kvbench.figures"],
-            (*TORCH, *PLOTS, "kvbench.caching.server", "redis"),
+            [
+                "kvbench.inputs.configuration",
+                "kvbench.layout",
+                "kvbench.figures",
+                "kvbench.records.gathering",
+                "kvbench.analysis.instrument",
+            ],
+            (*TORCH, *PLOTS, "pandas", "scipy.stats", "kvbench.caching.server", "redis"),
             id="planning",
         ),
         pytest.param(
@@ -126,7 +132,13 @@ def imports(path: Path) -> set[str]:
 @pytest.mark.parametrize("package", ["strategies", "measurement"])
 def test_what_measures_generation_uses_nothing_of_the_application_caches(package):
     for path in (LIBRARY / package).glob("*.py"):
-        assert not any(name.startswith("kvbench.caching") for name in imports(path)), path.name
+        forbidden = ("kvbench.caching", "kvbench.studies", "kvbench.paper", "kvbench.figures")
+        assert not any(name.startswith(forbidden) for name in imports(path)), path.name
+
+
+def test_the_half_width_of_a_running_block_needs_neither_pandas_nor_torch():
+    loaded = loaded_by(["kvbench.analysis.paired", "kvbench.analysis.intervals"])
+    assert loaded & {*TORCH, *PLOTS, "pandas", "scipy.stats"} == set()
 
 
 def test_the_library_knows_nothing_of_snakemake():
