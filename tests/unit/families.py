@@ -141,3 +141,49 @@ def llama(
             "max_position_embeddings": positions,
         }
     )
+
+
+_SMALL = _PLAIN | {
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "moe_intermediate_size": 32,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+}
+_ALTERNATING = {
+    "num_hidden_layers": 4,
+    "sliding_window": 16,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+}
+
+#: Families that the physics module does not describe, drawn at random from the library's own list
+#: (seeds 2025 and 2026; those whose smallest model is not small, or holds pictures, were tried by hand).
+UNKNOWN: dict[str, dict[str, Any]] = {
+    "vaultgemma": _SMALL | _ALTERNATING | {"query_pre_attn_scalar": 16},
+    "cohere2_moe": _SMALL | _ALTERNATING,
+    "qwen2_moe": _SMALL | {"shared_expert_intermediate_size": 32},
+    "rwkv": {
+        "vocab_size": 2560,
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "attention_hidden_size": 64,
+        "intermediate_size": 64,
+        "context_length": 512,
+    },
+    "minimax_m2": _SMALL | {"num_local_experts": 4},
+    "xlm": {"vocab_size": 2560, "emb_dim": 64, "n_layers": 2, "n_heads": 4},
+    "doge": _SMALL | {"sliding_window": 16},
+    "roberta": _PLAIN | {"hidden_size": 64, "is_decoder": True, "type_vocab_size": 1},
+    "dbrx": {
+        "d_model": 64,
+        "n_heads": 4,
+        "n_layers": 2,
+        "max_seq_len": 512,
+        "vocab_size": 2560,
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 10000.0},
+        "ffn_config": {"ffn_hidden_size": 64, "moe_num_experts": 4, "moe_top_k": 2},
+    },
+    "nemotron": _SMALL,
+}

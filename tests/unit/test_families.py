@@ -303,6 +303,23 @@ def test_a_window_that_is_not_full_yet_goes_back():
 # Families that nothing is known of -------------------------------------------------------------
 
 
+@pytest.mark.parametrize("family", families.UNKNOWN)
+def test_a_family_drawn_at_random_gives_the_tokens_of_recomputation_or_a_reason(family):
+    model = families.build(family, families.UNKNOWN[family])
+    with pytest.raises(physics.UnknownFamily):
+        Architecture.from_config(model.architecture)
+    assert strategies.get("none").available(model, "cpu") is None
+    takes_none = family in {"rwkv", "xlm"}
+    for name in ("dynamic", "static", "dynamic_reuse", "quantized_int4"):
+        reason = strategies.get(name).available(model, "cpu")
+        if takes_none:
+            assert f"{family} takes none" in reason
+        elif name == "quantized_int4":
+            assert "head size of 16" in reason or "sliding window" in reason
+        else:
+            assert reason is None
+
+
 def test_an_unknown_family_is_tried_and_works_or_says_why():
     config = families.CONFIGS["llama"] | {"head_dim": 64}
     model = families.build("olmo", config)

@@ -129,10 +129,15 @@ def use_own_ninja() -> None:
 
 
 def _head_sizes(model: LoadedModel) -> list[int]:
-    """Numbers that a head keeps of a token, different ones once; nothing for an unknown family."""
+    """Numbers that a head keeps of a token, different ones once."""
     arch = shape.architecture(model)
-    layers = arch.layers if arch else ()
-    return sorted({size for layer in layers for size in (layer.key_size, layer.value_size)})
+    if arch is None:
+        # What most families call it; where that is wrong, the trial finds out.
+        config = text_config(model)
+        size = getattr(config, "head_dim", None)
+        heads = getattr(config, "num_attention_heads", None)
+        return [size or config.hidden_size // heads] if size or heads else []
+    return sorted({size for layer in arch.layers for size in (layer.key_size, layer.value_size)})
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ if TYPE_CHECKING:
     from kvbench.inputs.models import LoadedModel
     from kvbench.strategies.base import Strategy
 
-#: Tokens of the first prompt and of the second question, and new tokens of both turns.
-_PROMPT, _QUESTION, _NEW = 24, 6, 6
+#: Tokens of the first prompt and of the second question, and new tokens of both turns: odd lengths, so
+#: that groups of numbers do not come out even by luck.
+_PROMPT, _QUESTION, _NEW = 23, 5, 6
 #: Longest window of the model that the conversation is made to outgrow.
 _LONGEST_WINDOW = 256
 
@@ -60,7 +61,7 @@ def _talk(strategy: Strategy, model: LoadedModel) -> list[list[int]]:
 
     vocabulary = model.model.config.get_text_config(decoder=True).vocab_size
     window = _window(model)
-    length = max(_PROMPT, window + 8 if window <= _LONGEST_WINDOW else 0)
+    length = max(_PROMPT, window + 9 if window <= _LONGEST_WINDOW else 0)
     asked = [(7 * i + 3) % vocabulary for i in range(length)]
     more = [(11 * i + 5) % vocabulary for i in range(_QUESTION)]
     with torch.inference_mode():
