@@ -6,14 +6,13 @@ import math
 from collections import Counter
 from functools import cache
 
-import jsonschema
-import pandas as pd
 import pytest
+import study_runs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kvbench.caching import policies, workload
 from kvbench.errors import InputError, Unsupported
-from kvbench.studies import Context, eviction
+from kvbench.studies import eviction
 
 # How long an example takes depends on what else the machine does; none is a failure for it.
 settings.register_profile("patient", deadline=None)
@@ -478,19 +477,10 @@ def test_unknown_policy_is_refused_and_the_known_ones_are_named():
 
 
 def measured(folder, **changed):
-    options = {
-        name: schema["default"] for name, schema in eviction.OPTIONS["properties"].items()
-    } | changed
-    jsonschema.validate(options, eviction.OPTIONS)
-    rows = []
-    for cell in eviction.plan(options).values():
-        try:
-            rows += eviction.STUDY.measure(cell.factors, Context(folder, seed=3)).rows
-        except Unsupported as error:
-            pytest.skip(str(error))
-    file = folder / "table.csv"
-    pd.DataFrame(rows, columns=list(eviction.COLUMNS)).to_csv(file, index=False)
-    return pd.read_csv(file)
+    try:
+        return study_runs.table("eviction", folder, **{"speed_rounds": 2, **changed})
+    except Unsupported as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")
@@ -566,5 +556,6 @@ def test_real_server_keeps_to_its_policies(tmp_path):
 def test_only_the_recency_policy_is_paced():
     options = {name: one["default"] for name, one in eviction.OPTIONS["properties"].items()}
     cells = eviction.plan(options | {"server_pace_s": [0, 60]})
-    assert [key for key in cells if key.endswith("60s")] == ["server-allkeys-lru-5-60s"]
+    assert [key for key in cells if key.endswith("60s")] == ["server-5-60s"]
+    assert cells["server-5-60s"].factors["policies"] == ["allkeys-lru"]
     assert all(cells[key].timed for key in cells if key.startswith(("server", "speed")))

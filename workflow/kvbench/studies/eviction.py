@@ -52,13 +52,16 @@ OPTIONS = option.schema(
         "Distinct popular keys of a simulated stream.", 400, minimum=10, maximum=1_000_000
     ),
     requests=option.integer(
-        "Requests of a simulated stream.", 6000, minimum=100, maximum=10_000_000
+        "Requests of a simulated stream.", 4000, minimum=100, maximum=10_000_000
     ),
     repeats=option.integer(
-        "Streams per workload, each from its own seed.", 5, minimum=1, maximum=100
+        "Streams per workload, each from its own seed.", 4, minimum=1, maximum=100
+    ),
+    speed_rounds=option.integer(
+        "Timed replays of each policy, one a round.", 10, minimum=1, maximum=1_000
     ),
     speed_requests=option.integer(
-        "Requests of one timed replay of a policy.", 20_000, minimum=1000, maximum=10_000_000
+        "Requests of one timed replay of a policy.", 5_000, minimum=1000, maximum=10_000_000
     ),
     server_policies=option.choices(
         "maxmemory policies of the real server; an empty list skips the server.",
@@ -78,7 +81,7 @@ OPTIONS = option.schema(
     ),
     server_requests=option.integer(
         "Requests replayed against the server; the first third only warms it.",
-        12_000,
+        8_000,
         minimum=300,
         maximum=10_000_000,
     ),
@@ -131,7 +134,7 @@ COLUMNS = {
 
 
 def plan(options: Mapping[str, Any]) -> dict[str, Cell]:
-    """Return one cell per stream, one for speed, one for the anomaly and one per server setting."""
+    """Return one cell per stream, one for speed, one for the anomaly and one per setting of the server."""
     cells = {"anomaly": Cell({"kind": "anomaly"}, timed=False)}
     shared = {name: options[name] for name in ("policies", "capacity_shares", "keys", "requests")}
     for name in options["workloads"]:
@@ -153,24 +156,27 @@ def plan(options: Mapping[str, Any]) -> dict[str, Cell]:
             "policies": options["policies"],
             "keys": options["keys"],
             "requests": options["speed_requests"],
+            "rounds": options["speed_rounds"],
         }
     )
-    for policy in options["server_policies"]:
-        for samples in options["server_samples"]:
-            for pace in options["server_pace_s"] if policy == "allkeys-lru" else [0]:
-                # The pauses make the replay's own clock part of the result: nothing beside it.
-                cells[f"server-{policy}-{samples}-{pace:g}s"] = Cell(
-                    {
-                        "kind": "server",
-                        "policy": policy,
-                        "samples": samples,
-                        "pace_s": pace,
-                        "requests": options["server_requests"],
-                        "keys": options["server_keys"],
-                        "memory_kib": options["server_memory_kib"],
-                        "value_bytes": options["server_value_bytes"],
-                    }
-                )
+    for samples in options["server_samples"]:
+        for pace in options["server_pace_s"]:
+            chosen = [p for p in options["server_policies"] if pace == 0 or p == "allkeys-lru"]
+            if not chosen:
+                continue
+            # The pauses make the replay's own clock part of the result: nothing beside it.
+            cells[f"server-{samples}-{pace:g}s"] = Cell(
+                {
+                    "kind": "server",
+                    "policies": chosen,
+                    "samples": samples,
+                    "pace_s": pace,
+                    "requests": options["server_requests"],
+                    "keys": options["server_keys"],
+                    "memory_kib": options["server_memory_kib"],
+                    "value_bytes": options["server_value_bytes"],
+                }
+            )
     return cells
 
 

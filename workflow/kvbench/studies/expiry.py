@@ -52,7 +52,7 @@ OPTIONS = option.schema(
         "Invalidation methods, on a real server; an empty list skips them.", METHODS, empty=True
     ),
     invalidation_keys=option.integers(
-        "Entries on the server.", [1000, 10_000], minimum=100, maximum=10_000_000
+        "Entries on the server.", [1000, 5000], minimum=100, maximum=10_000_000
     ),
     parts=option.integer("Entries that depend on one entity.", 10, minimum=1, maximum=1000),
     updates=option.integer(

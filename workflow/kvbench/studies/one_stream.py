@@ -30,7 +30,7 @@ OPTIONS = option.schema(
         paraphrases=option.share("Share of questions asked before in other words."),
         near_misses=option.share("Share of questions like one asked before."),
     ),
-    requests=option.integer("Requests of the stream.", 40, minimum=10, maximum=100_000),
+    requests=option.integer("Requests of the stream.", 36, minimum=10, maximum=100_000),
     new_tokens=option.integer(
         "Tokens of an answer (greedy, exactly as many).", 16, minimum=1, maximum=1024
     ),

@@ -39,7 +39,7 @@ OPTIONS = option.schema(
         "Seconds after which a client that still waits is left to itself and recorded as blocked. "
         "redis-py as it comes needs about 7 s where connections are refused and 2 minutes where "
         "nobody answers; then the request is answered.",
-        10,
+        9,
         minimum=0.5,
         maximum=600,
     ),

@@ -39,7 +39,7 @@ OPTIONS = option.schema(
     uncached_requests=option.integer(
         "Requests of it that are sent without a cache: each takes the service time.", 10, minimum=1
     ),
-    keys=option.integer("Different requests that a stream draws from.", 40, minimum=2),
+    keys=option.integer("Different requests that a stream draws from.", 25, minimum=2),
     service_ms=option.number(
         "Fixed service time of the source of answers, in ms; not a model.",
         2,

@@ -32,12 +32,12 @@ OPTIONS = option.schema(
     betas=option.numbers(
         "Eagerness of XFetch's early refresh; 1 is its authors' choice.", [1], maximum=10, above=0
     ),
-    threads=option.integers("Threads that ask for the value.", [1, 10, 50], minimum=1, maximum=500),
+    threads=option.integers("Threads that ask for the value.", [1, 50], minimum=1, maximum=500),
     service_ms=option.number(
-        "Fixed service time of one load, in ms; not a model.", 30, minimum=1, maximum=10_000
+        "Fixed service time of one load, in ms; not a model.", 25, minimum=1, maximum=10_000
     ),
-    ttl_ms=option.number("Life of a loaded value, in ms.", 150, minimum=10),
-    duration_ms=option.number("How long the threads ask, in ms.", 450, minimum=100),
+    ttl_ms=option.number("Life of a loaded value, in ms.", 120, minimum=10),
+    duration_ms=option.number("How long the threads ask, in ms.", 400, minimum=100),
     pause_ms=option.number("Pause of a thread between two requests, in ms.", 5, minimum=0.1),
 )
 

@@ -47,11 +47,11 @@ OPTIONS = option.schema(
         minimum=1,
         maximum=10_000,
     ),
-    operations=option.integer("Operations of a run.", 900, minimum=10, maximum=10_000_000),
+    operations=option.integer("Operations of a run.", 600, minimum=10, maximum=10_000_000),
     keys=option.integer(
-        "Records in the store (Zipf popularity, exponent 0.9).", 1000, minimum=1, maximum=1_000_000
+        "Records in the store (Zipf popularity, exponent 0.9).", 500, minimum=1, maximum=1_000_000
     ),
-    capacity=option.integer("Records the cache may hold (LRU).", 200, minimum=1, maximum=1_000_000),
+    capacity=option.integer("Records the cache may hold (LRU).", 100, minimum=1, maximum=1_000_000),
     crashes=option.integer(
         "Runs per policy that are killed at a random operation, and their cache with them.",
         2,

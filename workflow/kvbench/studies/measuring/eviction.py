@@ -11,6 +11,7 @@ import numpy as np
 from kvbench.caching import policies, workload
 from kvbench.errors import Unsupported
 from kvbench.studies import Context, Outcome
+from kvbench.studies.measuring._rounds import Log, turns
 
 #: The server's policies and the exact policy that each of them approximates. With equal
 #: lifetimes ``volatile-ttl`` evicts in the order of arrival; ``noeviction`` keeps the first ones.
@@ -29,7 +30,7 @@ def measure(factors: Mapping[str, Any], context: Context) -> Outcome:
         "anomaly": _anomaly,
         "simulated": _simulated,
         "speed": _speed,
-        "server": _server,
+        "server": _servers,
     }
     return kinds[factors["kind"]](factors, context)
 
@@ -123,12 +124,10 @@ def _predicted(factors: Mapping[str, Any], policy: str, capacity: int) -> float 
 def _speed(factors: Mapping[str, Any], context: Context) -> Outcome:
     stream = workload.zipf(factors["requests"], factors["keys"], context.seed).tolist()
     capacity = max(1, round(factors["capacity_share"] * factors["keys"]))
-    seconds: dict[str, list[float]] = {name: [] for name in factors["policies"]}
-    # Policies take turns, so that a slow spell of the machine does not fall on one of them.
-    for _ in range(5):
-        for name, taken in seconds.items():
-            policy = policies.build(name, capacity, future=stream)
-            taken.append(policies.simulate(policy, stream).seconds)
+    log = Log()
+    for number, name in turns(factors["policies"], factors["rounds"], context.seed):
+        policy = policies.build(name, capacity, future=stream)
+        log.add(name, number, seconds=policies.simulate(policy, stream).seconds)
     rows = [
         {
             "kind": "speed",
@@ -137,17 +136,26 @@ def _speed(factors: Mapping[str, Any], context: Context) -> Outcome:
             "policy": name,
             "capacity_share": factors["capacity_share"],
             "capacity": capacity,
-            "repeat": repeat,
+            "repeat": number,
             "requests": len(stream),
             "requests_per_s": len(stream) / taken,
         }
-        for name, times in seconds.items()
-        for repeat, taken in enumerate(times)
+        for name in factors["policies"]
+        for number, taken in enumerate(log.of(name, "seconds"))
     ]
-    return Outcome(rows, {"seconds": seconds})
+    return Outcome(rows, {"arms": log.arms()})
 
 
-def _server(factors: Mapping[str, Any], context: Context) -> Outcome:
+def _servers(factors: Mapping[str, Any], context: Context) -> Outcome:
+    """Replay one stream under every policy, each on a server of its own that starts empty."""
+    rows, samples = [], {}
+    for policy in factors["policies"]:
+        rows_of_it, samples[policy] = _server(factors | {"policy": policy}, context)
+        rows += rows_of_it
+    return Outcome(rows, {"items": samples})
+
+
+def _server(factors: Mapping[str, Any], context: Context) -> tuple[list[dict[str, Any]], list[int]]:
     import redis
 
     from kvbench.caching.server import running
@@ -195,7 +203,7 @@ def _server(factors: Mapping[str, Any], context: Context) -> Outcome:
     exact = policies.build(EXACT[factors["policy"]], measured, seed=context.seed)
     policies.simulate(exact, stream[:warm])
     rest = stream[warm:]
-    return Outcome(
+    return (
         [
             {
                 "kind": "server",
@@ -217,5 +225,5 @@ def _server(factors: Mapping[str, Any], context: Context) -> Outcome:
                 "server": version,
             }
         ],
-        {"items": counts},
+        counts,
     )
