@@ -113,6 +113,23 @@ def make_record():
     return kv_record
 
 
+def _block(name: str, rounds: int) -> dict:
+    """What a record says of its block."""
+    return {
+        "id": name,
+        "members": ["dynamic", "static", "none"],
+        "reference": "dynamic",
+        "control": False,
+        "rounds": rounds,
+        "stopped": "precision",
+        "precision": 0.03,
+        "budget_s": 60.0,
+        "processes": "forked",
+        "probe_s": [0.001] * rounds,
+        "order": [["dynamic", "static", "none"]] * rounds,
+    }
+
+
 def kv_record(
     strategy: str = "dynamic",
     e2e: list[list[float]] | None = None,
@@ -193,7 +210,7 @@ def kv_record(
             "iterations": len(e2e[0]),
             "warmup": 1,
         },
-        **({} if block is None else {"block": {"id": block, "precision": 0.03}}),
+        **({} if block is None else {"block": _block(block, len(e2e[0]))}),
         "status": status,
         "reason": reason,
         "turns": turns if status == "ok" else [],
