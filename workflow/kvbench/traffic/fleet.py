@@ -16,35 +16,53 @@ OVERLOAD = 1.25
 MOST_REQUESTS = 50_000
 
 
-class _Replica:
-    """An LRU prefix cache of one machine, and the tokens it had to compute."""
+class _Fleet:
+    """LRU prefix caches of equal machines, and who holds which block (a bit a machine)."""
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, replicas: int, capacity: int, size: int) -> None:
         self._capacity = capacity
-        self._held: OrderedDict[int, None] = OrderedDict()
-        self.load = 0
+        self._size = size
+        self._held: list[OrderedDict[int, None]] = [OrderedDict() for _ in range(replicas)]
+        self._holders: dict[int, int] = {}
+        self.loads = [0] * replicas
 
-    def run(self, blocks: list[int]) -> int:
-        """Length of the leading run that is held; changes nothing."""
-        held = self._held
-        for place, block in enumerate(blocks):
+    def fitting(self, blocks: list[int]) -> list[int]:
+        """The machines with the longest leading run; all of them where none has the first block."""
+        everyone = (1 << len(self._held)) - 1
+        best = everyone
+        for block in blocks:
+            holders = self._holders.get(block, 0) & best
+            if not holders:
+                break
+            best = holders
+        return [number for number in range(len(self._held)) if best >> number & 1]
+
+    def serve(self, machine: int, blocks: list[int], tokens: int) -> int:
+        """Serve a request on one machine; return its reused tokens."""
+        held, bit = self._held[machine], 1 << machine
+        run = 0
+        for block in blocks:
             if block not in held:
-                return place
-        return len(blocks)
-
-    def serve(self, blocks: list[int], tokens: int, size: int) -> int:
-        """Serve a request; return its reused tokens."""
-        reused = min(self.run(blocks) * size, tokens)
-        held = self._held
+                break
+            run += 1
+        reused = min(run * self._size, tokens)
         for block in blocks:
             if block in held:
                 held.move_to_end(block)
-            else:
-                held[block] = None
-                if len(held) > self._capacity:
-                    held.popitem(last=False)
-        self.load += tokens - reused
+                continue
+            held[block] = None
+            self._holders[block] = self._holders.get(block, 0) | bit
+            if len(held) > self._capacity:
+                self._drop(held.popitem(last=False)[0], bit)
+        self.loads[machine] += tokens - reused
         return reused
+
+    def _drop(self, block: int, bit: int) -> None:
+        left = self._holders[block] & ~bit
+        if left:
+            self._holders[block] = left
+        else:
+            del self._holders[block]
 
 
 def route(
@@ -61,7 +79,8 @@ def route(
     ``token_share`` (reused per input token) and ``imbalance`` (most work of a replica over the
     mean; 1 is even).
     """
-    machines = [_Replica(max(1, capacity)) for _ in range(replicas)]
+    fleet = _Fleet(replicas, max(1, capacity), asked.tokens)
+    loads, everyone = fleet.loads, range(replicas)
     draw = random.Random(seed)
     edges, tokens = asked.offsets.tolist(), asked.cut_tokens.tolist()
     reused = work = 0
@@ -69,20 +88,19 @@ def route(
         blocks = asked.ids[edges[number] : edges[number + 1]].tolist()
         length = tokens[number]
         if routing == "random":
-            machine = machines[draw.randrange(replicas)]
+            machine = draw.randrange(replicas)
         else:
-            # Among machines that fit equally well, and before any has worked, chance decides.
-            machine = max(machines, key=lambda one: (one.run(blocks), -one.load, draw.random()))
-            if machine.load > OVERLOAD * (work / replicas) + length:
-                machine = min(machines, key=lambda one: one.load)
-        found = machine.serve(blocks, length, asked.tokens)
+            machine = min(fleet.fitting(blocks), key=loads.__getitem__)
+            if loads[machine] > OVERLOAD * (work / replicas) + length:
+                machine = min(everyone, key=loads.__getitem__)
+        found = fleet.serve(machine, blocks, length)
         reused += found
         work += length - found
     total = sum(tokens)
     mean = work / replicas
     return {
         "token_share": reused / total if total else 0.0,
-        "imbalance": max(one.load for one in machines) / mean if mean else 1.0,
+        "imbalance": max(loads) / mean if mean else 1.0,
     }
 
 

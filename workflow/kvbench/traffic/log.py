@@ -25,7 +25,7 @@ FINEST_BLOCK = 16
 #: Bytes that count as one token where only a text is known: about four characters of English.
 BYTES_PER_TOKEN = 4
 #: Most block references that are held; beyond it every second one is dropped, blocks double.
-MOST_REFERENCES = 24_000_000
+MOST_REFERENCES = 12_000_000
 #: Most questions whose text is kept for the semantic part, and the longest that is (characters);
 #: no sentence encoder reads a longer one whole.
 MOST_QUESTIONS = 2_000
@@ -387,7 +387,8 @@ class _Columns:
             np.cumsum(lengths, dtype=np.int64, out=log.offsets[1:])
             log.block_tokens = (kind.block_tokens or FINEST_BLOCK) * self._step
             log.partial_blocks = kind.block_tokens is not None
-            log.blocks = _dense(np.frombuffer(self._blocks, dtype=np.uint64))
+            log.blocks = renumbered(np.frombuffer(self._blocks, dtype=np.uint64))
+            self._blocks = array("Q")
         if self._answered:
             log.answer_bytes = np.array(self._answers, dtype=np.int64)
         log.questions = self.questions
@@ -413,11 +414,16 @@ class _Columns:
             )
 
 
-def _dense(ids: np.ndarray) -> np.ndarray:
-    """Renumber identities from 0 without a dictionary, so that tens of millions fit."""
-    if int(ids.max()) < 4 * len(ids) + 1024:
+def renumbered(ids: np.ndarray) -> np.ndarray:
+    """Identities as 32-bit numbers below their count, equal where they were equal.
+
+    Sorted rather than kept in a table: tens of millions fit, and numpy's own ``unique`` would take
+    several times the memory.
+    """
+    if not len(ids) or int(ids.max()) < len(ids) + 1024:
         return ids.astype(np.uint32)
-    known = np.unique(ids)
+    known = np.sort(ids)
+    known = known[np.concatenate([[True], known[1:] != known[:-1]])]
     result = np.empty(len(ids), dtype=np.uint32)
     for start in range(0, len(ids), 2**20):
         part = slice(start, start + 2**20)

@@ -13,11 +13,13 @@ import numpy as np
 
 from kvbench.errors import InputError
 from kvbench.traffic import simulators
-from kvbench.traffic.log import Log
+from kvbench.traffic.log import Log, renumbered
 
 POLICIES = ("lru", "lfu", "fifo", "s3_fifo")
 #: Largest cache that is simulated (blocks), so that a replay stays within its memory.
 MOST_BLOCKS = 2_000_000
+#: Requests that are looked at together.
+_CHUNK = 2**16
 
 
 @dataclass(frozen=True)
@@ -96,13 +98,14 @@ def blocks(log: Log, tokens: int | None = None) -> Blocks | None:
     if step == 1:
         return Blocks(log.blocks, log.offsets, log.input_tokens, size, log.cut_tokens)
     lengths = np.diff(log.offsets)
-    place = np.arange(len(log.blocks)) - np.repeat(log.offsets[:-1], lengths)
+    starts = np.repeat(log.offsets[:-1].astype(np.uint32), lengths)
+    place = np.arange(len(log.blocks), dtype=np.uint32) - starts
     kept = place % step == step - 1
     if log.partial_blocks:
         kept[log.offsets[1:][lengths > 0] - 1] = True
     counts = np.zeros(len(lengths) + 1, dtype=np.int64)
-    counts[1:] = np.cumsum(kept)[log.offsets[1:] - 1] if len(kept) else 0
-    counts[1:][log.offsets[1:] == 0] = 0
+    total = np.concatenate([[0], np.cumsum(kept, dtype=np.uint32)])
+    counts[1:] = total[log.offsets[1:]]
     return Blocks(log.blocks[kept], counts, log.input_tokens, size, log.cut_tokens)
 
 
@@ -135,9 +138,8 @@ class Reuse:
 
 def _reuse(asked: Blocks, runs: np.ndarray, hits: int) -> Reuse:
     reused = np.minimum(runs * asked.tokens, asked.cut_tokens)
-    if asked.cut_tokens is not asked.input_tokens:
-        share = reused / np.maximum(asked.cut_tokens, 1)
-        reused = np.floor(share * asked.input_tokens).astype(np.int64)
+    # Back into the tokens that the log states; whole numbers, so that equal units change nothing.
+    reused = reused * asked.input_tokens // np.maximum(asked.cut_tokens, 1)
     total = int(asked.input_tokens.sum())
     return Reuse(
         reused,
@@ -169,14 +171,26 @@ def replay(asked: Blocks, policy: str, capacity: int, *, own: bool = False) -> R
 
 def unlimited(asked: Blocks) -> Reuse:
     """Replay a log against a cache that never gives anything up."""
-    found = simulators.previous_uses(asked.ids) >= 0
-    lengths = np.diff(asked.offsets)
-    place = np.arange(len(asked.ids)) - np.repeat(asked.offsets[:-1], lengths)
-    runs = lengths.copy()
-    missing = np.flatnonzero(~found)
-    owner = np.repeat(np.arange(asked.requests), lengths)[missing]
-    np.minimum.at(runs, owner, place[missing])
-    return _reuse(asked, runs, int(found.sum()))
+    runs = np.zeros(asked.requests, dtype=np.int64)
+    hits = 0
+    if len(asked.ids):
+        # Where each block is first asked for: what comes later finds it. 32 bits, because a log
+        # may ask for tens of millions.
+        first = np.empty(int(asked.ids.max()) + 1, dtype=np.uint32)
+        first[asked.ids[::-1]] = np.arange(len(asked.ids) - 1, -1, -1, dtype=np.uint32)
+    for start in range(0, asked.requests, _CHUNK):
+        edges = asked.offsets[start : start + _CHUNK + 1]
+        ids, lengths = asked.ids[edges[0] : edges[-1]], np.diff(edges)
+        if not len(ids):
+            continue
+        found = first[ids] < np.arange(edges[0], edges[-1])
+        hits += int(found.sum())
+        part = lengths.copy()
+        missing = np.flatnonzero(~found)
+        owner = np.repeat(np.arange(len(lengths)), lengths)[missing]
+        np.minimum.at(part, owner, missing - (edges[:-1] - edges[0])[owner])
+        runs[start : start + _CHUNK] = part
+    return _reuse(asked, runs, hits)
 
 
 def per_client(asked: Blocks, clients: np.ndarray) -> Blocks:
@@ -184,12 +198,16 @@ def per_client(asked: Blocks, clients: np.ndarray) -> Blocks:
     owner = np.repeat(clients.astype(np.int64), np.diff(asked.offsets))
     width = int(asked.ids.max()) + 1 if len(asked.ids) else 1
     mixed = owner * width + asked.ids
-    return replace(asked, ids=np.unique(mixed, return_inverse=True)[1])
+    return replace(asked, ids=renumbered(mixed))
 
 
 def distinct(asked: Blocks) -> int:
     """Different blocks that are asked for."""
-    return len(np.unique(asked.ids))
+    if not len(asked.ids):
+        return 0
+    seen = np.zeros(int(asked.ids.max()) + 1, dtype=bool)
+    seen[asked.ids] = True
+    return int(seen.sum())
 
 
 def capacities(asked: Blocks, points: int = 10) -> list[int]:
