@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import json
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -15,6 +17,7 @@ from pathlib import Path
 import pytest
 import rattler
 import yaml
+from kvbench.records import digests
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -39,7 +42,11 @@ LOCK_NAME = {
 }
 CONDA_ONLY = {"python", "pip", "cxx-compiler", "tectonic"}
 # Where conda and the lock differ on purpose: (conda, lock), and why stands in the spec.
-KNOWN_DIFFERENCES = {"snakemake": ("9.25.1", "9.27.1")}
+KNOWN_DIFFERENCES = {
+    "snakemake": ("9.27.0", "9.27.1"),
+    "fastjsonschema": ("2.22.2", "2.22.3"),
+    "setuptools": ("80.9.0", "84.2.1"),
+}
 
 EXACT_CONDA = re.compile(r"(?P<name>[a-z0-9][a-z0-9_.-]*)=(?P<version>\d[0-9a-z.]*)")
 
@@ -278,3 +285,107 @@ def test_the_conda_spec_of_vllm_installs_its_lock():
     spec = yaml.safe_load((ENVS / "vllm.yaml").read_text())
     pip_part = next(entry["pip"] for entry in spec["dependencies"] if isinstance(entry, dict))
     assert "--requirement vllm.lock" in pip_part
+
+
+# What runs in each environment ----------------------------------------------------------------
+
+#: Imports given modules where only the modules of given distributions can be imported.
+RESTRICTED = """
+import importlib, importlib.metadata, json, sys
+from importlib.abc import MetaPathFinder
+asked = json.loads(sys.stdin.read())
+providers = importlib.metadata.packages_distributions()
+allowed = set(asked["distributions"])
+class Absent(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        top = name.partition(".")[0]
+        given = {one.lower().replace("_", "-").replace(".", "-") for one in providers.get(top, [])}
+        if given and not given & allowed:
+            raise ModuleNotFoundError(f"No module named {top!r} in this environment", name=top)
+        return None
+sys.meta_path.insert(0, Absent())
+sys.path[:0] = asked["paths"]
+failed = {}
+for name in asked["modules"]:
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        failed[name] = str(error)
+print(json.dumps(failed))
+"""
+
+
+def scripts_by_environment() -> dict[str, set[str]]:
+    """Environment to the scripts of the rules that run in it, read from the rules."""
+    found: dict[str, set[str]] = {}
+    for path in (ROOT / "workflow" / "rules").glob("*.smk"):
+        for rule in path.read_text().split("\nrule ")[1:]:
+            script = re.search(r"scripts/(\w+)\.py", rule)
+            if script is None:
+                continue
+            spec = re.search(r"envs/([\w-]+)\.yaml", rule)
+            for name in [spec[1]] if spec else ["bench-cpu", "bench-gpu"]:
+                found.setdefault(name, set()).add(script[1])
+    return found
+
+
+def with_dependencies(names: set[str]) -> set[str]:
+    """The named distributions and what they require, as far as they are installed here."""
+    found: set[str] = set()
+    pending = {canonicalize_name(name) for name in names}
+    while pending:
+        name = pending.pop()
+        found.add(name)
+        try:
+            required = importlib.metadata.requires(name) or []
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        for requirement in map(Requirement, required):
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                pending |= {canonicalize_name(requirement.name)} - found
+    return found
+
+
+def missing_where_only(distributions: set[str], modules: list[str]) -> dict[str, str]:
+    """Module to what it could not import, with nothing but some distributions."""
+    asked = {
+        "distributions": sorted(with_dependencies(distributions)),
+        "modules": modules,
+        "paths": [str(ROOT / "workflow" / "scripts"), str(ROOT / "workflow")],
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", RESTRICTED],
+        input=json.dumps(asked),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def modules_behind(script: str) -> list[str]:
+    """The script, and every module of the library that it can come to import."""
+    measures = script == "measure_app_cell"
+    only = {} if measures else {"kvbench.studies.measuring": []}
+    names = digests.library().closure(script=script, only=only)
+    return [script, *(name for name in names if name.startswith("kvbench."))]
+
+
+@pytest.mark.parametrize("name", sorted(scripts_by_environment()))
+def test_an_environment_has_all_that_its_rules_import(name):
+    spec = ENVS / f"{name}.yaml"
+    conda = {LOCK_NAME.get(one, one) for one in conda_pins(spec)}
+    modules = sorted({m for s in scripts_by_environment()[name] for m in modules_behind(s)})
+    assert missing_where_only(conda | set(pip_pins(spec)), modules) == {}
+
+
+def test_the_wheel_s_dependencies_let_every_module_be_imported():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    given = {Requirement(text).name for text in project["dependencies"]}
+    modules = sorted(set(digests.library().paths) - {"kvbench.__main__"})
+    assert missing_where_only(given, modules) == {}
+
+
+def test_a_package_that_an_environment_lacks_is_noticed():
+    assert set(missing_where_only({"numpy"}, ["numpy", "yaml"])) == {"yaml"}
