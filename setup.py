@@ -1,4 +1,4 @@
-"""The packages of the wheel: all that are found, and the folders that travel inside (see pyproject.toml)."""
+"""Packages of the wheel: all that are found, and the folders that travel inside (pyproject.toml)."""
 
 from setuptools import find_packages, setup
 
