@@ -236,6 +236,15 @@ def test_an_unknown_name_is_refused_with_the_known_ones(refused, key, value, wor
         assert word in text
 
 
+def test_a_strategy_of_another_engine_is_refused_until_the_engine_is_named(refused, cells):
+    strategies_of_two = ["dynamic", "vllm"]
+    text = refused(BLOCK | {"strategies": strategies_of_two})
+    assert "kv.experiments[0].strategies[1] is vllm" in text
+    assert "kv.experiments[0].engine to vllm" in text
+    planned = cells(BLOCK | {"strategies": strategies_of_two, "engine": "vllm"})
+    assert {"dynamic", "vllm"} <= {cell.strategy for cell in planned.values()}
+
+
 def test_an_unknown_device_is_refused_with_the_known_ones(refused):
     text = refused(BLOCK, device="gpu")
     assert "kv.device is 'gpu'; use one of cpu, cuda, auto" in text

@@ -278,6 +278,11 @@ def _check_experiment(
     for position, name in enumerate(experiment["strategies"]):
         spot = f"{where}.strategies[{position}]"
         _known("strategy", name, strategies.names(), spot, source)
+        engine = strategies.get(name).engine
+        if engine not in (experiment["engine"], "transformers"):
+            raise InputError(
+                f"{source}: {spot} is {name}, which runs in {engine}; set {where}.engine to {engine}"
+            )
     for position, name in enumerate(experiment["once"]):
         spot = f"{where}.once[{position}]"
         _known("strategy of this experiment", name, experiment["strategies"], spot, source)

@@ -88,6 +88,8 @@ class Strategy:
     """
 
     exact: ClassVar[bool] = True
+    #: Who generates: the library, or an engine with a process of its own.
+    engine: ClassVar[str] = "transformers"
     devices: ClassVar[frozenset[str]] = frozenset({"cpu", "cuda"})
     reuses_turns: ClassVar[bool] = False
     without_reuse: ClassVar[str | None] = None
