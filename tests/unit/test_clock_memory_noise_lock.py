@@ -290,20 +290,19 @@ def test_only_the_cores_of_this_process_count_as_noise(cores, ticks):
 # Neighbours on a GPU --------------------------------------------------------------------------
 
 
+# In a container the driver gives the host's numbers, so that only how many there are means anything.
 @pytest.mark.parametrize(
-    ("pids", "others"),
-    [
-        ([os.getpid()], 0),
-        ([os.getpid(), 4_000_001], 1),
-        # In a container the driver gives the host's numbers, and one of them is this process.
-        ([4_000_001], 0),
-        ([4_000_001, 4_000_002], 1),
-        ([], 0),
-    ],
+    ("pids", "count"), [([os.getpid()], 1), ([4_000_001], 1), ([4_000_001, 4_000_002], 2), ([], 0)]
 )
-def test_this_process_is_no_neighbour_of_itself_under_whatever_number(pids, others):
+def test_the_processes_on_a_gpu_are_counted_whatever_their_numbers(pids, count):
     neighbours = noise.GpuNeighbours.__new__(noise.GpuNeighbours)
     running = [SimpleNamespace(pid=pid) for pid in pids]
     neighbours._handle = object()
     neighbours._nvml = SimpleNamespace(nvmlDeviceGetComputeRunningProcesses=lambda _: running)
-    assert neighbours.count() == others
+    assert neighbours.count() == count
+
+
+def test_without_a_driver_to_ask_nothing_is_claimed(monkeypatch):
+    neighbours = noise.GpuNeighbours.__new__(noise.GpuNeighbours)
+    neighbours._handle = None
+    assert neighbours.count() is None
