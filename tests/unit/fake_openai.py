@@ -20,7 +20,8 @@ class Upstream:
     ``cut_stream``, ``stream_error``, ``tool``, ``empty``, ``length``, ``no_store``; ``interim``
     (a 103 comes first); ``held`` (the answer waits for ``release``; if the caller leaves before,
     ``left`` is set); ``stalled`` (a stream that waits in the same way after its first word).
-    ``headers`` are sent with every answer, ``usage`` in it.
+    ``headers`` are sent with every answer, ``usage`` in it; ``streams`` is a path that is answered
+    like a chat.
     """
 
     def __init__(self, port: int) -> None:
@@ -31,6 +32,7 @@ class Upstream:
         self.sent_headers: list[dict[str, str]] = []
         self.bodies: list[bytes] = []
         self.headers: dict[str, str] = {}
+        self.streams = "/chat/completions"
         self.usage: dict[str, int] | None = None
         self.asked = threading.Event()
         self.release = threading.Event()
@@ -81,7 +83,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         upstream = self.server.upstream
         body = self._note()
-        if not self.path.endswith(("/chat/completions", "/embeddings")):
+        chats = ("/chat/completions", "/embeddings", upstream.streams)
+        if not self.path.endswith(chats):
             self._reply(200, b'{"id": "x"}')
             return
         request = json.loads(body)

@@ -144,6 +144,18 @@ def test_a_shipped_file_that_code_names_counts(tmp_path):
     assert found[0] != found[1]
 
 
+def test_a_shipped_folder_that_code_names_counts_but_not_the_prose_in_it(tmp_path):
+    root, folder = tmp_path / "workflow", tmp_path / "resources" / "lists"
+    folder.mkdir(parents=True)
+    source = "from kvbench.layout import shipped\nD = shipped('resources') / 'lists'\n"
+    found = []
+    for name, text in (("en.yaml", "one"), ("README.md", "prose"), ("pt.yaml", "two")):
+        (folder / name).write_text(text)
+        files = {"kvbench/start": source, "kvbench/layout": ""}
+        found.append(library_of(root, files).digest("kvbench.start"))
+    assert found[0] == found[1] != found[2]
+
+
 # The library itself ---------------------------------------------------------------------------
 
 

@@ -239,6 +239,18 @@ def test_a_chunked_body_of_another_path_is_passed_on(start, upstream):
     assert upstream.bodies == [b"some bytes"]
 
 
+def test_a_client_that_leaves_after_a_large_body_stops_what_it_began(start, upstream):
+    client = start()
+    upstream.mode = "stalled"
+    body = client.body("x" * 200_000, stream=True).encode()
+    request = b"POST /v1/other HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
+    upstream.streams = "/v1/other"
+    with socket.create_connection(client.proxy.address, timeout=5) as connection:
+        connection.sendall(request % len(body) + body)
+        assert connection.recv(100).startswith(b"HTTP/1.1 200")
+    assert upstream.left.wait(5)
+
+
 @pytest.mark.parametrize(
     ("body", "reason"),
     [

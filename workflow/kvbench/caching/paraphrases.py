@@ -12,8 +12,10 @@ from typing import Any
 from kvbench.errors import InputError, one_of
 from kvbench.layout import shipped
 
-#: The set that comes with the repository; its README says how the labels were given.
-DEFAULT = shipped("resources") / "paraphrases" / "intents.jsonl"
+#: The sets that come with the repository; their README says how the labels were given.
+FOLDER = shipped("resources") / "paraphrases"
+#: The one in English.
+DEFAULT = FOLDER / "intents.jsonl"
 
 LABELS = ("canonical", "paraphrase", "near_miss", "never_cached", "follow_up", "long")
 FORMS = ("lexical", "syntactic", "short", "long")
@@ -78,7 +80,7 @@ def files() -> dict[str, Path]:
 
     Another language stands between name and suffix: ``intents.pt.jsonl``.
     """
-    found = sorted(DEFAULT.parent.glob("intents*.jsonl"))
+    found = sorted(FOLDER.glob("intents*.jsonl"))
     return {path.name.split(".")[1] if path.name.count(".") > 1 else "en": path for path in found}
 
 

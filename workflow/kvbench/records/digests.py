@@ -49,7 +49,8 @@ class Module:
     schemas:
         Texts that may name the schema that a document is checked against.
     files:
-        Files that it names below a shipped folder, as parts: ``("resources", "a", "b.json")``.
+        Files and folders that it names below a shipped folder, as parts:
+        ``("resources", "a", "b.json")``.
     """
 
     digest: str
@@ -160,8 +161,19 @@ class Library:
         return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
 
     def _file(self, parts: tuple[str, ...]) -> str:
+        """Digest of a shipped file, or of the files of a folder of resources but their prose.
+
+        A folder of ``config`` does not count: a job reads the files that it was given of it.
+        """
         path = self._shipped(parts[0]).joinpath(*parts[1:])
-        return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+        if parts[0] != "resources" or not path.is_dir():
+            return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+        state = hashlib.sha256()
+        for file in sorted(path.iterdir()):
+            if file.is_file() and file.suffix != ".md":
+                state.update(f"{file.name} ".encode())
+                state.update(hashlib.sha256(file.read_bytes()).digest())
+        return state.hexdigest()
 
     def _shipped(self, name: str) -> Path:
         installed = self.root / _PACKAGE / f"_{name}"

@@ -480,9 +480,9 @@ class Proxy:
         length = exchange.header(b"content-length")
         chunked = bool(exchange.header(b"transfer-encoding"))
         body: bytes | AsyncIterator[bytes] = b""
-        large = chunked or (length.isdigit() and int(length) > _LARGE)
-        if large:
-            body = self._body_pieces(exchange)
+        received = asyncio.Event()
+        if chunked or (length.isdigit() and int(length) > _LARGE):
+            body = self._body_pieces(exchange, received)
             headers.append(
                 (b"transfer-encoding", b"chunked")
                 if chunked
@@ -490,6 +490,7 @@ class Proxy:
             )
         else:
             body = await self._read_body(exchange)
+            received.set()
             if body or scope["method"] in ("POST", "PUT", "PATCH"):
                 headers.extend(_length(body))
         call = Call(scope["method"], _target(exchange), headers, body)
@@ -504,11 +505,7 @@ class Proxy:
             flight.whole = False
             await self._relay(exchange, flight)
 
-        if large:
-            # The body is still being received: a client that leaves breaks it off.
-            await answer()
-        else:
-            await self._while_there(exchange, answer())
+        await self._while_there(exchange, answer(), received)
 
     async def _relay(self, exchange: _Exchange, flight: Flight) -> None:
         """Send the answer of a call to one client, from its beginning."""
@@ -637,7 +634,9 @@ class Proxy:
         except TimeoutError:
             raise _Refused(408, "the request took too long to arrive", "slow") from None
 
-    async def _body_pieces(self, exchange: _Exchange) -> AsyncIterator[bytes]:
+    async def _body_pieces(
+        self, exchange: _Exchange, received: asyncio.Event
+    ) -> AsyncIterator[bytes]:
         """Yield the body as it comes; one that comes too slowly is broken off."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.settings.receive_timeout_s
@@ -654,12 +653,18 @@ class Proxy:
             if piece:
                 yield piece
             if not message.get("more_body"):
+                received.set()
                 return
 
-    async def _while_there(self, exchange: _Exchange, work: Any) -> None:
-        """Run something for as long as the client is there."""
+    async def _while_there(
+        self, exchange: _Exchange, work: Any, received: asyncio.Event | None = None
+    ) -> None:
+        """Run something for as long as the client is there.
+
+        Before its body is ``received`` whoever reads it notices by itself that the client left.
+        """
         task = asyncio.ensure_future(work)
-        watch = asyncio.ensure_future(_gone(exchange.receive))
+        watch = asyncio.ensure_future(_gone(exchange.receive, received))
         try:
             await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
             if not task.done():
@@ -859,8 +864,10 @@ def _is_retry(exchange: _Exchange, flight: Flight) -> bool:
     return flight.readers == 0 and exchange.header(b"x-stainless-retry-count") not in ("", "0")
 
 
-async def _gone(receive: Receive) -> None:
-    """Return when the client has closed its side."""
+async def _gone(receive: Receive, received: asyncio.Event | None) -> None:
+    """Return when the client has closed its side, once the body is ``received``."""
+    if received is not None:
+        await received.wait()
     while (await receive())["type"] != "http.disconnect":
         pass
 
