@@ -18,6 +18,7 @@ from kvbench.analysis import instrument, tables
 from kvbench.inputs import configuration
 from kvbench.records import gathering
 from kvbench.studies.measuring import _cell
+from kvbench.traffic import cells as traffic_cells
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "workflow" / "scripts"
@@ -346,6 +347,30 @@ def test_every_column_of_every_table_is_described(run):
         assert f"## app_{name}.csv" in text
     for column in (*tables.SAMPLE_COLUMNS, *tables.SUMMARY_COLUMNS):
         assert f"`{column}`" in text
+
+
+def test_a_log_is_replayed_tabulated_and_advised_on(run):
+    log = ROOT / "resources" / "traffic" / "one_stream.jsonl.gz"
+    entry = {"name": "shipped", "paths": [str(log)], "models": ["embedded"]}
+    entry |= {"memories": ["16MiB"], "semantic": False}
+    config = configuration.fill({"traffic": {"logs": [entry]}}, "config.yaml")
+    models = configuration.read_models(ROOT / "config" / "models")
+    ((key, cell),) = traffic_cells.plan(config, models, "config.yaml").items()
+    record, folder = f"results/cells/traffic/{key}.json", f"results/traffic/{key}"
+    params = SimpleNamespace(cell=cell.as_dict(), root=str(ROOT), code="0" * 16)
+    run("replay_traffic", input=Files(files=[str(log)]), output=Files(record), params=params)
+    summary = "results/tables/traffic_summary.csv"
+    run("aggregate_traffic", input=Files(records=[record]), output=Files(summary))
+    table = gathering.read_csv(Path(summary))
+    assert table["log"].tolist() == ["shipped"] and table["requests"].tolist() == [240]
+    run(
+        "advise_traffic",
+        input=Files(record),
+        output=Files(advice=[f"{folder}/advice.pt.md", f"{folder}/advice.pt.html"]),
+        params=SimpleNamespace(languages=["pt"]),
+    )
+    assert "## Limites" in Path(f"{folder}/advice.pt.md").read_text()
+    assert "data:image/svg+xml" in Path(f"{folder}/advice.pt.html").read_text()
 
 
 def test_capacity_is_planned_for_every_model(run):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, ScalarFormatter
+from matplotlib.ticker import NullLocator, StrMethodFormatter
 
 from kvbench.figures import _kv, _traffic, style
 
@@ -35,13 +35,14 @@ def draw(table: pd.DataFrame) -> Figure:
             )
     left.set(ylabel="input tokens without prefill (%)")
     left.set_ylim(bottom=0)
-    right.set(ylabel="work of the busiest replica over the mean")
+    right.set(ylabel="busiest replica over the mean (work)")
     right.set_ylim(bottom=0.9)
     for axes in (left, right):
         axes.set_xscale("log", base=2)
         axes.set_xlabel("replicas")
-        axes.xaxis.set_major_formatter(ScalarFormatter())
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xticks(sorted(set(rows["replicas"])))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))
+        axes.xaxis.set_minor_locator(NullLocator())
     left.legend(frameon=False, title="routing", title_fontsize=6.5)
     figure.suptitle(_traffic.title(QUESTION, rows))
     return figure

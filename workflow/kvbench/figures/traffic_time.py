@@ -5,6 +5,7 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from kvbench.figures import _kv, _traffic, style
 
@@ -19,7 +20,7 @@ def draw(time: pd.DataFrame, ttl: pd.DataFrame) -> Figure:
     if rows.empty or not rows[["exact_hit_ratio", "prefix_token_share"]].notna().any(axis=None):
         return _kv.empty(QUESTION, "no cache could be replayed on this log")
     figure, (left, right) = plt.subplots(
-        1, 2, figsize=(style.PAGE_WIDTH, 2.5), width_ratios=[1.5, 1]
+        1, 2, figsize=(style.PAGE_WIDTH, 2.7), width_ratios=[1.5, 1]
     )
     for column, label, colour, marker in (
         ("exact_hit_ratio", "exact cache, requests", "blue", "o"),
@@ -36,7 +37,8 @@ def draw(time: pd.DataFrame, ttl: pd.DataFrame) -> Figure:
             )
     left.set(xlabel="window of the log (equally many requests)", ylabel="share saved (%)")
     left.set_ylim(bottom=0)
-    left.legend(frameon=False)
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(frameon=False, ncols=2, loc="outside lower left", fontsize=6.5)
     if lives.empty:
         right.text(0.5, 0.5, "no times, or no repeats", ha="center", va="center", fontsize=7)
         right.set_axis_off()

@@ -42,7 +42,13 @@ def draw(table: pd.DataFrame) -> Figure:
             )
             if width > 4:
                 axes.text(
-                    start + width / 2, place, f"{width:.1f}", ha="center", va="center", fontsize=6.5
+                    start + width / 2,
+                    place,
+                    f"{width:.1f}",
+                    color="white",
+                    ha="center",
+                    va="center",
+                    fontsize=6.5,
                 )
             start += width
     axes.set_yticks([0, 1], ["input tokens", "requests"])
