@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kvbench.figures import _kv, style
+from kvbench.figures import _kv, _variants, style
 from kvbench.figures._app_rows import one_machine
 
 QUESTION = "Which entry should a full cache give up?"
@@ -63,17 +63,19 @@ def _heat_map(axes: Axes, rows: pd.DataFrame) -> None:
         shown = min(zipf, key=lambda one: abs(one - 0.9))
         own = own[(own["workload"] != "zipf") | (own["exponent"] == shown)]
     means = own.pivot_table(index="policy", columns="workload", values="hit_ratio")
-    means = means.reindex(index=list(_POLICIES), columns=list(_WORKLOADS))
+    policies = _variants.labels(_POLICIES, means.index)
+    workloads = _variants.labels(_WORKLOADS, means.columns)
+    means = means.reindex(index=list(policies), columns=list(workloads))
     # A colour tells how close a policy comes to the limit of its own workload.
     limit = means.loc["opt"].where(means.loc["opt"] > 0)
     axes.imshow(means / limit, cmap="Greens", vmin=0, vmax=1.6, aspect="auto")
-    for row in range(len(_POLICIES)):
-        for column in range(len(_WORKLOADS)):
+    for row in range(len(policies)):
+        for column in range(len(workloads)):
             value = means.iloc[row, column]
             note = "" if np.isnan(value) else f"{100 * value:.1f}"
             axes.text(column, row, note, ha="center", va="center", fontsize=6.5)
-    axes.set_xticks(range(len(_WORKLOADS)), list(_WORKLOADS.values()), fontsize=6.5)
-    axes.set_yticks(range(len(_POLICIES)), list(_POLICIES.values()), fontsize=6.5)
+    axes.set_xticks(range(len(workloads)), list(workloads.values()), fontsize=6.5)
+    axes.set_yticks(range(len(policies)), list(policies.values()), fontsize=6.5)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     if share is not None:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from kvbench.caching import expiry
-from kvbench.figures import _kv, style
+from kvbench.figures import _kv, _variants, style
 from kvbench.figures._app_rows import one_machine
 
 QUESTION = "How long may an answer be kept, and how is it taken back?"
@@ -21,7 +21,10 @@ _LIFETIMES = {
     "jittered": ("fixed ± 20 %", "sky", "s"),
     "sliding": ("sliding", "vermilion", "^"),
     "by_class": ("by class", "black", "*"),
+    "guide": ("the guide's, by type", "purple", "P"),
 }
+#: Lifetimes that differ by class: one point stands for all classes.
+_BY_TYPE = ("by_class", "guide")
 _METHODS = {
     "ttl": ("time to live only", "grey", "X"),
     "event": ("event", "blue", "o"),
@@ -84,10 +87,10 @@ def _theory(axes: Axes, rows: pd.DataFrame) -> None:
 
 def _trade(axes: Axes, rows: pd.DataFrame) -> None:
     """Equal traffic of all classes: stale hits per hit against hits per request."""
-    for name, (label, colour, marker) in _LIFETIMES.items():
+    for name, (label, colour, marker) in _variants.looks(_LIFETIMES, rows["policy"]).items():
         own = rows[rows["policy"] == name]
         points = []
-        groups = [own] if name == "by_class" else [part for _, part in own.groupby("ttl_s")]
+        groups = [own] if name in _BY_TYPE else [part for _, part in own.groupby("ttl_s")]
         for part in groups:
             hits = part["hit_ratio"].mean()
             stale = (part["hit_ratio"] * part["stale_share"]).mean()
@@ -115,7 +118,7 @@ def _invalidation(axes: Axes, rows: pd.DataFrame) -> None:
         axes.text(0.5, 0.5, "no server was available", ha="center", va="center", fontsize=7)
         axes.set_axis_off()
         return
-    for name, (label, colour, marker) in _METHODS.items():
+    for name, (label, colour, marker) in _variants.looks(_METHODS, rows["policy"]).items():
         own = rows[rows["policy"] == name].sort_values("entries")
         if own.empty or name == "ttl":
             continue

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
-from kvbench.figures import _kv, style
+from kvbench.figures import _kv, _variants, style
 from kvbench.figures._app_rows import one_machine
 
 QUESTION = "What does a client-side HTTP cache save, and does it obey the origin?"
@@ -32,20 +32,27 @@ _BEHAVIOURS = {
 def draw(table: pd.DataFrame) -> Figure:
     """Draw wall time against the number of requests (left) and obedience by rule (right)."""
     table = one_machine(table)
-    table = table[table["client"].isin(_LOOKS) & table["behaviour"].isin(_BEHAVIOURS)]
+    table = table[table["client"].notna()]
+    looks = _variants.looks(_LOOKS, table["client"])
+    behaviours = _variants.labels(_BEHAVIOURS, table["behaviour"])
     if table.empty:
         return _kv.empty(QUESTION, "the study has not been measured yet")
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(style.PAGE_WIDTH, 2.8), width_ratios=[1, 1.15]
     )
     reusable = table[table["behaviour"] == "max_age"]
-    for name, (label, colour, marker) in _LOOKS.items():
+    for name, (label, colour, marker) in looks.items():
         own = reusable[reusable["client"] == name]
-        means = own.groupby("requests")["wall_s"].agg(["mean", "min", "max"])
+        own = own.sort_values("requests")
+        # An interval stands only where there were rounds enough for one.
+        reach = [
+            (own["wall_s"] - own["wall_s_ci_low"]).fillna(0).clip(lower=0),
+            (own["wall_s_ci_high"] - own["wall_s"]).fillna(0).clip(lower=0),
+        ]
         left.errorbar(
-            means.index,
-            means["mean"],
-            yerr=[means["mean"] - means["min"], means["max"] - means["mean"]],
+            own["requests"],
+            own["wall_s"],
+            yerr=reach,
             color=style.OKABE_ITO[colour],
             marker=marker,
             markersize=4,
@@ -59,7 +66,7 @@ def draw(table: pd.DataFrame) -> Figure:
         ylabel="time of all (s)",
     )
     left.legend(frameon=False, fontsize=6, handlelength=1.5)
-    grid, notes = _obedience(table)
+    grid, notes = _obedience(table, list(looks), list(behaviours))
     right.imshow(
         grid,
         cmap=ListedColormap(["#F3C9B0", "#BFE3D5", "#EEEEEE"]),
@@ -70,8 +77,8 @@ def draw(table: pd.DataFrame) -> Figure:
     for row, line in enumerate(notes):
         for column, note in enumerate(line):
             right.text(column, row, note, ha="center", va="center", fontsize=6.5)
-    right.set_xticks(range(len(_BEHAVIOURS)), list(_BEHAVIOURS.values()), fontsize=6.5)
-    right.set_yticks(range(len(_LOOKS)), [label for label, _, _ in _LOOKS.values()], fontsize=6.5)
+    right.set_xticks(range(len(behaviours)), list(behaviours.values()), fontsize=6.5)
+    right.set_yticks(range(len(looks)), [label for label, _, _ in looks.values()], fontsize=6.5)
     right.tick_params(length=0)
     right.spines[:].set_visible(False)
     right.set_title("obeys RFC 9111? requests that reached the origin of all sent", fontsize=7)
@@ -79,13 +86,15 @@ def draw(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def _obedience(table: pd.DataFrame) -> tuple[list[list[int]], list[list[str]]]:
+def _obedience(
+    table: pd.DataFrame, clients: list[str], behaviours: list[str]
+) -> tuple[list[list[int]], list[list[str]]]:
     """Return 0 (wrong), 1 (right) or 2 (not measured) per client and rule, with its words."""
     grid, notes = [], []
-    for name in _LOOKS:
+    for name in clients:
         grid.append([])
         notes.append([])
-        for behaviour in _BEHAVIOURS:
+        for behaviour in behaviours:
             own = table[(table["client"] == name) & (table["behaviour"] == behaviour)]
             if own.empty:
                 grid[-1].append(2)

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kvbench.figures import _kv, style
+from kvbench.figures import _kv, _variants, style
 from kvbench.figures._app_rows import one_machine
 
 QUESTION = "What does a private memory (L1) in front of the shared cache server (L2) gain?"
@@ -19,6 +19,7 @@ _LABELS = {
     "l2": "L2",
     "l1_l2": "L1 + L2, no promotion",
     "l1_l2_promotion": "L1 + L2, promotion",
+    "guide": "the guide's dict + L2",
 }
 _LEVELS = {
     1: ("L1, memory", "orange", ""),
@@ -33,7 +34,8 @@ def draw(table: pd.DataFrame) -> Figure:
     Of several sizes of L1 the middle one is shown.
     """
     table = one_machine(table)
-    table = table[table["configuration"].isin(_LABELS)]
+    table = table[table["configuration"].notna()]
+    names = _variants.labels(_LABELS, table["configuration"])
     if table.empty:
         return _kv.empty(QUESTION, "the study has not been measured yet")
     sizes = sorted(table["l1_share"].dropna().unique())
@@ -49,9 +51,9 @@ def draw(table: pd.DataFrame) -> Figure:
         sharex="col",
     )
     for (left, right), ((service_ms, workers), rows) in zip(axes, groups, strict=True):
-        order = [name for name in _LABELS if (rows["configuration"] == name).any()]
+        order = [name for name in names if (rows["configuration"] == name).any()]
         rows = rows.set_index("configuration").loc[order]
-        left.set_yticks(range(len(order)), [_LABELS[name] for name in order])
+        left.set_yticks(range(len(order)), [names[name] for name in order])
         left.set_title(
             f"{workers:.0f} worker{'s' if workers > 1 else ''}, source {service_ms:g} ms"
             + (f", L1 holds {size:.0%} of the keys" if sizes else ""),

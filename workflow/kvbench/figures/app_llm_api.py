@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from kvbench.figures import _kv
+from kvbench.figures import _kv, _variants
 from kvbench.figures._app_rows import one_machine
 from kvbench.figures.style import OKABE_ITO, PAGE_WIDTH
 
@@ -28,14 +28,15 @@ _CALLS = {
 def draw(table: pd.DataFrame) -> Figure:
     """Draw the median (with interval) and the range of each kind of call, slowest on top."""
     table = one_machine(table)
-    rows = {name: table[table["call"] == name] for name in _CALLS}
+    known = _variants.looks(_CALLS, table["call"])
+    rows = {name: table[table["call"] == name] for name in known}
     rows = {name: found.iloc[0] for name, found in rows.items() if not found.empty}
     if not rows:
         return _kv.empty(QUESTION, "the study has not been measured yet")
     figure, axes = plt.subplots(figsize=(PAGE_WIDTH, 0.9 + 0.24 * len(rows)))
     labels = []
     for place, (name, row) in enumerate(rows.items()):
-        label, colour = _CALLS[name]
+        label, colour = known[name]
         colour = OKABE_ITO[colour]
         middle, low, high = (1e3 * row[f"call_p50_s{end}"] for end in ("", "_ci_low", "_ci_high"))
         axes.plot([1e3 * row["min_s"], 1e3 * row["max_s"]], [place] * 2, color=colour, lw=0.8)

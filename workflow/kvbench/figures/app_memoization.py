@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from kvbench.figures import _kv, style
+from kvbench.figures import _kv, _variants, style
 from kvbench.figures._app_rows import one_machine
 
 QUESTION = "What does memoising a recursive function save?"
@@ -25,16 +25,20 @@ _LOOKS = {
     "iterative": ("loop, no cache", "grey", "d"),
 }
 
+#: Ways that are orders of magnitude slower than the others at the largest n.
+_SLOW = ("plain", "lru_1", "lru_2")
+
 
 def draw(table: pd.DataFrame) -> Figure:
     """Draw the first call against n (left) and the fast ways at the largest n (right)."""
     table = one_machine(table)
-    table = table[table["variant"].isin(_LOOKS)]
+    table = table[table["variant"].notna()]
+    looks = _variants.looks(_LOOKS, table["variant"])
     if table.empty:
         return _kv.empty(QUESTION, "the study has not been measured yet")
     figure, (left, right) = plt.subplots(1, 2, figsize=(style.PAGE_WIDTH, 2.7))
     cold = table[table["state"] == "cold"]
-    for name, (label, colour, marker) in _LOOKS.items():
+    for name, (label, colour, marker) in looks.items():
         own = cold[cold["variant"] == name].sort_values("n")
         left.plot(
             own["n"],
@@ -49,10 +53,10 @@ def draw(table: pd.DataFrame) -> Figure:
     left.legend(loc="upper left", ncols=2, frameon=False, fontsize=6, handlelength=1.4)
     left.set_ylim(top=left.get_ylim()[1] * 300)
     largest = table["n"].max()
-    fast = ["dict", "lru_128", "lru_3", "lru_cache", "cache", "iterative"]
+    fast = [name for name in looks if name not in _SLOW]
     at_largest = table[table["n"] == largest]
     for place, name in enumerate(fast):
-        label, colour, marker = _LOOKS[name]
+        label, colour, marker = looks[name]
         for state, filled in (("cold", True), ("warm", False)):
             own = at_largest[(at_largest["variant"] == name) & (at_largest["state"] == state)]
             median = 1e6 * own["median_s"].to_numpy()
@@ -71,7 +75,7 @@ def draw(table: pd.DataFrame) -> Figure:
                 linestyle="",
                 elinewidth=1,
             )
-    right.set_yticks(range(len(fast)), [_LOOKS[name][0] for name in fast])
+    right.set_yticks(range(len(fast)), [looks[name][0] for name in fast])
     right.set(xscale="log", xlabel=f"one call at n = {largest:.0f} (µs), median and quartiles")
     for filled, text in ((True, "first call"), (False, "second call")):
         right.plot(

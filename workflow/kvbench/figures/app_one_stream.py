@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kvbench.figures import _kv
+from kvbench.figures import _kv, _variants
 from kvbench.figures._app_rows import one_machine
 from kvbench.figures.style import OKABE_ITO, PAGE_WIDTH
 
@@ -55,7 +55,7 @@ def draw(table: pd.DataFrame) -> Figure:
 
 
 def _latencies(axes: Axes, rows: pd.DataFrame) -> None:
-    for name, (label, colour, line) in _STRATEGIES.items():
+    for name, (label, colour, line) in _lines(rows).items():
         own = rows[rows["strategy"] == name].sort_values("share")
         if not own.empty:
             axes.plot(
@@ -65,7 +65,7 @@ def _latencies(axes: Axes, rows: pd.DataFrame) -> None:
 
 
 def _answers(axes: Axes, rows: pd.DataFrame) -> None:
-    names = [name for name in _STRATEGIES if (rows["strategy"] == name).any()]
+    names = [name for name in _lines(rows) if (rows["strategy"] == name).any()]
     rows = rows.drop_duplicates("strategy").set_index("strategy").loc[names]
     places = range(len(names))
     left = pd.Series(0.0, index=names)
@@ -93,9 +93,18 @@ def _answers(axes: Axes, rows: pd.DataFrame) -> None:
     axes.invert_yaxis()
 
 
+def _lines(rows: pd.DataFrame) -> dict[str, tuple[str, str, str]]:
+    """Label, colour and line of each strategy; one that is not known has a plain line."""
+    spare = {
+        name: (label, colour, "-")
+        for name, (label, colour, _) in _variants.looks(_STRATEGIES, rows["strategy"]).items()
+    }
+    return spare | _STRATEGIES
+
+
 def _label(name: str, row: pd.Series) -> str:
     """Name of a strategy with its speed-up over the model alone, and the interval if known."""
-    label = _STRATEGIES[name][0] if name in _STRATEGIES else name
+    label = _STRATEGIES[name][0] if name in _STRATEGIES else name.replace("_", " ")
     if pd.isna(row["speedup"]):
         return label
     text = f"{label}\n{row['speedup']:.2f}x"

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kvbench.figures import _kv, style
+from kvbench.figures import _kv, _variants, style
 from kvbench.figures._app_rows import one_machine
 
 QUESTION = "What does a request cost when the cache server is broken, cold or full of errors?"
@@ -50,10 +50,12 @@ def draw(table: pd.DataFrame) -> Figure:
 
 
 def _added(ax: Axes, rows: pd.DataFrame) -> None:
-    faults = [name for name in _FAULTS if (rows["fault"] == name).any()]
-    clients = [name for name in _CLIENTS if (rows["client"] == name).any()]
+    known = _variants.labels(_FAULTS, rows["fault"])
+    looks = _variants.looks(_CLIENTS, rows["client"])
+    faults = [name for name in known if (rows["fault"] == name).any()]
+    clients = [name for name in looks if (rows["client"] == name).any()]
     for number, client in enumerate(clients):
-        label, colour, marker = _CLIENTS[client]
+        label, colour, marker = looks[client]
         paint = style.OKABE_ITO[colour]
         own = rows[rows["client"] == client].set_index("fault")
         present = [name for name in faults if name in own.index]
@@ -79,7 +81,7 @@ def _added(ax: Axes, rows: pd.DataFrame) -> None:
                     color=paint,
                 )
     ax.set_xscale("log")
-    ax.set_yticks(range(len(faults)), [_FAULTS[name] for name in faults])
+    ax.set_yticks(range(len(faults)), [known[name] for name in faults])
     ax.set_ylim(len(faults) - 0.5, -0.5)
     ax.grid(axis="x", linewidth=0.3)
     ax.set_xlabel("added time: median to longest (ms)")
@@ -119,7 +121,7 @@ def _warm(ax: Axes, rows: pd.DataFrame) -> None:
 
 
 def _errors(ax: Axes, rows: pd.DataFrame) -> None:
-    for policy, (label, colour) in _POLICIES.items():
+    for policy, (label, colour) in _variants.looks(_POLICIES, rows["policy"]).items():
         own = rows[rows["policy"] == policy].sort_values("error_rate")
         if own.empty:
             continue

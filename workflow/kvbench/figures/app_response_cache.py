@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kvbench.figures import _kv, style
+from kvbench.figures import _kv, _variants, style
 from kvbench.figures._app_rows import one_machine
 
 QUESTION = "What does an exact response cache save, and what must its key contain?"
@@ -44,7 +44,8 @@ def draw(table: pd.DataFrame) -> Figure:
 
 
 def _times(ax: Axes, rows: pd.DataFrame) -> None:
-    names = [name for name in _BACKENDS if (rows["backend"] == name).any()]
+    backends = _variants.labels(_BACKENDS, rows.loc[rows["backend"] != "none", "backend"])
+    names = [name for name in backends if (rows["backend"] == name).any()]
     for place, name in enumerate(names):
         own = rows[(rows["backend"] == name) & (rows["hits"] > 0)]
         offsets = np.linspace(-0.2, 0.2, len(own)) if len(own) > 1 else [0.0]
@@ -82,7 +83,7 @@ def _times(ax: Axes, rows: pd.DataFrame) -> None:
     )
     ax.set_xscale("log")
     ax.set_xlim(right=max(30, ax.get_xlim()[1]))
-    ax.set_yticks(range(len(names)), [_BACKENDS[name] for name in names])
+    ax.set_yticks(range(len(names)), [backends[name] for name in names])
     ax.set_ylim(len(names) - 0.5, -0.5)
     ax.set_xlabel("time of a hit (ms), per stream")
     ax.set_title("where answers are stored")
@@ -112,9 +113,10 @@ def _wrong(ax: Axes, rows: pd.DataFrame) -> None:
 
 
 def _samples(ax: Axes, rows: pd.DataFrame) -> None:
-    policies = [name for name in _POLICIES if (rows["policy"] == name).any()]
+    known = _variants.looks(_POLICIES, rows["policy"])
+    policies = [name for name in known if (rows["policy"] == name).any()]
     for name in policies:
-        label, colour, marker = _POLICIES[name]
+        label, colour, marker = known[name]
         own = rows[rows["policy"] == name].sort_values("temperature")
         ax.plot(
             own["temperature"],

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from kvbench.figures import _kv, style
+from kvbench.figures import _kv, _variants, style
 from kvbench.figures._app_rows import one_machine
 
 QUESTION = "How often is one value loaded when many threads want it at once?"
@@ -28,11 +28,12 @@ _LOOKS = (("sky", "o"), ("blue", "s"), ("vermilion", "^"), ("purple", "D"), ("bl
 def draw(table: pd.DataFrame) -> Figure:
     """Draw loads (left) and the 99th percentile of the waiting time (right) per protection."""
     table = one_machine(table)
-    table = table[table["protection"].isin(_LABELS)]
+    table = table[table["protection"].notna()]
+    labels = _variants.labels(_LABELS, table["protection"])
     if table.empty:
         return _kv.empty(QUESTION, "the study has not been measured yet")
     places: dict[tuple[str, float], str] = {}
-    for name, label in _LABELS.items():
+    for name, label in labels.items():
         for beta in sorted(table.loc[table["protection"] == name, "beta"].fillna(0).unique()):
             places[(name, beta)] = label + (rf", $\beta$ = {beta:g}" if name == "xfetch" else "")
     figure, (left, right) = plt.subplots(

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from kvbench.figures import _kv, style
+from kvbench.figures import _kv, _variants, style
 from kvbench.figures._app_rows import one_machine
 
 QUESTION = "Where should a write go, and what is stale or lost for it?"
@@ -26,7 +26,8 @@ _LABELS = {
 def draw(table: pd.DataFrame) -> Figure:
     """Draw one panel per measure, policies down the side."""
     table = one_machine(table)
-    table = table[table["policy"].isin(_LABELS)]
+    table = table[table["policy"].notna()]
+    known = _variants.labels(_LABELS, table["policy"])
     if table.empty:
         return _kv.empty(QUESTION, "the study has not been measured yet")
     steady = table[table["kind"] == "steady"]
@@ -36,7 +37,7 @@ def draw(table: pd.DataFrame) -> Figure:
     crash = table[table["kind"] == "crash"]
     settings = [
         (name, flush)
-        for name in _LABELS
+        for name in known
         for flush in sorted(table.loc[table["policy"] == name, "flush_every"].fillna(0).unique())
     ]
     figure, panels = plt.subplots(
@@ -71,6 +72,9 @@ def draw(table: pd.DataFrame) -> Figure:
         writes.plot(
             alone["store_writes"], [place] * len(alone), "s", markersize=4, color=colours["green"]
         )
+        if alone["write_p50_s_ci_low"].notna().any():
+            ends = 1e6 * alone[["write_p50_s_ci_low", "write_p50_s_ci_high"]].to_numpy()[0]
+            latency.plot(ends, [place] * 2, color=colours["purple"], lw=3, alpha=0.4)
         for column, marker in (("write_p50_s", "o"), ("write_p99_s", "|")):
             latency.plot(
                 1e6 * alone[column],
@@ -89,7 +93,7 @@ def draw(table: pd.DataFrame) -> Figure:
             markersize=4.5,
             color=colours["vermilion"],
         )
-    names = [_LABELS[name] + (f", flush {flush:.0f}" if flush else "") for name, flush in settings]
+    names = [known[name] + (f", flush {flush:.0f}" if flush else "") for name, flush in settings]
     stale.set_yticks(range(len(settings)), names, fontsize=6.5)
     stale.set_ylim(len(settings) - 0.4, -1.9)
     stale.set_xlabel("stale reads (%)")

@@ -37,7 +37,7 @@ OPTIONS = option.schema(
     ),
     requests=option.integer("Requests of one stream.", 100, minimum=50),
     uncached_requests=option.integer(
-        "Requests of it that are sent without a cache: each takes the service time.", 10, minimum=1
+        "Requests of it that are sent without a cache: each takes the service time.", 20, minimum=1
     ),
     keys=option.integer("Different requests that a stream draws from.", 25, minimum=2),
     service_ms=option.number(

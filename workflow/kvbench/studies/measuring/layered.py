@@ -21,6 +21,7 @@ from kvbench.studies.measuring._rounds import Log, turns
 
 _TTL_S = 3600.0
 _VALUE_BYTES = 2048
+_WARM_UP = 3
 
 
 def measure(factors: Mapping[str, Any], context: Context) -> Outcome:
@@ -142,6 +143,9 @@ def _drive(
     cache: LayeredCache | GuideLayers | None, stream: np.ndarray, factors: Mapping[str, Any]
 ) -> _Result:
     service_s = factors["service_ms"] / 1000
+    # The first waits of a process just forked are longer than any later one.
+    for _ in range(_WARM_UP):
+        time.sleep(service_s)
     levels: list[int] = []
     latency_s: list[float] = []
     wrong = 0
