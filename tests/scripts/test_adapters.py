@@ -429,7 +429,7 @@ def test_the_manifest_has_the_size_and_the_digest_of_every_file(run):
     }
 
 
-def test_a_figure_is_drawn_in_three_formats(run, monkeypatch):
+def test_a_figure_is_drawn_in_three_formats_and_every_language(run, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "tests" / "unit"))
     import synthetic_kv
 
@@ -437,12 +437,20 @@ def test_a_figure_is_drawn_in_three_formats(run, monkeypatch):
         gathering.write_csv(table, Path(f"{name}.csv"))
     run(
         "draw_figure",
-        input=Files("summary.csv", "samples.csv"),
-        output=Files(pdf="results/figures/kv_overview.pdf"),
-        wildcards=SimpleNamespace(name="kv_overview"),
+        input=SimpleNamespace(tables=["summary.csv", "samples.csv"]),
+        params=SimpleNamespace(
+            module="kv_overview",
+            base="results/figures/kv_overview",
+            languages=["en", "pt"],
+            arguments=[],
+        ),
     )
-    made = sorted(path.suffix for path in Path("results/figures").iterdir())
-    assert made == [".pdf", ".png", ".svg"]
+    made = sorted(path.name for path in Path("results/figures").iterdir())
+    assert made == [
+        f"kv_overview.{language}.{suffix}"
+        for language in ("en", "pt")
+        for suffix in ("pdf", "png", "svg")
+    ]
 
 
 # What fails -----------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import pytest
 from kvbench import processes
 from kvbench.caching.proxy import cli
 from kvbench.errors import Unsupported
-from kvbench.paper import tex
+from kvbench.paper import sections
 from kvbench.studies import Context, llm_api
 from kvbench.studies.measuring import _children as children
 from kvbench.studies.measuring import _serving as serving
@@ -241,10 +241,14 @@ def test_options_outside_their_bounds_are_refused(change):
 
 @pytest.mark.parametrize("language", ["en", "pt"])
 def test_the_paragraph_renders_with_and_without_numbers(table, language):
-    template = PAPER / f"llm_api.{language}.tex.j2"
     for rows in (table, table.iloc[:0]):
-        text = tex.render(template, {"v": llm_api.STUDY.values(rows), "lang": language})
+        values = llm_api.STUDY.values(rows)
+        text = sections.study_tex("llm_api", values, language, PAPER.parent)
         assert text.startswith("\\subsection{")
         assert "\\label{sec:llm_api}" in text
-        assert "Value(" not in text
-        assert text.count("\\begin{") == text.count("\\end{")
+        for shown in (
+            text,
+            sections.study_tex("llm_api", values, language, PAPER.parent, "tables"),
+        ):
+            assert "Value(" not in shown
+            assert shown.count("\\begin{") == shown.count("\\end{")

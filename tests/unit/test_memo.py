@@ -14,7 +14,7 @@ import study_runs
 from kvbench import studies
 from kvbench.caching import memo
 from kvbench.errors import InputError
-from kvbench.paper import tex
+from kvbench.paper import sections, tex
 from kvbench.studies import _estimates, _values, memoization
 
 ROOMY = ("cache", "lru_cache", "lru_128", "lru_3", "dict")
@@ -206,10 +206,8 @@ def filled(name):
 @pytest.mark.parametrize("lang", ["en", "pt"])
 @pytest.mark.parametrize("name", NAMES)
 def test_paragraph_is_written_whatever_was_not_measured(name, lang):
-    template = tex.environment(TEMPLATES).get_template(f"{name}.{lang}.tex.j2")
-
-    def written(values):
-        text = template.render({"v": values, "lang": lang})
+    def written(values, part="text"):
+        text = sections.study_tex(name, values, lang, TEMPLATES.parent, part)
         # The name of an unbounded cache is the only None that a reader may see.
         assert "None" not in text.replace("(None)", "")
         return text
@@ -219,10 +217,11 @@ def test_paragraph_is_written_whatever_was_not_measured(name, lang):
     full, bare = written(everything), written(nothing)
     assert rf"\label{{sec:{name}}}" in full
     assert rf"\label{{sec:{name}}}" in bare
-    assert f"figures/app_{name}.pdf" in full
-    assert "includegraphics" not in bare
+    assert f"{{app_{name}.{lang}.pdf}}" in written(everything, "tables")
+    assert "includegraphics" not in written(nothing, "tables")
     for key in everything:
-        written(everything | {key: nothing[key]})
+        for part in ("text", "tables"):
+            written(everything | {key: nothing[key]}, part)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -13,7 +13,7 @@ import pytest
 import study_runs
 from kvbench.caching import paraphrases
 from kvbench.errors import Unsupported
-from kvbench.paper import tex
+from kvbench.paper import sections
 from kvbench.studies import Context, one_stream
 from kvbench.studies.measuring import one_stream as measuring
 
@@ -287,10 +287,14 @@ def test_options_outside_their_bounds_are_refused(change):
 
 @pytest.mark.parametrize("language", ["en", "pt"])
 def test_the_paragraph_renders_with_and_without_numbers(outcome, language):
-    template = PAPER / f"one_stream.{language}.tex.j2"
     for rows in (outcome[0], outcome[0].iloc[:0]):
-        text = tex.render(template, {"v": one_stream.STUDY.values(rows), "lang": language})
+        values = one_stream.STUDY.values(rows)
+        text = sections.study_tex("one_stream", values, language, PAPER.parent)
         assert text.startswith("\\subsection{")
         assert "\\label{sec:one_stream}" in text
-        assert "Value(" not in text
-        assert text.count("\\begin{") == text.count("\\end{")
+        for shown in (
+            text,
+            sections.study_tex("one_stream", values, language, PAPER.parent, "tables"),
+        ):
+            assert "Value(" not in shown
+            assert shown.count("\\begin{") == shown.count("\\end{")

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from kvbench.caching import guards, paraphrases, similarity
 from kvbench.caching import semantic_cache as sc
 from kvbench.caching.response_cache import MISS
-from kvbench.paper import tex
+from kvbench.paper import sections
 from kvbench.studies import semantic
 from kvbench.studies.measuring import _decisions
 
@@ -639,10 +639,14 @@ def test_options_outside_their_bounds_are_refused(change):
 
 @pytest.mark.parametrize("language", ["en", "pt"])
 def test_the_paragraph_renders_with_and_without_numbers(table, language):
-    template = PAPER / f"semantic.{language}.tex.j2"
     for rows in (table, table.iloc[:0]):
-        text = tex.render(template, {"v": semantic.STUDY.values(rows), "lang": language})
+        values = semantic.STUDY.values(rows)
+        text = sections.study_tex("semantic", values, language, PAPER.parent)
         assert text.startswith("\\subsection{")
         assert "\\label{sec:semantic}" in text
-        assert "Value(" not in text
-        assert text.count("\\begin{") == text.count("\\end{")
+        for shown in (
+            text,
+            sections.study_tex("semantic", values, language, PAPER.parent, "tables"),
+        ):
+            assert "Value(" not in shown
+            assert shown.count("\\begin{") == shown.count("\\end{")

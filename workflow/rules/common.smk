@@ -103,12 +103,29 @@ PACKAGE = [
 CLAIMS = [layout.claims(suffix) for suffix in ("csv", "json", "md")]
 FIGURE_NAMES = figure_modules.drawable(STUDIES, traffic=bool(TRAFFIC_CELLS))
 TRAFFIC_FIGURES = [name for name in FIGURE_NAMES if name.startswith("traffic_")]
-FIGURES = [layout.figure(name, suffix) for name in FIGURE_NAMES for suffix in ("pdf", "svg", "png")]
+# The three strategies of the symposium's figure, in every scenario that is measured or recorded.
+SCENARIO_FIGURES = figure_modules.by_scenario(
+    {cell.scenario for cell in KV_CELLS.values()}
+    | {path.name for machine in RECORDED for path in machine.glob("cells/kv/*/*/*")}
+)
 LANGUAGES = CONFIG["languages"]
+
+
+def figure_files(name):
+    """Files of a figure: one set per language."""
+    return [
+        layout.figure(f"{name}.{language}", suffix)
+        for language in LANGUAGES
+        for suffix in ("pdf", "svg", "png")
+    ]
+
+
+FIGURES = [file for name in [*FIGURE_NAMES, *SCENARIO_FIGURES] for file in figure_files(name)]
+FIGURE_WORDS = sorted(str(path) for path in HERE.glob("workflow/kvbench/figures/words.*.yaml"))
 SECTIONS = [layout.VALUES] + [
     layout.paper(part, language)
     for language in LANGUAGES
-    for part in ("numbers", "section", "app_section", "main")
+    for part in ("numbers", "section", "app_section", "appendix", "main")
 ]
 LATEX = shutil.which("latexmk") or shutil.which("tectonic")
 WITH_CONDA = "conda" in {
@@ -409,7 +426,8 @@ def closing_words():
 
 def paper_templates():
     """Everything the paper is rendered from."""
-    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "paper").rglob("*.j2"))
+    found = [*(ROOT / "paper").rglob("*.j2"), *(ROOT / "paper" / "words").glob("*.yaml")]
+    return sorted(str(path.relative_to(ROOT)) for path in found)
 
 
 def published_by():

@@ -32,11 +32,14 @@ rule render_paper:
         values=rules.collect_values.output[0],
         claims=rules.evaluate_claims.output.csv,
         figures=FIGURES,
+        sources="config/claims.yaml",
+        citation="CITATION.cff",
         templates=paper_templates(),
     output:
         numbers="results/paper/numbers.{language}.tex",
         section="results/paper/section.{language}.tex",
         app_section="results/paper/app_section.{language}.tex",
+        appendix="results/paper/appendix.{language}.tex",
         main="results/paper/main.{language}.tex",
     log:
         "logs/paper/render-{language}.log",
@@ -56,9 +59,12 @@ rule compile_paper:
         numbers=rules.render_paper.output.numbers,
         section=rules.render_paper.output.section,
         app_section=rules.render_paper.output.app_section,
+        appendix=rules.render_paper.output.appendix,
         main=rules.render_paper.output.main,
         bibliography="paper/references.bib",
-        figures=[figure for figure in FIGURES if figure.endswith(".pdf")],
+        figures=lambda wildcards: [
+            figure for figure in FIGURES if figure.endswith(f".{wildcards.language}.pdf")
+        ],
     output:
         report(
             "results/paper/paper.{language}.pdf",

@@ -1,4 +1,4 @@
-"""Draw one figure from its tables."""
+"""Draw one figure from its tables, in every language."""
 
 import importlib
 from pathlib import Path
@@ -9,11 +9,13 @@ from kvbench.records import gathering
 
 
 def main(snakemake):
-    """Run the rule ``draw_figure``."""
+    """Run the rules ``draw_figure`` and ``draw_scenario_figure``."""
     style.apply()
-    module = importlib.import_module(f"kvbench.figures.{snakemake.wildcards.name}")
-    tables = [gathering.read_csv(Path(path)) for path in snakemake.input]
-    style.save(module.draw(*tables), Path(snakemake.output.pdf).with_suffix(""))
+    module = importlib.import_module(f"kvbench.figures.{snakemake.params.module}")
+    tables = [gathering.read_csv(Path(path)) for path in snakemake.input.tables]
+    base = Path(snakemake.params.base)
+    for language in snakemake.params.languages:
+        style.save(module.draw(*tables, *snakemake.params.arguments), base, language)
 
 
 if "snakemake" in globals():

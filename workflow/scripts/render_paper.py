@@ -17,6 +17,8 @@ def main(snakemake):
         sections.drawn(snakemake.input.figures),
         Path("paper"),
         {name: Path(path) for name, path in snakemake.output.items()},
+        Path(snakemake.input.sources),
+        Path(snakemake.input.citation),
     )
 
 

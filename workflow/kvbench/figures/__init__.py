@@ -3,7 +3,9 @@
 Every figure module has ``QUESTION`` (the figure's title: the one question it answers) and
 ``draw(*tables)``. Which tables it takes follows from its name (``kv_*``: summary and samples;
 ``app_<study>*``: the study's table) or from a literal ``TABLES = ("name", ...)`` in the module.
-Modules whose name starts with an underscore are helpers. Saving, fonts, widths and colours live in
+A module with ``PER_SCENARIO = True`` is drawn once per scenario, as ``<module>_<scenario>``; the
+scenario is the last argument of its ``draw``. Modules whose name starts with an underscore are
+helpers. Saving, fonts, widths and colours live in
 :mod:`kvbench.figures.style`.
 
 Importing this package imports no matplotlib: the DAG is planned from the modules' text.
@@ -12,7 +14,7 @@ Importing this package imports no matplotlib: the DAG is planned from the module
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -22,13 +24,27 @@ _FOLDER = Path(__file__).parent
 _KV_TABLES = ("kv_summary", "kv_samples")
 
 
-def names() -> list[str]:
-    """Names of all figures, sorted."""
+def _modules() -> list[str]:
     return sorted(
         path.stem
         for path in _FOLDER.glob("*.py")
         if not path.stem.startswith("_") and path.stem != "style"
     )
+
+
+def names() -> list[str]:
+    """Names of all figures that are drawn once, sorted."""
+    return [name for name in _modules() if not _literals(name).get("PER_SCENARIO")]
+
+
+def by_scenario(scenarios: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Figures that are drawn once per scenario: name to module and scenario."""
+    return {
+        f"{name}_{scenario}": (name, scenario)
+        for name in _modules()
+        if _literals(name).get("PER_SCENARIO")
+        for scenario in sorted(set(scenarios))
+    }
 
 
 @cache

@@ -19,7 +19,8 @@ from kvbench.strategies.looks import look
 COLUMN_WIDTH = 3.35
 PAGE_WIDTH = 7.0
 
-#: Okabe and Ito (2008), "Color Universal Design": safe for the common colour-vision deficiencies.
+#: Okabe and Ito (2008), "Color Universal Design (CUD): How to make figures and presentations that are
+#: friendly to colorblind people": safe for the common colour-vision deficiencies. The grey is ours.
 OKABE_ITO = {
     "black": "#000000",
     "orange": "#E69F00",
@@ -38,10 +39,11 @@ def apply() -> None:
     sns.set_theme(context="paper", style="ticks", palette=list(OKABE_ITO.values()))
     plt.rcParams.update(
         {
+            # Times, as in the paper's text; the SVG falls back to what the reader's browser has.
             "font.family": "serif",
-            "font.serif": ["DejaVu Serif"],
-            "mathtext.fontset": "cm",
-            "font.size": 8,
+            "font.serif": ["STIXGeneral", "Times New Roman", "Times", "DejaVu Serif"],
+            "mathtext.fontset": "stix",
+            "font.size": 8.5,
             "axes.titlesize": 8.5,
             "axes.labelsize": 8,
             "legend.fontsize": 7,
@@ -59,13 +61,22 @@ def apply() -> None:
     )
 
 
-def save(figure: Figure, base: Path) -> list[Path]:
-    """Write ``base`` as PDF, SVG and PNG without dates: the same data give the same bytes."""
+def save(figure: Figure, base: Path, language: str | None = None) -> list[Path]:
+    """Write ``base`` as PDF, SVG and PNG without dates: the same data give the same bytes.
+
+    With a language the figure, which is drawn in English, is put into it first, and the files are
+    called ``<base>.<language>``.
+    """
+    from kvbench.figures import _language
+
+    if language is not None:
+        _language.localise(figure, language)
+        base = base.with_name(f"{base.name}.{language}")
     base.parent.mkdir(parents=True, exist_ok=True)
     stamps = {"pdf": {"CreationDate": None, "ModDate": None}, "svg": {"Date": None}, "png": {}}
     written = []
     for suffix, metadata in stamps.items():
-        path = base.with_suffix(f".{suffix}")
+        path = base.with_name(f"{base.name}.{suffix}")
         figure.savefig(path, metadata=metadata)
         written.append(path)
     plt.close(figure)

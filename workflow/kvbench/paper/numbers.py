@@ -22,13 +22,15 @@ from kvbench.records.identity import CONTROL, HERE, record_paths, replicates_of
 #: Strategies of the source document; their headline values exist even where nothing was measured.
 PUBLISHED_STRATEGIES = ("none", "dynamic", "static")
 
-#: What the source document printed for its headline cell: one run each, 152 + 150 tokens.
+#: What the source document printed for its one cell: one run each, 152 + 150 tokens.
 PUBLISHED = {
-    "none": {"e2e": 314.42, "output_tokens_per_s": 0.5, "memory": 31.7},
-    "dynamic": {"e2e": 58.71, "output_tokens_per_s": 2.6, "memory": 0.008},
-    "static": {"e2e": 56.52, "output_tokens_per_s": 2.7, "memory": -4.45},
-    "ratios": {"dynamic_vs_none": 5.36, "static_vs_none": 5.56, "static_vs_dynamic": 1.04},
+    "none": {"e2e": 314.42, "output_tokens_per_s": 0.5},
+    "dynamic": {"e2e": 58.71, "output_tokens_per_s": 2.6},
+    "static": {"e2e": 56.52, "output_tokens_per_s": 2.7},
 }
+
+#: Our quotients of what it printed; it printed no ratio and no memory figure.
+DERIVED = {"dynamic_vs_none": 5.36, "static_vs_none": 5.56, "static_vs_dynamic": 1.04}
 
 #: Value's ending -> (column of the summary, unit). Columns with a ``_median`` carry an interval.
 MEASURES = {
@@ -175,8 +177,8 @@ def kv_values(
     environment = environment or {}
     machines = selection.machines(summary)
     out.put("machines", Value(", ".join(machines)))
-    for key in ("e2e", "output_tokens_per_s", "memory"):
-        unit = {"e2e": "s", "output_tokens_per_s": "tokens/s", "memory": "MB"}[key]
+    for key in ("e2e", "output_tokens_per_s"):
+        unit = {"e2e": "s", "output_tokens_per_s": "tokens/s"}[key]
         for strategy in PUBLISHED_STRATEGIES:
             out.put(
                 f"published_{strategy}_{key}",
@@ -184,12 +186,17 @@ def kv_values(
                     PUBLISHED[strategy][key], unit=unit, digits=_printed(PUBLISHED[strategy][key])
                 ),
             )
-    for key, ratio in PUBLISHED["ratios"].items():
+    for key, ratio in DERIVED.items():
         out.put(f"published_{key}", Value(ratio, unit="x", digits=2))
     chosen = selection.choices(summary, samples)
     for machine in dict.fromkeys([HERE, *machines]):
         _machine_values(out, summary, machine, chosen.get(machine))
     _counts(out, "all_", summary)
+    rounds = summary["rounds"].max() if "rounds" in summary and len(summary) else None
+    out.put("all_rounds", Value(None if _number(rounds) is None else int(rounds), digits=0))
+    timed = selection.measured(summary)
+    highest = timed["roofline_fraction"].max() if len(timed) else None
+    out.put("all_roofline_highest", Value(_number(highest), digits=2))
     for name in ("reuse_strategies", "quality_strategies"):
         # Filled by kvbench.paper.sections where such strategies were measured.
         out.put(name, Value(""))
@@ -491,6 +498,10 @@ def aa_values(table: pd.DataFrame) -> dict[str, Value]:
     return values
 
 
+#: Figures that stand among the text; the others are in the appendix.
+MAIN_FIGURES = ("kv_overview", "kv_turns", "app_semantic", "app_one_stream")
+
+
 def section_context(
     values: Mapping[str, Value],
     claims: pd.DataFrame | Sequence[Mapping[str, Any]] | None = None,
@@ -500,8 +511,9 @@ def section_context(
     has_app: bool = False,
     labels: Mapping[str, str] | None = None,
     authors: str = "",
+    untested: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """Everything that ``section.<lang>.tex.j2`` and ``main.tex.j2`` read.
+    """Everything that the templates of the paper read.
 
     Parameters
     ----------
@@ -516,6 +528,8 @@ def section_context(
         Names of the figures that exist (``kv_overview`` ...); others are not included.
     has_app:
         Whether ``app_section.<lang>.tex`` stands beside the document.
+    untested:
+        Rows of ``not_tested`` in ``claims.yaml``.
     labels:
         Strategy to what the reader sees; by default its name with spaces.
     authors:
@@ -553,19 +567,91 @@ def section_context(
         for kind in ("strategies", "widest_strategies", "headline_strategies")
         for name in _listed(values, f"{prefix(machine)}{kind}")
     ]
+    rows = [_claim(row, lang) for row in plain(claims)]
+    drawn = sorted(figures)
+    sizes = _listed(values, "aa_sizes")
     return {
         "lang": lang,
         "v": dict(values),
         "machines": machines,
-        "claims": [_claim(row, lang) for row in plain(claims)],
-        "figures": sorted(figures),
+        "lead": _lead(machines, values),
+        "absent": _absent(machines, values),
+        "claims": rows,
+        "untested": list(untested),
+        "shown_verdicts": [
+            verdict for verdict in VERDICTS if any(row["verdict"] == verdict for row in rows)
+        ],
+        "figure_text": lambda claim: figure_text(claim["figure"], lang),
+        "figures": drawn,
+        "main_figures": MAIN_FIGURES,
+        "symposium": [name.removeprefix(SYMPOSIUM) for name in drawn if name.startswith(SYMPOSIUM)],
         "has_app": has_app,
+        "known": lambda name: name in values and values[name].value is not None,
+        "aa_last": sizes[-1] if sizes else None,
+        "reuse_first": next(iter(_listed(values, "reuse_strategies")), None),
         "labels": {
             name: labels.get(name, name.replace("_", " "))
             for name in selection.in_order([*PUBLISHED_STRATEGIES, *strategies])
         },
         "authors": authors,
     }
+
+
+#: What the names of the symposium's regenerated figures start with; a scenario follows.
+SYMPOSIUM = "symposium_"
+
+
+def _lead(
+    machines: Sequence[Mapping[str, Any]], values: Mapping[str, Value]
+) -> Mapping[str, Any] | None:
+    """The machine that the abstract and the answers speak of: one with a model of the source's shape."""
+    able = [machine for machine in machines if machine["headline"]]
+
+    def alike(machine: Mapping[str, Any]) -> bool:
+        return values[f"{machine['prefix']}headline_model"].value in selection.MODEL_ORDER
+
+    return next(filter(alike, able), able[0] if able else None)
+
+
+#: Word in the record's reason to the reason that the paper prints in its own words.
+_WHY = {
+    "cuda": "cuda",
+    "package": "package",
+    "transformers": "version",
+    "memory": "memory",
+}
+
+
+def _absent(
+    machines: Sequence[Mapping[str, Any]], values: Mapping[str, Value]
+) -> list[dict[str, str]]:
+    """Strategies that were planned and not measured, each once, with status and kind of reason."""
+    found = {}
+    for machine in machines:
+        for name in machine["strategies"]:
+            stem = f"{machine['prefix']}widest_{name}"
+            status = str(values[f"{stem}_status"].value)
+            if status in selection.TIMED or name in found:
+                continue
+            reason = str(values[f"{stem}_reason"].value or "")
+            why = next((why for word, why in _WHY.items() if word in reason.lower()), "other")
+            found[name] = {"strategy": name, "status": status, "why": why}
+    return list(found.values())
+
+
+def figure_text(figure: str, lang: str) -> str:
+    """A source's number as LaTeX, in the notation of the language."""
+    from kvbench.paper import tex
+
+    if lang == "pt":
+        swap = {",": ".", ".": ","}
+        figure = re.sub(
+            r"\d[\d.,]*\d", lambda number: "".join(swap.get(c, c) for c in number[0]), figure
+        )
+    text = tex.escape(figure)
+    text = re.sub(r"(?<=\d)-(?=\d)", "--", text)
+    text = re.sub(r"(?<=\d)x\b", r"$\\times$", text)
+    return text.replace(" us", r"~\textmu{}s")
 
 
 def _claim(row: Mapping[str, Any], lang: str) -> dict[str, Any]:
@@ -578,6 +664,8 @@ def _claim(row: Mapping[str, Any], lang: str) -> dict[str, Any]:
     figure = row.get("figure")
     return {
         "id": str(row["id"]),
+        "document": str(row.get("document") or ""),
+        "kind": str(row.get("kind") or ""),
         "source": str(row.get("source") or ""),
         "statement": str(row.get(f"statement_{lang}") or row.get("statement") or row["id"]),
         "figure": "" if figure is None else str(figure),

@@ -15,7 +15,7 @@ from kvbench.analysis import metrics, selection, statistics
 from kvbench.figures import names as figure_names
 from kvbench.paper import numbers, tex
 from kvbench.paper.values import Value
-from kvbench.records.identity import record_paths, replicates_of, study_paths
+from kvbench.records.identity import HERE, record_paths, replicates_of, study_paths
 from kvbench.strategies import looks, without_reuse
 
 #: The order in which a reader meets the studies: from one function to a whole service.
@@ -61,6 +61,8 @@ def collect(
     chosen = selection.choices(summary, samples, quality)
     values |= reuse_values(summary, samples, chosen)
     values |= quality_values(quality, chosen)
+    shown = [selection.one_machine(table) for table in study_tables.values() if len(table)]
+    values["app_machine"] = Value(str(shown[0]["machine"].iloc[0]) if shown else None)
     for name, table in study_tables.items():
         rows = selection.one_machine(table)
         found = studies.get(name).values(rows)
@@ -193,18 +195,27 @@ def render(
     figures: Iterable[str],
     templates: Path,
     outputs: Mapping[str, Path],
+    sources: Path = Path("config/claims.yaml"),
+    citation: Path = Path("CITATION.cff"),
 ) -> None:
-    """Write ``numbers``, ``section``, ``app_section`` and ``main`` of one language.
+    """Write ``numbers``, ``section``, ``app_section``, ``appendix`` and ``main`` of one language.
+
+    Parameters
+    ----------
+    sources:
+        The file of claims; what it lists as not tested is printed with its reasons.
+    citation:
+        Where the authors are named.
 
     Raises
     ------
     InputError
-        A template names a value that does not exist.
+        A template names a value that does not exist, or says what its words lack.
     """
     sequence = [
         name
         for name in study_sequence(study_names)
-        if (templates / "studies" / f"{name}.{language}.tex.j2").exists()
+        if (templates / "studies" / f"{name}.tex.j2").exists()
     ]
     context = numbers.section_context(
         values,
@@ -213,17 +224,62 @@ def render(
         figures=figures,
         has_app=bool(sequence),
         labels=looks.labels(looks.LOOKS, language),
-        authors="kvbench contributors",
+        authors=authors(citation),
+        untested=documents.read_yaml(sources).get("not_tested", []),
     )
-    context |= {"figures_dir": "../figures", "studies": sequence}
+    words = documents.read_yaml(tex.words_file(templates, "main.tex.j2", language))
+    context |= {
+        "figures_dir": "../figures",
+        "studies": sequence,
+        "title_text": " ".join(words["title"].replace(r"\\", " ").split()),
+        "app_machine_text": _machine_text(values.get("app_machine"), language),
+    }
     documents.write_text_atomic(outputs["numbers"], tex.numbers_tex(values, language))
-    for part in ("section", "app_section"):
-        text = tex.render(templates / f"{part}.{language}.tex.j2", context)
-        documents.write_text_atomic(outputs[part], text)
-    documents.write_text_atomic(outputs["main"], tex.render(templates / "main.tex.j2", context))
+    for part in ("section", "app_section", "appendix", "main"):
+        documents.write_text_atomic(
+            outputs[part], tex.render(templates / f"{part}.tex.j2", context)
+        )
+
+
+def study_tex(
+    name: str,
+    values: Mapping[str, Value],
+    language: str,
+    templates: Path,
+    part: str = "text",
+) -> str:
+    """What one study puts into the paper: its paragraph, or with ``part="tables"`` its appendix."""
+    context = numbers.section_context(
+        {"machines": Value(""), **values}, lang=language, figures=figure_names()
+    )
+    env = tex.environment(templates, language)
+    page = env.from_string(
+        r"\BLOCK{ import 'macros.tex.j2' as t with context }"
+        rf"\BLOCK{{ include 'studies/{name}.tex.j2' }}"
+    )
+    return page.render(context | {"part": part})
+
+
+def authors(citation: Path) -> str:
+    """The authors that ``CITATION.cff`` names, in its order."""
+    people = documents.read_yaml(citation)["authors"]
+    named = [
+        one.get("name") or f"{one.get('given-names', '')} {one['family-names']}".strip()
+        for one in people
+    ]
+    return ", ".join(named)
+
+
+def _machine_text(machine: Value | None, language: str) -> str:
+    """A machine's name in a sentence, as LaTeX."""
+    name = HERE if machine is None or machine.value is None else str(machine.value)
+    if name == HERE:
+        return {"en": "on this machine", "pt": "nesta máquina"}[language]
+    return rf"{ {'en': 'on', 'pt': 'em'}[language] } \texttt{{{tex.escape(name)}}}"
 
 
 def drawn(files: Iterable[str]) -> list[str]:
-    """Names of the figures among some files."""
+    """Names of the figures among some files, which are called ``<name>.<language>.<suffix>``."""
     known = set(figure_names())
-    return sorted({Path(file).stem for file in files} & known)
+    stems = {Path(file).name.split(".")[0] for file in files}
+    return sorted(stem for stem in stems if stem in known or stem.startswith(numbers.SYMPOSIUM))

@@ -2,14 +2,21 @@ r"""LaTeX from numbers: the Jinja2 environment, its filters, and ``numbers.tex``
 
 Templates use ``\VAR{...}``, ``\BLOCK{...}`` and ``\COMMENT{...}``. A name that is not in the
 context stops the build. Rounding happens here and nowhere else: siunitx only sets what it is given.
+
+A template has no words of its own: ``\SAY{key}`` stands for the sentence (or the mapping of labels)
+that ``words/<template>.<language>.yaml`` has under ``key``. It is put in before the template is
+compiled, so a sentence may use whatever the template may, at the place where it stands.
 """
 
 from __future__ import annotations
 
+import json
+import logging
 import math
 import numbers
 import re
 import traceback
+import unicodedata
 from collections.abc import Iterable, Mapping
 from decimal import ROUND_HALF_EVEN, Decimal
 from pathlib import Path
@@ -18,14 +25,30 @@ from typing import Any
 import jinja2
 from jinja2 import pass_context
 
+from kvbench import documents
 from kvbench.errors import InputError
 from kvbench.paper.values import Value
+
+log = logging.getLogger(__name__)
 
 #: What stands where a number is missing, the decimal sign, what separates the ends of an interval,
 #: and how a list ends.
 LANGUAGES = {
-    "en": {"missing": "n/a", "decimal": ".", "between": ", ", "and": "and", "oxford": ","},
-    "pt": {"missing": "n/d", "decimal": ",", "between": "; ", "and": "e", "oxford": ""},
+    "en": {
+        "missing": "n/a",
+        "decimal": ".",
+        "between": ", ",
+        "and": "and",
+        "oxford": ",",
+    },
+    # With a decimal comma, the items of a list and the ends of an interval need a semicolon.
+    "pt": {
+        "missing": "n/d",
+        "decimal": ",",
+        "between": "; ",
+        "and": "e",
+        "oxford": "",
+    },
 }
 
 #: Units as the reader sees them, in siunitx macros.
@@ -73,14 +96,75 @@ _SPECIAL = {
     "≤": r"$\le$",
     "≥": r"$\ge$",
     "→": r"$\rightarrow$",
+    "←": r"$\leftarrow$",
+    "−": "$-$",
+    "±": r"$\pm$",
+    "≈": r"$\approx$",
+    "≠": r"$\neq$",
+    "∞": r"$\infty$",
+    "√": r"$\surd$",
     "…": r"\dots{}",
+    "–": "--",
+    "—": "---",
+    "‑": "-",
+    "“": "``",
+    "”": "''",
+    "‘": "`",
+    "’": "'",
+    "•": r"\textbullet{}",
+    "€": r"\texteuro{}",
     "\u00a0": "~",
+    "\u202f": r"\,",
+    "\u2009": r"\,",
+    "\u200b": "",
+    "\u200d": "",
+    "\ufe0f": "",
+    "\ufeff": "",
 }
+
+#: Small Greek letters from alpha on; omicron is a Latin o.
+_SMALL = (
+    "alpha beta gamma delta varepsilon zeta eta theta iota kappa lambda mu nu xi o pi rho varsigma "
+    "sigma tau upsilon varphi chi psi omega"
+)
+#: Greek letters by name; the capitals that LaTeX lacks look like Latin ones.
+_GREEK = {
+    **{chr(0x3B1 + n): rf"\ensuremath{{\{name}}}" for n, name in enumerate(_SMALL.split())},
+    **{
+        sign: rf"\ensuremath{{\{name}}}"
+        for sign, name in zip(
+            "ΓΔΘΛΞΠΣΥΦΨΩ",
+            ["Gamma", "Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma", "Upsilon", "Phi", "Psi", "Omega"],
+            strict=True,
+        )
+    },
+    **dict(zip("ΑΒΕΖΗΙΚΜΝΟΡΤΧο", "ABEZHIKMNOPTXo", strict=True)),
+}
+
+#: The last sign of Latin Extended-A: what stands in the paper's font encoding or is composed in it.
+_LAST_LATIN = 0x17F
 
 
 def escape(text: object) -> str:
-    """Text with every character that LaTeX would interpret written so that it prints."""
-    return "".join(_SPECIAL.get(sign, sign) for sign in str(text))
+    """Text with every character that LaTeX would interpret written so that it prints.
+
+    Accents are composed first. A sign that the fonts have no glyph for is printed by its number,
+    ``[U+1F600]``, and named in the log, so that a statement from anywhere builds.
+    """
+    return "".join(map(_printed, unicodedata.normalize("NFC", str(text))))
+
+
+def _printed(sign: str) -> str:
+    for known in (_SPECIAL, _GREEK):
+        if sign in known:
+            return known[sign]
+    if sign in "\t\n" or 0x20 <= ord(sign) < 0x7F or 0xA0 <= ord(sign) <= _LAST_LATIN:
+        return sign
+    if unicodedata.combining(sign) or unicodedata.category(sign) in ("Cc", "Cf"):
+        return ""
+    name = unicodedata.name(sign, "no name")
+    log.warning("no glyph for U+%04X (%s): its number stands in the text", ord(sign), name)
+    return f"[U+{ord(sign):04X}]"
 
 
 def _language(context: Mapping[str, Any]) -> dict[str, str]:
@@ -213,10 +297,48 @@ def direction(entry: Value | None) -> str:
     return "above" if low > 1 else "below" if high < 1 else "same"
 
 
-def environment(folder: Path) -> jinja2.Environment:
-    """The Jinja2 environment of all templates below ``folder``."""
+#: ``\SAY{key}`` in a template.
+_SAY = re.compile(r"\\SAY\{(\w+)\}")
+
+
+class _Worded(jinja2.FileSystemLoader):
+    r"""Templates with the words of one language put in where they say ``\SAY{key}``."""
+
+    def __init__(self, folder: Path, lang: str) -> None:
+        super().__init__(str(folder))
+        self.folder, self.lang = folder, lang
+
+    def get_source(self, environment: jinja2.Environment, template: str) -> tuple[str, str, Any]:
+        source, path, unchanged = super().get_source(environment, template)
+        if not _SAY.search(source):
+            return source, path, unchanged
+        file = words_file(self.folder, template, self.lang)
+        words = documents.read_yaml(file)
+
+        def say(found: re.Match[str]) -> str:
+            key = found.group(1)
+            if key not in words:
+                raise InputError(f"{file}: there is no {key!r}, which {template} says; add it")
+            text = words[key]
+            # A mapping becomes the literal of one. Line breaks go, so that errors keep their line.
+            return (
+                json.dumps(text, ensure_ascii=False)
+                if isinstance(text, Mapping)
+                else " ".join(str(text).split("\n"))
+            )
+
+        return _SAY.sub(say, source), path, unchanged
+
+
+def words_file(folder: Path, template: str, lang: str) -> Path:
+    """The file with a template's words in a language."""
+    return folder / "words" / f"{Path(template).name.removesuffix('.tex.j2')}.{lang}.yaml"
+
+
+def environment(folder: Path, lang: str = "en") -> jinja2.Environment:
+    """The Jinja2 environment of all templates below ``folder``, with the words of a language."""
     env = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(str(folder)),
+        loader=_Worded(folder, lang),
         block_start_string=r"\BLOCK{",
         block_end_string="}",
         variable_start_string=r"\VAR{",
@@ -236,17 +358,18 @@ def environment(folder: Path) -> jinja2.Environment:
 
 
 def render(template_path: Path, context: Mapping[str, Any]) -> str:
-    """Render one template; others in its folder may be included.
+    """Render one template in the language of its context; others in its folder may be included.
 
     Raises
     ------
     InputError
-        If the template is missing, has a syntax error, or uses a name that is not in the context;
-        one line with the template, its line and the name.
+        If the template is missing, has a syntax error, says what its words lack, or uses a name that
+        is not in the context; one line with the template, its line and the name.
     """
     template_path = Path(template_path)
+    env = environment(template_path.parent, context.get("lang", "en"))
     try:
-        return environment(template_path.parent).get_template(template_path.name).render(context)
+        return env.get_template(template_path.name).render(context)
     except jinja2.TemplateNotFound as error:
         raise InputError(f"{template_path}: there is no template {error.name!r}") from error
     except jinja2.TemplateSyntaxError as error:
@@ -265,7 +388,8 @@ def _where(error: Exception, template_path: Path) -> tuple[str, int]:
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if Path(frame.filename).parent == template_path.parent and frame.filename.endswith(".j2")
+        if Path(frame.filename).is_relative_to(template_path.parent)
+        and frame.filename.endswith(".j2")
     ]
     return (
         (Path(frames[-1].filename).name, frames[-1].lineno or 0)

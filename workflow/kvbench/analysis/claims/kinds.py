@@ -35,10 +35,24 @@ from kvbench.analysis.claims.measured import (
 from kvbench.analysis.metrics import Evidence
 from kvbench.analysis.statistics import Interval
 from kvbench.analysis.tables import APP_COLUMNS, SUMMARY_COLUMNS
-from kvbench.errors import InputError, one_of
+from kvbench.errors import InputError
 from kvbench.records.identity import IDENTITY, record_paths, study_paths
 
 _GIB = 2**30
+
+
+def one_of(name: Any, known: Any, spot: str, kind: str) -> None:
+    """Refuse a name that is not known, listing those that are.
+
+    Raises
+    ------
+    InputError
+        The name is unknown.
+    """
+    if name not in known:
+        listed = ", ".join(sorted(known))
+        listed = listed if len(listed) <= 600 else f"{listed[:600]} ..."
+        raise InputError(f"{spot}: unknown {kind} {name!r}; known: {listed}")
 
 
 class Kind(ABC):
@@ -181,7 +195,7 @@ class Value(Kind):
 
     def check(self, measure: Mapping[str, Any], spot: str, folder: Path) -> dict[str, Any]:
         """Refuse names that this kind does not know."""
-        one_of("column", measure["column"], SUMMARY_COLUMNS, f"{spot}.column")
+        one_of(measure["column"], SUMMARY_COLUMNS, f"{spot}.column", "column")
         return dict(measure)
 
     def find(self, tables: Tables, machine: str, measure: Mapping[str, Any]) -> Found:
@@ -207,7 +221,7 @@ class Extreme(Kind):
 
     def check(self, measure: Mapping[str, Any], spot: str, folder: Path) -> dict[str, Any]:
         """Refuse names that this kind does not know."""
-        one_of("column", measure["column"], SUMMARY_COLUMNS, f"{spot}.column")
+        one_of(measure["column"], SUMMARY_COLUMNS, f"{spot}.column", "column")
         return dict(measure)
 
     def find(self, tables: Tables, machine: str, measure: Mapping[str, Any]) -> Found:
@@ -284,7 +298,7 @@ def _architecture(measure: Mapping[str, Any], spot: str, folder: Path) -> physic
         return physics.Architecture.from_config(measure["architecture"], f"{spot}.architecture")
     name = measure["of_model"]
     known = sorted(file.stem for file in (folder / "models").glob("*.yaml"))
-    one_of("model", name, known, f"{spot}.of_model")
+    one_of(name, known, f"{spot}.of_model", "model")
     model = documents.read_yaml(folder / "models" / f"{name}.yaml")
     if "architecture" not in model:
         raise InputError(f"{spot}.of_model: {name} states no architecture; give one here")
@@ -318,11 +332,11 @@ class Study(Kind):
 
     def check(self, measure: Mapping[str, Any], spot: str, folder: Path) -> dict[str, Any]:
         """Refuse names that this kind does not know."""
-        one_of("study", measure["study"], studies.names(), f"{spot}.study")
+        one_of(measure["study"], studies.names(), f"{spot}.study", "study")
         named = value_names(measure["study"])
         for key in ("value", "over"):
             if key in measure:
-                one_of(f"value of {measure['study']}", measure[key], named, f"{spot}.{key}")
+                one_of(measure[key], named, f"{spot}.{key}", f"value of {measure['study']}")
         if measure.get("over") == measure["value"]:
             raise InputError(
                 f"{spot}: value and over are both {measure['value']!r}, whose ratio is 1 whatever is "
@@ -400,7 +414,7 @@ class Table(Kind):
         if table is None or "machine" not in table or not len(table):
             return Found(None, f"table {name} has no rows")
         for wanted in (column, *measure["where"]):
-            one_of("column", wanted, list(table.columns), f"claims.yaml: table {name}")
+            one_of(wanted, list(table.columns), f"claims.yaml: table {name}", "column")
         rows = table[(table["machine"] == machine) & table[column].notna()]
         for key, wanted in measure["where"].items():
             rows = rows[rows[key] == wanted]
@@ -452,14 +466,14 @@ def checked(
         )
     for key in ("numerator", "denominator", "strategy"):
         if key in measure:
-            one_of("strategy", measure[key], strategies.names(), f"{spot}.{key}")
+            one_of(measure[key], strategies.names(), f"{spot}.{key}", "strategy")
     for key in ("among", "strategies"):
         for name in measure.get(key, ()):
-            one_of("strategy", name, strategies.names(), f"{spot}.{key}")
+            one_of(name, strategies.names(), f"{spot}.{key}", "strategy")
     if "metric" in measure:
-        one_of("metric", measure["metric"], METRICS, f"{spot}.metric")
+        one_of(measure["metric"], METRICS, f"{spot}.metric", "metric")
     if "scenario" in measure:
-        one_of("scenario", measure["scenario"], known["scenario"], f"{spot}.scenario")
+        one_of(measure["scenario"], known["scenario"], f"{spot}.scenario", "scenario")
     for name in measure.get("model", ()):
-        one_of("model", name, known["model"], f"{spot}.model")
+        one_of(name, known["model"], f"{spot}.model", "model")
     return kind.check(measure, spot, folder)

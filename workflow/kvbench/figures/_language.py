@@ -1,0 +1,148 @@
+"""The words of a figure in another language: what its module writes in English, replaced before saving.
+
+Modules write English. ``words.<language>.yaml`` maps each phrase to its translation; ``{}`` stands for
+anything. What is no phrase is parted at line breaks, dots, colons, commas and brackets, and names of
+models, machines and scenarios stay as they are.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.ticker import Formatter
+
+from kvbench import documents
+
+log = logging.getLogger(__name__)
+
+_FOLDER = Path(__file__).parent
+#: Where a text that is no phrase is parted, the widest first.
+_JOINTS = ("\n", " · ", "; ", ": ", ", ", " / ", " | ")
+#: A number that stands by itself or before a unit: not part of a name such as ``llama-3.2-1b``.
+_NUMBER = re.compile(r"(?<![\w.,-])[-−]?\d[\d,]*(?:\.\d+)?(?![\w.-]*[A-Za-z_]{3})(?![\d.])")
+#: A text without any word: numbers, signs and the units that all languages share.
+_WORDLESS = re.compile(
+    r"[^A-Za-z]*(?:(?:[eE]|x|[kKMG]i?B|ms|s|µs|us|k|M|n|p\d+|MiB|GiB)?[^A-Za-z]*)*"
+)
+
+
+class Phrases:
+    """The phrase book of one language.
+
+    Parameters
+    ----------
+    words:
+        Phrase to translation. In both ``{}`` stands for a part, itself looked up; parts keep their order.
+    decimal:
+        The decimal sign.
+    """
+
+    def __init__(self, words: Mapping[str, str], decimal: str = ",") -> None:
+        self.words = words
+        self.decimal = decimal
+        self.patterns = [
+            (re.compile("(.+?)".join(map(re.escape, phrase.split("{}"))) + r"\Z", re.S), said)
+            for phrase, said in words.items()
+            if "{}" in phrase
+        ]
+        #: Parts with letters that no phrase covers; names are among them.
+        self.unknown: set[str] = set()
+
+    def say(self, text: str) -> str:
+        """A text in the language."""
+        if not text.strip():
+            return text
+        if text in self.words:
+            return self.words[text]
+        for pattern, said in self.patterns:
+            if found := pattern.match(text):
+                return said.replace("{}", "%s") % tuple(map(self.say, found.groups()))
+        for joint in _JOINTS:
+            if joint in text:
+                return joint.join(self.say(part) for part in text.split(joint))
+        if found := re.fullmatch(r"(.+?)( ?)\((.+)\)", text, re.S):
+            before, blank, inside = found.groups()
+            return f"{self.say(before)}{blank}({self.say(inside)})"
+        if not _WORDLESS.fullmatch(text):
+            self.unknown.add(text)
+        return self.numbers(text)
+
+    def numbers(self, text: str) -> str:
+        """Decimal points and thousands' commas as the language writes them."""
+        if self.decimal == ".":
+            return text
+        swap = {",": ".", ".": ","}
+        return _NUMBER.sub(lambda found: "".join(swap.get(c, c) for c in found[0]), text)
+
+
+@cache
+def phrases(language: str) -> Phrases:
+    """The phrase book of a language other than English."""
+    return Phrases(documents.read_yaml(_FOLDER / f"words.{language}.yaml"))
+
+
+class _Said(Formatter):
+    """Tick labels of another formatter, in the language."""
+
+    def __init__(self, inner: Formatter, book: Phrases) -> None:
+        self.inner, self.book = inner, book
+
+    def set_axis(self, axis) -> None:
+        super().set_axis(axis)
+        self.inner.set_axis(axis)
+
+    def set_locs(self, locs) -> None:
+        self.locs = locs
+        self.inner.set_locs(locs)
+
+    def __call__(self, x, pos=None) -> str:
+        return self.book.say(self.inner(x, pos))
+
+    def format_ticks(self, values) -> list[str]:
+        return [self.book.say(text) for text in self.inner.format_ticks(values)]
+
+    def get_offset(self) -> str:
+        return self.book.say(self.inner.get_offset())
+
+
+def _all_axes(figure: Figure) -> Iterator:
+    yield from figure.axes
+    for part in getattr(figure, "subfigs", ()):
+        yield from _all_axes(part)
+
+
+def localise(figure: Figure, language: str) -> Sequence[str]:
+    """Put a figure into a language; English is what it was drawn in.
+
+    Returns
+    -------
+    sequence of str
+        Parts of its texts that the phrase book does not know: names, or phrases that it lacks.
+    """
+    if language == "en":
+        return []
+    book = phrases(language)
+    book.unknown.clear()
+    axes = list(dict.fromkeys(_all_axes(figure)))
+    ticks = set()
+    for ax in axes:
+        for axis in (ax.xaxis, ax.yaxis):
+            for which in ("major", "minor"):
+                formatter = getattr(axis, f"get_{which}_formatter")()
+                if not isinstance(formatter, _Said):
+                    getattr(axis, f"set_{which}_formatter")(_Said(formatter, book))
+            ticks |= {
+                id(label)
+                for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks())
+                for label in (tick.label1, tick.label2)
+            }
+    for text in figure.findobj(Text):
+        if id(text) not in ticks:
+            text.set_text(book.say(text.get_text()))
+    return sorted(book.unknown)
