@@ -35,6 +35,8 @@ DOCUMENTS = (
     "profiles/README.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
+    "docs/proxy.md",
+    "docs/proxy.pt-BR.md",
     "docs/traffic.md",
     "docs/traffic.pt-BR.md",
     "resources/embedded-llama/README.md",

@@ -5,12 +5,16 @@ from __future__ import annotations
 import gzip
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import fake_openai
 import pytest
 from kvbench.caching import proxy as proxies
+from kvbench.caching.proxy.metrics import Metrics
 from kvbench.errors import InputError
 from proxying import until
 
@@ -499,3 +503,35 @@ def test_requests_are_logged_in_one_line_without_prompt_key_or_query(start, capl
     assert line.startswith("POST /v1/chat/completions 200 miss (new)")
     for word in ("private", "secret", "hidden", json.loads(body)["model"] + " "):
         assert word not in line
+
+
+@pytest.mark.parametrize("name", ["proxy.md", "proxy.pt-BR.md"])
+def test_the_page_tells_of_every_metric_and_of_the_options_that_change_answers(name):
+    text = (Path(__file__).parents[2] / "docs" / name).read_text(encoding="utf-8")
+    metrics = Metrics()
+    for family in metrics.registry.collect():
+        plain = family.name.removeprefix("kvbench_proxy_")
+        known = f"`{plain}_total`" if family.type == "counter" else f"`{plain}`"
+        assert known in text, known
+    options = "upstream listen store secret-file threshold second-opinion cache-sampled prices log"
+    options += " deterministic cache-length-limited ignore-field neutral-header allow-remote linger"
+    for option in options.split():
+        assert f"--{option}" in text, option
+
+
+def test_a_remote_listener_is_warned_about(upstream):
+    command = [sys.executable, "-m", "kvbench.caching.proxy", "--upstream", upstream.url]
+    command += ["--listen", "0.0.0.0:0"]
+    environment = {"PYTHONPATH": str(Path(proxies.__file__).parents[3])}
+    with subprocess.Popen(
+        [*command, "--allow-remote"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    ) as process:
+        assert process.stdout.readline().startswith("listening on http://0.0.0.0:")
+        process.terminate()
+        _, said = process.communicate(timeout=10)
+    assert said.startswith("warning: http://0.0.0.0:")
+    assert said.count("\n") == 1

@@ -134,7 +134,19 @@ _GREEK = {
         sign: rf"\ensuremath{{\{name}}}"
         for sign, name in zip(
             "ΓΔΘΛΞΠΣΥΦΨΩ",
-            ["Gamma", "Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma", "Upsilon", "Phi", "Psi", "Omega"],
+            [
+                "Gamma",
+                "Delta",
+                "Theta",
+                "Lambda",
+                "Xi",
+                "Pi",
+                "Sigma",
+                "Upsilon",
+                "Phi",
+                "Psi",
+                "Omega",
+            ],
             strict=True,
         )
     },
