@@ -167,6 +167,17 @@ def test_a_disturbed_slot_drops_its_round_for_that_pair_only(build):
     assert row(summary, "paged")["rounds"] == 12
 
 
+def test_a_block_without_a_clean_round_has_a_value_and_says_why_it_is_not_judged(build):
+    everything = {(0, number): True for number in range(12)}
+    _, summary = build(
+        ("dynamic", in_block(1.0)), ("static", in_block(0.9, seed=2, disturbed=everything))
+    )
+    found = row(summary, "static")
+    assert found["not_judged"] == metrics.ALL_DISTURBED
+    assert found["speedup_vs_dynamic"] == pytest.approx(1 / 0.9, rel=0.02)
+    assert math.isnan(found["speedup_vs_dynamic_ci_low"])
+
+
 def test_records_without_rounds_have_a_value_and_no_interval(build):
     _, summary = build(("dynamic", {"e2e": TWO_TURNS}), ("static", {"e2e": TWO_TURNS}))
     found = row(summary, "static")

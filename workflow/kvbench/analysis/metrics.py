@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -60,6 +61,21 @@ class Repeats:
     ttft_s: np.ndarray
     #: Nothing else took the machine during the repeat.
     clean: np.ndarray
+
+    @cached_property
+    def clean_columns(self) -> dict[int, int]:
+        """Round to column, of the rounds that nothing disturbed."""
+        return {number: i for i, number in enumerate(self.rounds) if self.clean[i]}
+
+    @cached_property
+    def _logs(self) -> dict[str, np.ndarray]:
+        return {}
+
+    def logs(self, metric: str) -> np.ndarray:
+        """Logarithms of ``e2e_s`` or ``ttft_s``, taken once for all cells it is compared with."""
+        if metric not in self._logs:
+            self._logs[metric] = np.log(getattr(self, metric))
+        return self._logs[metric]
 
     @property
     def kept(self) -> np.ndarray:
@@ -123,17 +139,14 @@ def log_ratios(numerator: Repeats, denominator: Repeats, metric: str = "e2e_s") 
     turns = [turn for turn in numerator.turns if turn in denominator.turns]
     if not turns:
         raise InputError(f"block {numerator.block}: the two cells share no turn")
+    above, below = numerator.clean_columns, denominator.clean_columns
+    common = [number for number in above if number in below]
     sides = []
-    at = [{r: i for i, r in enumerate(side.rounds)} for side in (numerator, denominator)]
-    common = [
-        r
-        for r in numerator.rounds
-        if r in at[1] and numerator.clean[at[0][r]] and denominator.clean[at[1][r]]
-    ]
-    for side, places in zip((numerator, denominator), at, strict=True):
-        rows = [side.turns.index(turn) for turn in turns]
-        table = getattr(side, metric)[np.ix_(rows, [places[r] for r in common])]
-        sides.append(np.log(table))
+    for side, columns in ((numerator, above), (denominator, below)):
+        table = side.logs(metric)[:, [columns[number] for number in common]]
+        if len(turns) < len(side.turns):
+            table = table[[side.turns.index(turn) for turn in turns]]
+        sides.append(table)
     return (sides[0] - sides[1]).mean(axis=0)
 
 
@@ -143,6 +156,8 @@ class Comparison:
 
     value: float
     paired: Paired | None
+    #: Why cells that took turns could not be paired, if so.
+    reason: str | None = None
 
     @property
     def interval(self) -> statistics.Interval:
@@ -182,17 +197,25 @@ def compare(
     """
     numerators, denominators = list(numerators), list(denominators)
     there = {side.block: side for side in denominators if side.block is not None}
-    series = [
+    together = [
         log_ratios(side, there[side.block], metric) for side in numerators if side.block in there
     ]
-    series = [logs for logs in series if logs.size]
+    return _paired_or_bare(
+        [logs for logs in together if logs.size],
+        (_pooled(side, metric) for side in (numerators, denominators)),
+        bool(together),
+    )
+
+
+def _paired_or_bare(
+    series: list, sides: Iterable[Mapping[Hashable, list[list[float]]]], together: bool
+) -> Comparison:
+    """The ratio over blocks where there is a clean round, or else the bare one of the medians."""
     if series:
         found = paired.ratio(series)
         return Comparison(found.value, found)
-    return Comparison(
-        statistics.ratio_interval(_pooled(numerators, metric), _pooled(denominators, metric)).value,
-        None,
-    )
+    value = statistics.ratio_interval(*sides).value
+    return Comparison(value, None, ALL_DISTURBED if together else None)
 
 
 def speedup(reference: Iterable[Repeats], strategy: Iterable[Repeats]) -> Comparison:
@@ -219,6 +242,8 @@ class Evidence:
     blocks: int = paired.FEWEST_BLOCKS
 
 
+#: Why a block without a single clean round is not judged.
+ALL_DISTURBED = "every round was disturbed"
 #: What a reason begins with when a block's control is off.
 CONTROL_OFF = "the reference differs from itself"
 #: How far a block's control may differ from 1 where its record states no precision.
@@ -317,18 +342,15 @@ def compare_rows(
     InputError
         The two strategies share no turn, or a number is not positive.
     """
-    series = _series(samples, numerator, denominator, metric)
-    if series:
-        found = paired.ratio(series)
-        return Comparison(found.value, found)
-    sides = [
+    together = _series(samples, numerator, denominator, metric)
+    sides = (
         by_turn(samples[samples["strategy"] == name], metric) for name in (numerator, denominator)
-    ]
-    return Comparison(statistics.ratio_interval(*sides).value, None)
+    )
+    return _paired_or_bare([logs for logs in together if logs], sides, bool(together))
 
 
 def _series(rows: pd.DataFrame, numerator: str, denominator: str, metric: str) -> list[list[float]]:
-    """Log ratios block by block; empty where the two were not measured in a block together."""
+    """Log ratios block by block, one list for each block that measured both."""
     if "block" not in rows:
         return []
     rows = rows[rows["block"].notna() & rows[metric].notna()]
@@ -342,6 +364,6 @@ def _series(rows: pd.DataFrame, numerator: str, denominator: str, metric: str) -
             tables.append(own.pivot_table(index="round", columns="turn", values=metric))
         above, below = (np.log(table) for table in tables)
         logs = (above - below).dropna(axis=1, how="all").dropna(axis=0)
-        if logs.size:
-            found.append(logs.mean(axis=1).sort_index().tolist())
+        if {numerator, denominator} <= set(part["strategy"]):
+            found.append(logs.mean(axis=1).sort_index().tolist() if logs.size else [])
     return found

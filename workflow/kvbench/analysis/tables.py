@@ -318,7 +318,8 @@ def _add_ratios(
             beside = metrics.compare(*sides).interval
             row["control_ratio"] = beside.value
             row["control_ci_low"], row["control_ci_high"] = beside.as_tuple()
-    row["not_judged"] = metrics.why_not_judged(
+    reason = compared.reason if compared else None
+    row["not_judged"] = reason or metrics.why_not_judged(
         row["rounds"],
         row["blocks"],
         needed,

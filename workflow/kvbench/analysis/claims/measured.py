@@ -247,7 +247,7 @@ def _judgeable(
 ) -> Found:
     """A comparison of times with what it rests on, and why it may not be judged, if so."""
     needed = tables.evidence.get(place[0].machine, Evidence())
-    why_not = metrics.why_not_judged(found.rounds, found.blocks, needed)
+    why_not = found.reason or metrics.why_not_judged(found.rounds, found.blocks, needed)
     if why_not is None:
         rows = selection.rows_of(tables.summary, *place)
         why_not = next(filter(None, (control_is_off(rows, name) for name in names)), None)
