@@ -5,6 +5,7 @@ from __future__ import annotations
 import jsonschema
 import pandas as pd
 import pytest
+import study_runs
 from kvbench import studies
 from kvbench.errors import InputError, Unsupported
 from kvbench.figures import app_prefix
@@ -45,7 +46,8 @@ def run(study, tiny_folder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def table(run):
-    rows = pd.DataFrame([*run(SERVING).rows, *run(TEXT).rows])
+    found = [study_runs.record(run(factors)) for factors in (SERVING, TEXT)]
+    rows = pd.DataFrame([row for one in found for row in studies.get("prefix").aggregate(one)])
     rows.insert(0, "machine", "here")
     return rows
 
@@ -130,7 +132,9 @@ def test_the_plan_times_what_is_a_time(study):
 
 
 def test_the_table_has_exactly_the_described_columns(study, table):
-    assert set(table.columns) - {"machine"} == set(study.columns)
+    # Three questions, of which two count, are too few for an interval.
+    ends = {"ttft_speedup_ci_low", "ttft_speedup_ci_high"}
+    assert set(table.columns) - {"machine"} == set(study.columns) - ends
 
 
 def test_values_describe_the_longest_system_prompt(study, table):
@@ -153,3 +157,24 @@ def test_the_figure_draws_all_parts_one_part_and_none(table):
     assert len(app_prefix.draw(table[table["part"] == "serving"]).axes) == 3
     empty = app_prefix.draw(table.iloc[:0])
     assert "not been measured" in " ".join(text.get_text() for text in empty.texts)
+
+
+def test_ways_of_a_kind_answer_a_question_before_the_next_one_comes(run):
+    arms = run(SERVING).samples["arms"]
+    for ways in (("recompute", "copied", "shared"), ("paged", "paged_shared")):
+        slots = [slot for way in ways for slot in arms[way]["slot"]]
+        for number in range(3):
+            of_round = [arms[way]["slot"][number] for way in ways]
+            assert max(of_round) - min(of_round) == len(ways) - 1
+        assert len(set(slots)) == 3 * len(ways)
+
+
+def test_gains_are_paired_by_question_without_the_first(study):
+    arms = {
+        "recompute": {"round": list(range(12)), "ttft_s": [9.0] + [2.0] * 11},
+        "copied": {"round": list(range(12)), "ttft_s": [0.1] + [1.0] * 11},
+    }
+    rows = [{"part": "serving", "way": way, "system_tokens": 8} for way in arms]
+    _, row = study.aggregate({"rows": rows, "samples": {"arms": arms}})
+    assert row["ttft_speedup"] == pytest.approx(2) and row["ttft_speedup_rounds"] == 11
+    assert row["ttft_speedup_ci_low"] == pytest.approx(2)

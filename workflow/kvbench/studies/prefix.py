@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from kvbench.paper.values import Value
-from kvbench.studies import Cell, Study
+from kvbench.studies import Cell, Study, _paired
 from kvbench.studies import _option as option
 from kvbench.studies._estimates import summary_columns
 from kvbench.studies._values import first, milliseconds, number, share_value
@@ -29,7 +29,9 @@ OPTIONS = option.schema(
         "Tokens of a request after the system prompt; no two are alike.", 24, minimum=1
     ),
     new_tokens=option.integer("Tokens generated for a request.", 8, minimum=2),
-    requests=option.integer("Timed requests of each way to serve them.", 6, minimum=1),
+    requests=option.integer(
+        "Timed requests of each way to serve them, one a round.", 11, minimum=1
+    ),
     together=option.integer(
         "Requests whose caches are held at once, to see what they take.", 4, minimum=1, maximum=64
     ),
@@ -76,6 +78,11 @@ COLUMNS: dict[str, str] = {
     "reused_tokens": "prompt tokens of a request whose keys and values were there, mean",
     "prefill_saved": "the same as a share of the prompt",
     "prefill_saved_predicted": "that share from the lengths: whole blocks only where it is paged",
+    **_paired.meanings(
+        "ttft_speedup",
+        "time to first token when all is recomputed (of paged_shared: when nothing is shared) over "
+        "that of this way, same question",
+    ),
     "setup_s": "seconds of reading the system prompt once, beforehand (s)",
     **summary_columns("ttft", "time to first token"),
     **summary_columns("e2e", "time of a request"),
@@ -92,6 +99,27 @@ COLUMNS: dict[str, str] = {
     "reply_tokens": "tokens of the last reply among those held",
     "reply_survives": "share of that reply that the new prompt agrees with",
 }
+
+
+#: The way that each is compared with: those that take turns with it.
+_BASES = {"copied": "recompute", "shared": "recompute", "paged_shared": "paged"}
+
+
+def aggregate(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows with times to first token compared question by question.
+
+    The first question is left out: it pays for what later ones find allocated.
+    """
+    arms = record["samples"].get("arms", {})
+    rows = []
+    for recorded in record["rows"]:
+        row = dict(recorded)
+        own, base = (arms.get(name) for name in (row.get("way"), _BASES.get(row.get("way"))))
+        if own and base:
+            logs = _paired.log_ratios(base, own, "ttft_s")[1:]
+            row |= _paired.columns_of("ttft_speedup", logs)
+        rows.append(row)
+    return rows
 
 
 def values(table: pd.DataFrame) -> dict[str, Value]:
@@ -115,11 +143,9 @@ def values(table: pd.DataFrame) -> dict[str, Value]:
         found[f"{name}_held_mib"] = number(row, "held_mib", "MiB", 2)
         found[f"{name}_held_predicted_mib"] = number(row, "held_mib_predicted", "MiB", 2)
         found[f"{name}_setup_ms"] = number(row, "setup_s", "ms", 2, 1000)
-        other = first(longest[longest["way"] == "paged"]) if way == "paged_shared" else base
-        ratio = None
-        if row is not None and other is not None and row["ttft_p50_s"]:
-            ratio = float(other["ttft_p50_s"] / row["ttft_p50_s"])
-        found[f"{name}_ttft_speedup"] = Value(ratio, unit="x", digits=2)
+        other = first(longest[longest["way"] == _BASES.get(way, "recompute")])
+        otherwise = _paired.quotient(other, row, "ttft_p50_s")
+        found[f"{name}_ttft_speedup"] = _paired.value(row, "ttft_speedup", "x", 2, otherwise)
     found["prefix_tokens_equal"] = share_value(served["tokens_equal"].dropna())
     text = table[table["part"] == "retokenise"]
     found["prefix_retokenise_turns"] = Value(
@@ -145,5 +171,6 @@ STUDY = Study(
     plan=plan,
     columns=COLUMNS,
     values=values,
+    aggregate=aggregate,
     needs_model=True,
 )

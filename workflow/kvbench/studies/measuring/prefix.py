@@ -18,6 +18,7 @@ from kvbench.inputs import models
 from kvbench.studies import Context, Outcome
 from kvbench.studies._estimates import summary
 from kvbench.studies.measuring._retokenise import retokenise
+from kvbench.studies.measuring._rounds import Log, turns
 
 if TYPE_CHECKING:
     from kvbench.inputs.models import LoadedModel
@@ -44,9 +45,6 @@ def measure(factors: Mapping[str, Any], context: Context) -> Outcome:
         return _serve(factors, context)
 
 
-# Many requests with one system prompt ----------------------------------------------------------
-
-
 def _serve(factors: Mapping[str, Any], context: Context) -> Outcome:
     model = models.load(context.model_dir, "cpu", "float32")
     try:
@@ -63,7 +61,7 @@ def _serve(factors: Mapping[str, Any], context: Context) -> Outcome:
         raise Unsupported(
             f"a request takes {length} tokens, the model's context {architecture.max_positions}"
         )
-    timings: dict[str, list[Timing]] = {way: [] for way in factors["ways"]}
+    log = Log()
     replies: dict[str, list[list[int]]] = {way: [] for way in factors["ways"]}
     saved: dict[str, float] = {}
     held: dict[str, int] = {}
@@ -79,16 +77,19 @@ def _serve(factors: Mapping[str, Any], context: Context) -> Outcome:
                 )
             except ImportError:
                 reasons[way] = "needs a transformers with ContinuousBatchingConfig"
-        # The engine changes the model's attention, so that the two kinds take turns as wholes.
+        # The engines change the model's attention, so that the two kinds take turns as wholes; within
+        # a kind a question is a round, and every way answers it before the next one comes.
         for kind in (_Contiguous, _Engine):
             ways = [way for way in serving if isinstance(serving[way], kind)]
-            for way in ways:
-                with serving[way].active():
+            with contextlib.ExitStack() as running:
+                for way in ways:
+                    running.enter_context(serving[way].active())
                     setup_s[way] = serving[way].prepare()
-                    for question in questions:
-                        tokens, timing = serving[way].answer([*system, *question])
-                        replies[way].append(tokens)
-                        timings[way].append(timing)
+                for number, way in turns(ways, len(questions), context.seed):
+                    tokens, timing = serving[way].answer([*system, *questions[number]])
+                    replies[way].append(tokens)
+                    log.add(way, number, ttft_s=timing.ttft_s, e2e_s=timing.e2e_s)
+                for way in ways:
                     saved[way] = serving[way].reused_tokens() / len(questions)
                     held[way] = serving[way].held_bytes(
                         [[*system, *question] for question in questions[: factors["together"]]]
@@ -97,7 +98,7 @@ def _serve(factors: Mapping[str, Any], context: Context) -> Outcome:
     rows = []
     for way in serving:
         # The first request pays for what later ones find allocated.
-        warm = timings[way][1:]
+        warm = slice(1, None)
         prompt = len(system) + factors["question_tokens"]
         rows.append(
             {
@@ -106,13 +107,13 @@ def _serve(factors: Mapping[str, Any], context: Context) -> Outcome:
                 "system_tokens": len(system),
                 "prompt_tokens": prompt,
                 "new_tokens": factors["new_tokens"],
-                "requests": len(warm),
+                "requests": len(questions) - 1,
                 "reused_tokens": saved[way],
                 "prefill_saved": saved[way] / prompt,
                 "prefill_saved_predicted": _reused(way, len(system), factors) / prompt,
                 "setup_s": setup_s[way],
-                **summary([timing.ttft_s for timing in warm], "ttft"),
-                **summary([timing.e2e_s for timing in warm], "e2e"),
+                **summary(log.of(way, "ttft_s")[warm], "ttft"),
+                **summary(log.of(way, "e2e_s")[warm], "e2e"),
                 "together": together,
                 "held_mib": held[way] / 2**20,
                 "held_mib_predicted": _held(way, architecture, len(system), factors, together)
@@ -129,11 +130,7 @@ def _serve(factors: Mapping[str, Any], context: Context) -> Outcome:
                 ),
             }
         )
-    samples = {
-        way: [{"ttft_s": timing.ttft_s, "e2e_s": timing.e2e_s} for timing in timings[way]]
-        for way in serving
-    }
-    return Outcome(rows, samples | {"reasons": reasons})
+    return Outcome(rows, {"arms": log.arms(), "reasons": reasons})
 
 
 def _prompts(
