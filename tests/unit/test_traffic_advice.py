@@ -328,6 +328,12 @@ def test_what_cannot_be_is_refused(change, words, asked, tmp_path):
         advise.run([asked], with_semantic=False, **options)
 
 
+def test_a_model_folder_without_its_configuration_is_refused(asked, tmp_path):
+    (tmp_path / "model").mkdir()
+    with pytest.raises(InputError, match=r"config\.json: no such file"):
+        advise.run([asked], str(tmp_path / "model"), "1GiB", tmp_path / "out")
+
+
 # ------------------------------------------------------------------ the configuration
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as some
 from kvbench.errors import InputError
 from kvbench.traffic import log as logs
 from kvbench.traffic import readers
@@ -308,6 +310,41 @@ def test_a_message_never_holds_the_text_of_a_record(tmp_path):
     with pytest.raises(InputError) as caught:
         read(tmp_path, text)
     assert "secret" not in str(caught.value)
+
+
+def test_what_is_counted_never_holds_what_a_record_said(tmp_path):
+    text = BURST.replace("472", "my secret; it").replace("1087", "'secret'") + "50,c,1,m,1,2,3,l\n"
+    log = read(tmp_path, text + "51,c,1,m,1,2,3,l\n", skip_bad=True)
+    assert sum(log.skipped.values()) == 2
+    assert "secret" not in json.dumps(log.skipped)
+    assert list(log.skipped) == ["Request tokens: it must be a whole number"]
+
+
+@pytest.mark.parametrize("skip_bad", [False, True])
+@given(data=some.data())
+@settings(
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_whatever_a_log_holds_it_is_read_or_refused_in_one_line(skip_bad, data, tmp_path):
+    name = data.draw(some.sampled_from(sorted(LOGS)))
+    raw = bytearray(LOGS[name].encode())
+    for _ in range(data.draw(some.integers(1, 4))):
+        place = data.draw(some.integers(0, len(raw)))
+        cut = data.draw(some.integers(0, 3))
+        raw[place : place + cut] = data.draw(
+            some.one_of(
+                some.binary(max_size=3),
+                some.sampled_from([b"-", b"1e400", b"null", b"[]", b"{}", b'"', b",", b"\\ud800"]),
+            )
+        )
+    try:
+        log = read(tmp_path, bytes(raw), skip_bad=skip_bad)
+    except InputError as error:
+        assert "\n" not in str(error)
+    else:
+        assert log.requests >= 2
+        for column in (log.keys, log.times_s, log.input_tokens, log.output_tokens):
+            assert column is None or len(column) == log.requests
 
 
 # ------------------------------------------------------------------ memory

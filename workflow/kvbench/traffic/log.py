@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import os
+import re
 import zlib
 from array import array
 from collections.abc import Callable, Iterator, Sequence
@@ -171,6 +172,8 @@ def _read_one(
                 reason = "not UTF-8 text"
             except Malformed as error:
                 reason = str(error)
+            except RecursionError:
+                reason = "nested too deeply"
             else:
                 continue
             if not skip_bad:
@@ -291,8 +294,10 @@ class _Columns:
 
     def skip(self, reason: str) -> None:
         """Count a record that is left out."""
-        # Reasons hold numbers of their record; their first words say what kind they are.
-        kind = reason.split(";")[0][:60]
+        # A reason quotes what it found. What is counted and published says only what kind it was.
+        named = re.fullmatch(r"(.+?) is .*; (.+)", reason, re.DOTALL)
+        kind = f"{named[1]}: {named[2]}" if named else reason
+        kind = re.sub(r"'[^']*'|\d[\d.]*", "#", kind)
         if kind not in self.skipped and len(self.skipped) >= 20:
             kind = "other reasons"
         self.skipped[kind] = self.skipped.get(kind, 0) + 1
@@ -330,7 +335,9 @@ class _Columns:
             return  # Only an unbroken beginning of the log can be replayed.
         if number not in self._texts:
             self._texts[number] = len(self._texts)
-            self.questions.append(text[:LONGEST_QUESTION])
+            # Half of a surrogate pair is no text; an encoder would stop at it.
+            clean = text[:LONGEST_QUESTION].encode("utf-8", "replace").decode("utf-8")
+            self.questions.append(clean)
         self.question_of.append(self._texts[number])
         self.contexts.append(fingerprint(request.context))
         self.lines.append(where)

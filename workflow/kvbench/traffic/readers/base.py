@@ -175,7 +175,7 @@ def length(value: Any, name: str) -> int:
     """A number of tokens or bytes: whole and not negative."""
     try:
         number = float(value) if not isinstance(value, bool) else math.nan
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise Malformed(f"{name} is {str(value)[:30]!r}; it must be a whole number") from None
     if not math.isfinite(number) or number != int(number):
         raise Malformed(f"{name} is {value}; it must be a whole number")
@@ -192,7 +192,7 @@ def seconds(value: Any, name: str = "timestamp", scale: float = 1.0) -> float:
         value = value.strip()
     try:
         moment = float(value) * scale if not isinstance(value, bool) else math.nan
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         moment = _date(value, name)
     if not math.isfinite(moment):
         raise Malformed(f"{name} is {value}; it must be a time")

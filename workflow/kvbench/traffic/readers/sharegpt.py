@@ -50,11 +50,11 @@ class ShareGPT(Format):
         for place, turn in enumerate(turns):
             if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
                 raise Malformed(f"conversations[{place}] is no {{from, value}} with a text")
-            role, text = str(turn.get("from", "")).lower(), turn["value"]
+            role, text = _role(turn), turn["value"]
             if role in _ASKING:
                 following = turns[place + 1] if place + 1 < len(turns) else None
                 answer = None
-                if isinstance(following, dict) and following.get("from") in _ANSWERING:
+                if isinstance(following, dict) and _role(following) in _ANSWERING:
                     answer = following.get("value")
                 asked = [*history, ("user", text)]
                 yield Request(
@@ -63,12 +63,20 @@ class ShareGPT(Format):
                     prompt="".join(f"{who}\n{said}\n" for who, said in asked),
                     question=text,
                     context=list(history),
-                    answer_bytes=len(answer.encode()) if isinstance(answer, str) else None,
+                    answer_bytes=_size(answer) if isinstance(answer, str) else None,
                 )
             elif role not in _ANSWERING | _SYSTEM:
                 raise Malformed(f"conversations[{place}].from is {role[:20]!r}; use human or gpt")
             known = "user" if role in _ASKING else "system" if role in _SYSTEM else "assistant"
             history.append((known, text))
+
+
+def _role(turn: dict[str, Any]) -> str:
+    return str(turn.get("from", "")).lower()
+
+
+def _size(text: str) -> int:
+    return len(text.encode("utf-8", "replace"))
 
 
 def _objects(stream: BinaryIO) -> Iterator[str]:
