@@ -17,6 +17,7 @@ from kvbench.inputs import configuration
 from kvbench.traffic import advise, cells, columns, example, replay, tables, verdicts, worth
 from kvbench.traffic import log as logs
 from matplotlib import pyplot as plt
+from test_traffic_readers import LOGS
 from typer.testing import CliRunner
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -99,6 +100,17 @@ def test_a_record_keeps_its_contract(record, tmp_path):
     assert cells.read(tmp_path / "r.json") == json.loads(json.dumps(whole))
     with pytest.raises(InputError, match="missing key"):
         cells.write(tmp_path / "r.json", {**record, "schema": cells.SCHEMA})
+
+
+@pytest.mark.parametrize("name", LOGS)
+@pytest.mark.parametrize("memory", [2**10, 2**40])
+def test_the_smallest_log_of_every_format_is_advised_on(name, memory, tmp_path):
+    path = tmp_path / "log"
+    path.write_text(LOGS[name])
+    found = replay.run(logs.read([path]), replay.Setting("l", "m", EMBEDDED, memory), Words())
+    json.dumps(found, allow_nan=False)
+    for language in advise.LANGUAGES:
+        assert "None" not in advise.advice(found, language)
 
 
 # ------------------------------------------------------------------ verdicts

@@ -128,10 +128,11 @@ class Table(Format):
         """The request of one row; the first row is the header."""
         row = cells(text)
         if self._header is None:
-            self._header, self._places = row, self._find(row)
-            missing = set(self.required) - set(self._places)
+            places = self._find(row)
+            missing = set(self.required) - set(places)
             if missing:
                 raise Malformed(f"the header lacks {', '.join(sorted(missing))}")
+            self._header, self._places = row, places
             return []
         if row == self._header:
             return []
