@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import textwrap
@@ -12,6 +13,7 @@ from kvbench import strategies
 from kvbench.engines import vllm
 from kvbench.errors import Unsupported
 from kvbench.measurement import conversation
+from kvbench.measurement.cell import Cell, Job
 from kvbench.measurement.memory import cache_bytes
 
 #: Answers as the worker does, without vLLM: counts upwards, and reuses whole blocks of 32 tokens.
@@ -156,3 +158,31 @@ def test_vllm_gives_the_tokens_of_the_dynamic_cache(tiny):
     tokens = {name: [reply for reply, _ in turn] for name, turn in replies.items()}
     assert tokens["vllm"] == tokens["vllm_prefix_caching"] == tokens["dynamic"]
     assert [reused for _, reused in replies["vllm_prefix_caching"]] == [0, 64]
+
+
+def test_a_record_tells_memory_reserved_from_memory_held_and_guesses_no_peak(
+    engine, tiny, tiny_folder, tmp_path
+):
+    engine(FAKE)
+    prompts = tmp_path / "prompts.json"
+    steps = [{"prompt": list(range(40)), "new_tokens": 10}]
+    prompts.write_text(json.dumps({"kind": "fixed", "steps": steps}))
+    cell = {
+        "measured": "vllm",
+        "device": "cpu",
+        "dtype": "float32",
+        "turns": None,
+        "max_new_tokens": 10,
+        "max_prompt_tokens": None,
+        "warmup": 0,
+        "memory": "separate",
+        "slowdown": 0.0,
+        "quality": False,
+    }
+    measured = Cell(Job(cell, tiny_folder, prompts, 1), tiny)
+    measured.open()
+    measured.turn(0)
+    turn = measured.finish()["turns"][0]
+    assert turn["kv_bytes"] == 2000
+    assert turn["reserved_memory_bytes"] == 8000
+    assert turn["peak_memory_bytes"] is None

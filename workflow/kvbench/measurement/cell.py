@@ -14,7 +14,7 @@ from kvbench.inputs import models
 from kvbench.measurement import noise, prediction, startup
 from kvbench.measurement import quality as lossy
 from kvbench.measurement.conversation import Script, SlowedSession, Talk, Turn, script
-from kvbench.measurement.memory import cache_bytes, meter_for
+from kvbench.measurement.memory import ElsewhereMemory, cache_bytes, meter_for
 from kvbench.strategies.base import Session
 
 #: Warm-ups that a compiling strategy may take until a conversation passes without a new graph.
@@ -125,7 +125,8 @@ class Cell:
         self._seen_graphs = self._warm_graphs = 0
         self._neighbours = noise.GpuNeighbours() if self._device == "cuda" else None
         self._companions = 1
-        self._meter = meter_for(self._device)
+        here = self._strategy.engine == "transformers"
+        self._meter = meter_for(self._device) if here else ElsewhereMemory()
         self._timed_memory = cell["memory"] == "timed" and self._meter.supported
 
     def open(self) -> None:
@@ -250,6 +251,9 @@ class Cell:
                 if self._meter.supported:
                     known.peak_memory_bytes, known.reserved_memory_bytes = self._meter.peak()
                 known.kv_bytes = cache_bytes(turn.generation.cache)
+                # An engine that reserves a pool at its start says how large it is.
+                pool = getattr(turn.generation.cache, "reserved_bytes", None)
+                known.reserved_memory_bytes = pool or known.reserved_memory_bytes
                 self._keep(index, turn)
         finally:
             session.close()

@@ -136,6 +136,12 @@ class CudaMemory:
         return max(0, allocated), max(0, self._cuda.max_memory_reserved() - self._reserved)
 
 
+class ElsewhereMemory:
+    """The memory of an engine in another process: this one's marks say nothing of it."""
+
+    supported = False
+
+
 def meter_for(device: str) -> CpuMemory | CudaMemory:
     """The meter of a device; make it right after the model was loaded."""
     return CudaMemory() if device == "cuda" else CpuMemory()
