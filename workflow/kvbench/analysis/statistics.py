@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from kvbench.analysis import intervals
 from kvbench.errors import InputError
 
 #: A cell is unstable when the standard deviation reaches this share of the mean (pyperf's bound).
@@ -47,15 +46,6 @@ class Interval:
     def as_tuple(self) -> tuple[float, float]:
         """Return ``(low, high)``."""
         return self.low, self.high
-
-
-@dataclass(frozen=True)
-class AATest:
-    """How often pairs were said to differ, with the exact binomial interval of that share."""
-
-    pairs: int
-    found: int
-    share: Interval
 
 
 @dataclass(frozen=True)
@@ -326,21 +316,3 @@ def interleave(
         blocks.setdefault(replicate(cell) if replicate else None, []).append(cell)
     order = sorted(blocks) if replicate else list(blocks)
     return [blocks[key][i] for key in order for i in generator.permutation(len(blocks[key]))]
-
-
-def aa_test(pairs: Iterable[Interval]) -> AATest:
-    """Count how many pairs differ, with the interval of Clopper and Pearson (1934).
-
-    Given the ratios of a strategy against itself the share is the rate of false alarms; given those
-    of a slowed strategy against itself it is the power.
-
-    Raises
-    ------
-    InputError
-        If there are no pairs.
-    """
-    verdicts = [differs(pair) for pair in pairs]
-    if not verdicts:
-        raise InputError("aa_test: there are no pairs to evaluate")
-    n, k = len(verdicts), sum(verdicts)
-    return AATest(n, k, Interval(k / n, *intervals.share(k, n)))

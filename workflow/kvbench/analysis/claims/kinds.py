@@ -35,24 +35,10 @@ from kvbench.analysis.claims.measured import (
 from kvbench.analysis.metrics import Evidence
 from kvbench.analysis.statistics import Interval
 from kvbench.analysis.tables import APP_COLUMNS, SUMMARY_COLUMNS
-from kvbench.errors import InputError
+from kvbench.errors import InputError, one_of
 from kvbench.records.identity import IDENTITY, record_paths, study_paths
 
 _GIB = 2**30
-
-
-def one_of(name: Any, known: Any, spot: str, kind: str) -> None:
-    """Refuse a name that is not known, listing those that are.
-
-    Raises
-    ------
-    InputError
-        The name is unknown.
-    """
-    if name not in known:
-        listed = ", ".join(sorted(known))
-        listed = listed if len(listed) <= 600 else f"{listed[:600]} ..."
-        raise InputError(f"{spot}: unknown {kind} {name!r}; known: {listed}")
 
 
 class Kind(ABC):
@@ -195,7 +181,7 @@ class Value(Kind):
 
     def check(self, measure: Mapping[str, Any], spot: str, folder: Path) -> dict[str, Any]:
         """Refuse names that this kind does not know."""
-        one_of(measure["column"], SUMMARY_COLUMNS, f"{spot}.column", "column")
+        one_of("column", measure["column"], SUMMARY_COLUMNS, f"{spot}.column")
         return dict(measure)
 
     def find(self, tables: Tables, machine: str, measure: Mapping[str, Any]) -> Found:
@@ -221,7 +207,7 @@ class Extreme(Kind):
 
     def check(self, measure: Mapping[str, Any], spot: str, folder: Path) -> dict[str, Any]:
         """Refuse names that this kind does not know."""
-        one_of(measure["column"], SUMMARY_COLUMNS, f"{spot}.column", "column")
+        one_of("column", measure["column"], SUMMARY_COLUMNS, f"{spot}.column")
         return dict(measure)
 
     def find(self, tables: Tables, machine: str, measure: Mapping[str, Any]) -> Found:
@@ -298,7 +284,7 @@ def _architecture(measure: Mapping[str, Any], spot: str, folder: Path) -> physic
         return physics.Architecture.from_config(measure["architecture"], f"{spot}.architecture")
     name = measure["of_model"]
     known = sorted(file.stem for file in (folder / "models").glob("*.yaml"))
-    one_of(name, known, f"{spot}.of_model", "model")
+    one_of("model", name, known, f"{spot}.of_model")
     model = documents.read_yaml(folder / "models" / f"{name}.yaml")
     if "architecture" not in model:
         raise InputError(f"{spot}.of_model: {name} states no architecture; give one here")
@@ -332,11 +318,11 @@ class Study(Kind):
 
     def check(self, measure: Mapping[str, Any], spot: str, folder: Path) -> dict[str, Any]:
         """Refuse names that this kind does not know."""
-        one_of(measure["study"], studies.names(), f"{spot}.study", "study")
+        one_of("study", measure["study"], studies.names(), f"{spot}.study")
         named = value_names(measure["study"])
         for key in ("value", "over"):
             if key in measure:
-                one_of(measure[key], named, f"{spot}.{key}", f"value of {measure['study']}")
+                one_of(f"value of {measure['study']}", measure[key], named, f"{spot}.{key}")
         if measure.get("over") == measure["value"]:
             raise InputError(
                 f"{spot}: value and over are both {measure['value']!r}, whose ratio is 1 whatever is "
@@ -414,7 +400,7 @@ class Table(Kind):
         if table is None or "machine" not in table or not len(table):
             return Found(None, f"table {name} has no rows")
         for wanted in (column, *measure["where"]):
-            one_of(wanted, list(table.columns), f"claims.yaml: table {name}", "column")
+            one_of("column", wanted, list(table.columns), f"claims.yaml: table {name}")
         rows = table[(table["machine"] == machine) & table[column].notna()]
         for key, wanted in measure["where"].items():
             rows = rows[rows[key] == wanted]
@@ -466,14 +452,14 @@ def checked(
         )
     for key in ("numerator", "denominator", "strategy"):
         if key in measure:
-            one_of(measure[key], strategies.names(), f"{spot}.{key}", "strategy")
+            one_of("strategy", measure[key], strategies.names(), f"{spot}.{key}")
     for key in ("among", "strategies"):
         for name in measure.get(key, ()):
-            one_of(name, strategies.names(), f"{spot}.{key}", "strategy")
+            one_of("strategy", name, strategies.names(), f"{spot}.{key}")
     if "metric" in measure:
-        one_of(measure["metric"], METRICS, f"{spot}.metric", "metric")
+        one_of("metric", measure["metric"], METRICS, f"{spot}.metric")
     if "scenario" in measure:
-        one_of(measure["scenario"], known["scenario"], f"{spot}.scenario", "scenario")
+        one_of("scenario", measure["scenario"], known["scenario"], f"{spot}.scenario")
     for name in measure.get("model", ()):
-        one_of(name, known["model"], f"{spot}.model", "model")
+        one_of("model", name, known["model"], f"{spot}.model")
     return kind.check(measure, spot, folder)

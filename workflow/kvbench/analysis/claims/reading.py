@@ -13,7 +13,7 @@ from kvbench import documents
 from kvbench.analysis.claims import kinds
 from kvbench.analysis.claims.measured import SCENARIO_WORDS
 from kvbench.analysis.claims.verdict import Bound, with_unit
-from kvbench.errors import InputError
+from kvbench.errors import InputError, one_of
 
 #: The kind of a sentence that is a goal rather than a fact.
 TARGET = "target"
@@ -109,7 +109,7 @@ def _source(entry: Mapping[str, Any], sources: Mapping[str, str], where: str) ->
     elif name == "ours":
         cited = sources.get(name, "this artifact")
     else:
-        kinds.one_of(name, sources, f"{where}: document", "document")
+        one_of("document", name, sources, f"{where}: document")
         cited = sources[name]
     return f"{cited}, {place}" if place else cited
 
