@@ -86,7 +86,7 @@ def test_any_header_that_may_carry_an_identity_separates_tenants(start, upstream
 
 def test_headers_that_say_nothing_of_who_asks_keep_a_hit(start, upstream):
     client = start()
-    client.ask("hello", headers={"User-Agent": "one", "x-stainless-retry-count": "0"})
+    client.ask("hello", headers={"User-Agent": "one", "traceparent": "00-1", "X-B3-TraceId": "1"})
     reply = client.ask("hello", headers={"User-Agent": "two", "x-stainless-retry-count": "1"})
     assert reply.cache == "hit"
 

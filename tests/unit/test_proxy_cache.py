@@ -319,6 +319,18 @@ def test_a_deleted_answer_is_no_semantic_hit(start):
     assert client.ask("how long is the warranty on the lamp").cache == "miss"
 
 
+def test_a_dead_entry_does_not_stand_before_one_that_lives(start):
+    client = start(threshold=0.5)
+    first = client.ask("how long is the warranty on a lamp")
+    other = "how long is the warranty on the big lamp"
+    client.ask(other, headers={"Cache-Control": "no-cache"})
+    client.send("DELETE", f"/cache/keys/{first.headers['x-cache-key']}")
+    question = "how long is the warranty on the lamp"
+    headers = {"Cache-Control": "only-if-cached"}
+    assert client.ask(question, headers=headers).status == 504
+    assert client.ask(question, headers=headers).headers["x-cache-kind"] == "semantic"
+
+
 @pytest.mark.parametrize("path", ["/cache", "/cache/tags/a", "/metrics", "/healthz"])
 def test_the_proxys_own_paths_are_never_asked_of_the_server(start, upstream, path):
     client = start()

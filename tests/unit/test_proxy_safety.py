@@ -201,6 +201,28 @@ def test_a_chunked_body_is_served(start, upstream):
     assert upstream.bodies == [body]
 
 
+def test_a_trailer_behind_a_chunked_body_is_no_header(start, upstream):
+    client = start()
+    body = client.body("hello").encode()
+    plain = HEAD + b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n" + chunked(body)
+    client.raw(plain)
+    trailer = plain.removesuffix(b"\r\n") + b"x-forwarded-user: root\r\n\r\n"
+    assert b"x-cache: hit" in client.raw(trailer)
+    models = plain.replace(b"/chat/completions", b"/files")
+    client.raw(models.removesuffix(b"\r\n") + b"x-forwarded-user: root\r\n\r\n")
+    assert not any("x-forwarded-user" in headers for headers in upstream.sent_headers)
+
+
+def test_a_query_of_any_bytes_is_passed_on_or_refused(start):
+    client = start()
+    body = client.body("hello").encode()
+    request = (
+        b"POST /v1/chat/completions?a=\xff HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+    )
+    answer = client.raw(request + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+    assert answer.startswith((b"HTTP/1.1 200", b"HTTP/1.1 400"))
+
+
 def test_a_client_that_waits_to_continue_is_told_to(start, upstream):
     client = start()
     body = client.body("hello").encode()

@@ -46,6 +46,9 @@ _SLOWEST = 16 * 2**10
 #: Window of an answer that only passes through.
 _PASSING = 2**20
 
+#: Reasons for which a stored answer was passed over.
+_RENEWING = frozenset({"no-cache", "max-age", "min-fresh", "form"})
+
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -315,9 +318,7 @@ class Proxy:
 
     async def _question(self, exchange: _Exchange, body: bytes, place: bytes) -> Question:
         """Return the keys of a request, or raise NotCacheable."""
-        target = exchange.scope["raw_path"].decode("ascii")
-        if exchange.scope["query_string"]:
-            target += "?" + exchange.scope["query_string"].decode("ascii")
+        target = _target(exchange).decode("latin-1")
         encoding = exchange.header(b"content-encoding").strip().lower()
 
         def read() -> Question:
@@ -347,6 +348,9 @@ class Proxy:
             self.metrics.encoder_seconds.observe(time.perf_counter() - started)
             reason = found.reason
             entry = await self._stored(found.key) if found.key is not None else None
+            if found.key is not None and entry is None:
+                # Evicted or deleted: a dead entry must not stand before one that lives.
+                await self._semantic.forget(found.text, question.context)
             if entry is not None:
                 body, reason = _acceptable(entry, question, wish)
                 if body is not None:
@@ -468,6 +472,16 @@ class Proxy:
                 flight = self._flights.get(question.exact)
             if flight is not None:
                 self.metrics.joined.inc()
+            elif exchange.reason not in _RENEWING:
+                # Another request's call may have ended while this one was looking.
+                entry = await self._stored(question.exact)
+                made = _acceptable(entry, question, wish)[0] if entry is not None else None
+                flight = self._flights.get(question.exact)
+                if entry is not None and made is not None:
+                    await self._send_stored(exchange, entry, question, made, "exact", 1.0)
+                    return
+                if flight is not None and flight.form != question.form:
+                    flight = None
             await self._relay(exchange, flight or start(question.exact))
 
         await self._while_there(exchange, answer())

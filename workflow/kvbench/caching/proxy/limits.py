@@ -76,7 +76,10 @@ def protocol(settings: Settings, metrics: Metrics) -> type[HttpToolsProtocol]:
 
         def on_header(self, name: bytes, value: bytes) -> None:
             self._count(len(name) + len(value) + 4)
-            super().on_header(name, value)
+            # A trailer behind a chunked body is no header: it may name somebody else, and comes
+            # after everything that looked at the headers.
+            if self._begun:
+                super().on_header(name, value)
 
         def on_headers_complete(self) -> None:
             self._head = None

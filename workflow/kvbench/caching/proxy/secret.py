@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 
 from kvbench.caching.proxy.settings import Settings
@@ -26,13 +27,8 @@ def secret_of(settings: Settings) -> bytes:
     path = Path(settings.secret_file) if settings.secret_file else usual_place()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            pass
-        else:
-            with os.fdopen(descriptor, "w") as file:
-                file.write(secrets.token_hex(_BYTES) + "\n")
+        if not path.exists():
+            _make(path)
         if os.name == "posix" and path.stat().st_mode & 0o077:
             raise InputError(f"--secret-file {path}: others can read it; chmod 600 {path}")
         secret = bytes.fromhex(path.read_text(encoding="ascii").strip())
@@ -41,6 +37,19 @@ def secret_of(settings: Settings) -> bytes:
     if not 16 <= len(secret) <= 64:
         raise InputError(f"--secret-file {path}: needs 32 to 128 hexadecimal digits")
     return secret
+
+
+def _make(path: Path) -> None:
+    """Write a new secret, whole or not at all; another process may be faster."""
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_hex(_BYTES) + "\n")
+        with suppress(FileExistsError):
+            os.link(draft, path)
+    finally:
+        draft.unlink()
 
 
 def usual_place() -> Path:

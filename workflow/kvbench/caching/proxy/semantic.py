@@ -30,11 +30,12 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True)
 class Found:
-    """Key of an answer to a question alike, or None and why not."""
+    """Key of an answer to a question alike and that question, or None and why not."""
 
     key: str | None
     similarity: float
     reason: str = ""
+    text: str = ""
 
 
 class Semantic:
@@ -76,7 +77,7 @@ class Semantic:
         if found is None:
             return Found(None, float("nan"), "encoder busy")
         if found.hit:
-            return Found(found.value, found.similarity)
+            return Found(found.value, found.similarity, text=found.text)
         if found.refused:
             return Found(None, found.similarity, f"guard {found.refused}")
         return Found(None, found.similarity)

@@ -32,6 +32,7 @@ _HOP_BY_HOP = frozenset(
 NEUTRAL = frozenset(
     {
         b"accept",
+        b"b3",
         b"cache-control",
         b"content-encoding",
         b"content-type",
@@ -39,15 +40,22 @@ NEUTRAL = frozenset(
         b"idempotency-key",
         b"pragma",
         b"priority",
+        b"sentry-trace",
         b"traceparent",
         b"tracestate",
+        b"uber-trace-id",
         b"user-agent",
         b"via",
+        b"x-amzn-trace-id",
+        b"x-client-request-id",
+        b"x-cloud-trace-context",
+        b"x-correlation-id",
         b"x-request-id",
     }
 )
-#: Beginnings of such names: what the openai client says of itself, and of its retries.
-_NEUTRAL_PREFIXES = (b"x-stainless-", b"sec-ch-", b"sec-fetch-")
+#: Beginnings of such names: what the openai client says of itself and of its retries, what a
+#: browser says of itself, and numbers of traces.
+_NEUTRAL_PREFIXES = (b"x-stainless-", b"sec-ch-", b"sec-fetch-", b"x-b3-", b"x-datadog-")
 
 #: The proxy's own headers: never forwarded, and replaced if the server sends them.
 _OWN_PREFIX = b"x-cache"
