@@ -571,3 +571,16 @@ def test_without_latex_the_pdfs_job_says_what_to_install(fail, workplace):
 def test_a_script_does_nothing_but_adapt():
     for path in SCRIPTS.glob("*.py"):
         assert len(path.read_text().splitlines()) <= 40, path.name
+
+
+def test_recorded_machines_are_verified_once_and_the_stamp_is_that_of_their_checksums(run):
+    folders = gathering.list_machines(ROOT / "results" / "recorded", ["all"])
+    run(
+        "verify_recorded",
+        output=Files("results/inputs/recorded.json"),
+        params=SimpleNamespace(machines=[str(folder) for folder in folders]),
+    )
+    stamp = documents.read_json(Path("results/inputs/recorded.json"))
+    assert stamp == {
+        folder.name: documents.sha256_of_file(folder / "SHA256SUMS") for folder in folders
+    }

@@ -1,12 +1,30 @@
 # From records to tables and verdicts. Nothing here needs torch or a GPU.
 
 
+rule verify_recorded:
+    input:
+        RECORDED_FILES,
+    output:
+        "results/inputs/recorded.json",
+    log:
+        "logs/analysis/verify_recorded.log",
+    conda:
+        "../../envs/analysis.yaml"
+    params:
+        machines=[str(machine) for machine in RECORDED],
+        code=code_of("verify_recorded"),
+    message:
+        "Checking the recorded machines against their checksums"
+    script:
+        "../scripts/verify_recorded.py"
+
+
 rule aggregate_kv:
     input:
         records=KV_RECORDS,
         ceilings=ceilings_files(),
         aa_test="results/tables/aa_test.csv",
-        recorded=RECORDED_FILES,
+        recorded=rules.verify_recorded.output[0],
     output:
         samples=report(
             "results/tables/kv_samples.csv",
@@ -54,7 +72,7 @@ rule aggregate_kv:
 rule aggregate_study:
     input:
         records=study_records,
-        recorded=RECORDED_FILES,
+        recorded=rules.verify_recorded.output[0],
     output:
         report(
             "results/tables/app_{study}.csv",
@@ -78,7 +96,7 @@ rule aggregate_study:
 rule aggregate_aa_test:
     input:
         records=lambda wildcards: aa_records_present(),
-        recorded=RECORDED_FILES,
+        recorded=rules.verify_recorded.output[0],
     output:
         report(
             "results/tables/aa_test.csv",

@@ -10,7 +10,7 @@ rule collect_values:
         aa_test=rules.aggregate_aa_test.output[0],
         claims=rules.evaluate_claims.output.csv,
         environments=environment_files(),
-        recorded=RECORDED_FILES,
+        recorded=rules.verify_recorded.output[0],
     output:
         "results/paper/values.json",
     log:

@@ -49,20 +49,8 @@ def studies_of(machines: Iterable[Path]) -> list[str]:
 
 
 def machines(folders: Iterable[str]) -> dict[str, Path]:
-    """Machine to folder, each verified against its checksums.
-
-    Raises
-    ------
-    InputError
-        A file is missing, altered or was added.
-    """
-    from kvbench.records import machines
-
-    found = {}
-    for folder in map(Path, folders):
-        machines.verify(folder)
-        found[folder.name] = folder
-    return found
+    """Machine to folder; that its files are as they were recorded is checked by a rule of its own."""
+    return {folder.name: folder for folder in map(Path, folders)}
 
 
 def kv_records(

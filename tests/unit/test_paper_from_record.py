@@ -1,0 +1,116 @@
+"""From the committed records to every figure and every page: nothing is drawn or written empty only."""
+
+from __future__ import annotations
+
+import importlib
+import re
+
+import pandas as pd
+import pytest
+import recorded_tables
+from kvbench import figures
+from kvbench.figures import style
+from kvbench.paper import numbers, sections
+from kvbench.records import gathering
+from matplotlib import pyplot as plt
+
+STUDIES = recorded_tables.study_names()
+DRAWABLE = figures.drawable(STUDIES, traffic=False)
+#: What a figure says when it has nothing to show.
+EMPTY = re.compile(r"not been measured|not measured here|no server was available")
+#: Figures of what only cells that took turns can show; older records hold none.
+FROM_ROUNDS = ("instrument", "kv_drift")
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory):
+    return recorded_tables.all_tables(tmp_path_factory.mktemp("tables"))
+
+
+@pytest.fixture
+def draw(tables):
+    """Draw a figure from the recorded tables, or from changed ones."""
+    style.apply()
+
+    def draw(name: str, **changed):
+        module = importlib.import_module(f"kvbench.figures.{name}")
+        given = [(tables | changed)[table] for table in figures.tables_of(name, STUDIES)]
+        return module.draw(*given)
+
+    yield draw
+    plt.close("all")
+
+
+def words(figure) -> str:
+    parts = [text.get_text() for text in figure.findobj(match=lambda a: hasattr(a, "get_text"))]
+    return "\n".join(parts)
+
+
+def test_there_is_a_record_to_draw_from(tables):
+    assert len(STUDIES) > 5
+    assert len(tables["kv_summary"]) > 10
+
+
+@pytest.mark.parametrize("name", DRAWABLE)
+def test_every_figure_is_drawn_with_rows(draw, tables, name):
+    figure = draw(name)
+    if name in FROM_ROUNDS and tables["kv_rounds"].empty:
+        assert len(words(figure)) > 20, "an empty figure says why it is empty"
+        return
+    assert not EMPTY.search(words(figure)), words(figure)
+    marks = [
+        artist for axes in figure.axes for artist in [*axes.lines, *axes.patches, *axes.images]
+    ]
+    assert marks
+
+
+@pytest.mark.parametrize(
+    ("figure", "study", "column"),
+    [
+        ("app_eviction", "eviction", "policy"),
+        ("app_http", "http", "client"),
+        ("app_memoization", "memoization", "variant"),
+        ("app_layered", "layered", "configuration"),
+        ("app_stampede", "stampede", "protection"),
+        ("app_write_policy", "write_policy", "policy"),
+    ],
+)
+def test_a_variant_that_a_figure_does_not_know_is_drawn_under_its_name(
+    draw, tables, figure, study, column
+):
+    table = tables[f"app_{study}"]
+    known = table[column].dropna().iloc[0]
+    renamed = table[table[column] == known].assign(**{column: "brand_new"})
+    more = {f"app_{study}": pd.concat([table, renamed], ignore_index=True)}
+    assert "brand new" in words(draw(figure, **more))
+
+
+@pytest.mark.parametrize("language", ["en", "pt"])
+def test_every_template_is_rendered(tables, tmp_path, language):
+    recorded = recorded_tables.machines()
+    values = sections.collect(
+        tables["kv_summary"],
+        tables["kv_samples"],
+        tables["kv_quality"],
+        {name: tables[f"app_{name}"] for name in STUDIES},
+        tables["aa_test"],
+        tables["claims"],
+        gathering.environments([], recorded),
+    )
+    numbers.write_values(tmp_path / "values.json", values)
+    parts = {
+        part: tmp_path / f"{part}.tex" for part in ("numbers", "section", "app_section", "main")
+    }
+    sections.render(
+        numbers.read_values(tmp_path / "values.json"),
+        tables["claims"],
+        language,
+        STUDIES,
+        sections.drawn(f"results/figures/{name}.pdf" for name in DRAWABLE),
+        recorded_tables.ROOT / "paper",
+        parts,
+    )
+    text = parts["app_section"].read_text(encoding="utf-8")
+    assert len(re.findall(r"\\subsection|\\section", text)) >= len(STUDIES)
+    for name, path in parts.items():
+        assert not re.search(r"\bnan\b|None|\\VAR|\\BLOCK", path.read_text("utf-8")), name
