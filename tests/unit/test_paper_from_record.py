@@ -18,6 +18,7 @@ STUDIES = recorded_tables.study_names()
 DRAWABLE = figures.drawable(STUDIES, traffic=False)
 #: What a figure says when it has nothing to show.
 EMPTY = re.compile(r"not been measured|not measured here|no server was available")
+PARTS = ("numbers", "section", "app_section", "appendix", "main")
 #: Figures of what only cells that took turns can show; older records hold none.
 FROM_ROUNDS = ("instrument", "kv_drift")
 
@@ -98,9 +99,7 @@ def test_every_template_is_rendered(tables, tmp_path, language):
         gathering.environments([], recorded),
     )
     numbers.write_values(tmp_path / "values.json", values)
-    parts = {
-        part: tmp_path / f"{part}.tex" for part in ("numbers", "section", "app_section", "main")
-    }
+    parts = {part: tmp_path / f"{part}.tex" for part in PARTS}
     sections.render(
         numbers.read_values(tmp_path / "values.json"),
         tables["claims"],
@@ -109,8 +108,10 @@ def test_every_template_is_rendered(tables, tmp_path, language):
         sections.drawn(f"results/figures/{name}.pdf" for name in DRAWABLE),
         recorded_tables.ROOT / "paper",
         parts,
+        recorded_tables.ROOT / "config" / "claims.yaml",
+        recorded_tables.ROOT / "CITATION.cff",
     )
     text = parts["app_section"].read_text(encoding="utf-8")
     assert len(re.findall(r"\\subsection|\\section", text)) >= len(STUDIES)
     for name, path in parts.items():
-        assert not re.search(r"\bnan\b|None|\\VAR|\\BLOCK", path.read_text("utf-8")), name
+        assert not re.search(r"\bnan\b|\{None\}|\\VAR|\\BLOCK", path.read_text("utf-8")), name
