@@ -6,7 +6,7 @@ import math
 
 import pandas as pd
 import pytest
-from kvbench.analysis import selection, tables
+from kvbench.analysis import metrics, selection, tables
 from kvbench.paper import sections
 from kvbench.paper.values import Value
 
@@ -71,6 +71,15 @@ def test_without_a_reusing_strategy_the_list_is_empty():
     found = reuse(summary(["dynamic"]), samples())
     assert found == {"reuse_strategies": found["reuse_strategies"]}
     assert found["reuse_strategies"].value == ""
+
+
+def test_a_saving_from_too_few_rounds_has_no_interval():
+    table, rows = summary(["dynamic", "dynamic_reuse"]), samples()
+    chosen = selection.choices(table, rows)
+    more = {"here": metrics.Evidence(rounds=50, blocks=1)}
+    speedup = sections.reuse_values(table, rows, chosen, more)["reuse_dynamic_reuse_speedup"]
+    assert speedup.value == pytest.approx(4.0)
+    assert speedup.ci is None
 
 
 def test_the_machine_is_the_one_that_measured_a_reusing_strategy():

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from kvbench import documents, studies
-from kvbench.analysis import metrics, selection, statistics
+from kvbench.analysis import instrument, metrics, selection, statistics
 from kvbench.figures import names as figure_names
 from kvbench.paper import numbers, tex
 from kvbench.paper.values import Value
@@ -59,7 +59,8 @@ def collect(
     values = numbers.kv_values(summary, samples, claims, environments)
     values |= numbers.aa_values(aa_table)
     chosen = selection.choices(summary, samples, quality)
-    values |= reuse_values(summary, samples, chosen)
+    needed = {machine: instrument.evidence(aa_table, machine) for machine in chosen}
+    values |= reuse_values(summary, samples, chosen, needed)
     values |= quality_values(quality, chosen)
     shown = [selection.one_machine(table) for table in study_tables.values() if len(table)]
     values["app_machine"] = Value(str(shown[0]["machine"].iloc[0]) if shown else None)
@@ -77,13 +78,17 @@ def collect(
 
 
 def reuse_values(
-    summary: pd.DataFrame, samples: pd.DataFrame, chosen: Mapping[str, selection.Choice]
+    summary: pd.DataFrame,
+    samples: pd.DataFrame,
+    chosen: Mapping[str, selection.Choice],
+    needed: Mapping[str, metrics.Evidence] | None = None,
 ) -> dict[str, Value]:
     """What keeping the cache from turn to turn saves, at the last turn of the longest conversation.
 
     ``reuse_strategies`` lists those measured; each has ``reuse_<name>_ttft`` and its counterpart
     without reuse ``..._ttft_without`` (s), ``..._speedup`` (ratio of the two, with its interval),
     ``..._share`` (prompt tokens not read, over all turns) and ``..._held`` (MiB after the last turn).
+    A ratio of fewer rounds than ``needed`` asks of its machine has no interval.
     """
     best = selection.first(choice.reuse for choice in chosen.values())
     if best is None:
@@ -121,7 +126,11 @@ def reuse_values(
             found[f"{start}_{key}"] = Value(value, unit="s", digits=4, cells=cells)
         ratio = None
         if all(sides.values()):
-            ratio = metrics.compare_rows(last, without, name, "ttft_s").interval
+            compared = metrics.compare_rows(last, without, name, "ttft_s")
+            ratio = compared.interval
+            asked = (needed or {}).get(best[0].machine, metrics.Evidence())
+            if metrics.why_not_judged(compared.rounds, compared.blocks, asked):
+                ratio = statistics.Interval(ratio.value, math.nan, math.nan)
         found[f"{start}_speedup"] = replace(_interval(ratio, "x", 1), cells=cells)
         share = mine["reused_tokens"].sum() / mine["prompt_tokens"].sum()
         found[f"{start}_share"] = Value(100 * share, unit="%", digits=0, cells=cells)
