@@ -12,7 +12,7 @@ import pytest
 from kvbench import cli, documents, figures
 from kvbench.analysis import capacity
 from kvbench.errors import InputError
-from kvbench.figures import style
+from kvbench.figures import _language, style
 from kvbench.inputs import configuration
 from kvbench.traffic import advise, cells, columns, example, replay, tables, verdicts, worth
 from kvbench.traffic import log as logs
@@ -248,6 +248,19 @@ def test_every_figure_is_drawn_whatever_the_log_tells(name, which, request, tmp_
     assert module.QUESTION.endswith("?")
 
 
+@pytest.mark.parametrize("which", ["record", "lengths"])
+def test_every_word_of_a_figure_is_said_in_portuguese(which, request):
+    import importlib
+
+    found = tables.frames([request.getfixturevalue(which)])
+    for name in advise.figure_names():
+        module = importlib.import_module(f"kvbench.figures.{name}")
+        drawn = module.draw(*(found[t] for t in figures.tables_of(name, ())))
+        left = set(_language.localise(drawn, "pt"))
+        policies = {"LRU", "LFU", "FIFO", "S3-FIFO", "ARC", "SIEVE", "W-TinyLFU", "OPT"}
+        assert left <= policies | {"log"}, name
+
+
 def test_figures_of_replays_are_drawn_only_where_a_log_is_replayed():
     assert not any(name.startswith("traffic_") for name in figures.drawable([], traffic=False))
     assert set(advise.figure_names()) <= set(figures.drawable([]))
@@ -291,7 +304,7 @@ def test_the_command_writes_advice_tables_and_figures(asked, tmp_path):
     assert {"advice.pt.md", "advice.pt.html"} <= written
     assert {f"{name}.csv" for name in columns.described()} <= written
     assert {
-        f"figures/{n}.{s}" for n in advise.figure_names() for s in ("pdf", "svg", "png")
+        f"figures/{n}.pt.{s}" for n in advise.figure_names() for s in ("pdf", "svg", "png")
     } <= written
     assert "repetições exatas, por pedido" in done.output
 

@@ -46,7 +46,8 @@ rule aggregate_traffic:
 
 rule advise_traffic:
     input:
-        "results/cells/traffic/{log}/{setting}.json",
+        record="results/cells/traffic/{log}/{setting}.json",
+        words=FIGURE_WORDS,
     output:
         advice=expand(
             "results/traffic/{{log}}/{{setting}}/advice.{language}.{suffix}",
@@ -54,8 +55,10 @@ rule advise_traffic:
             suffix=["md", "html"],
         ),
         figures=expand(
-            "results/traffic/{{log}}/{{setting}}/figures/{name}.svg",
+            "results/traffic/{{log}}/{{setting}}/figures/{name}.{language}.{suffix}",
             name=TRAFFIC_FIGURES,
+            language=LANGUAGES,
+            suffix=["pdf", "svg", "png"],
         ),
     log:
         "logs/analysis/advice-{log}-{setting}.log",

@@ -92,7 +92,7 @@ def run(
     encoder = replay.sentence_encoder() if with_semantic and log.questions else None
     record = replay.run(log, setting, encoder, judged)
     tables.write(output, [record])
-    draw(output / "figures", record, ("pdf", "svg", "png"))
+    draw(output / "figures", record, language)
     write_advice(output, record, language)
     return (
         shares(record, language)
@@ -145,8 +145,8 @@ def figure_names() -> list[str]:
     return [name for name in figures.names() if name.startswith("traffic_")]
 
 
-def draw(folder: Path, record: Mapping[str, Any], suffixes: Sequence[str]) -> list[Path]:
-    """Draw every figure of one replay; returns the paths."""
+def draw(folder: Path, record: Mapping[str, Any], language: str) -> list[Path]:
+    """Draw every figure of one replay in one language; returns the paths."""
     from kvbench.figures import style
 
     style.apply()
@@ -155,11 +155,7 @@ def draw(folder: Path, record: Mapping[str, Any], suffixes: Sequence[str]) -> li
     for name in figure_names():
         module = importlib.import_module(f"kvbench.figures.{name}")
         figure = module.draw(*(found[table] for table in figures.tables_of(name, ())))
-        for path in style.save(figure, folder / name):
-            if path.suffix[1:] in suffixes:
-                written.append(path)
-            else:
-                path.unlink()
+        written += style.save(figure, folder / name, language)
     return written
 
 
@@ -212,7 +208,7 @@ def html(markdown: str, folder: Path, language: str) -> str:
             'src="data:image/svg+xml;base64,' + base64.b64encode(path.read_bytes()).decode() + '"'
         )
 
-    body = re.sub(r'src="(figures/[a-z_]+\.svg)"', inline, body)
+    body = re.sub(r'src="(figures/[a-z_]+\.[a-z]+\.svg)"', inline, body)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES), undefined=jinja2.StrictUndefined
     )
