@@ -62,7 +62,9 @@ class Phrases:
             return self.words[text]
         for pattern, said in self.patterns:
             if found := pattern.match(text):
-                return said.replace("{}", "%s") % tuple(map(self.say, found.groups()))
+                return said.replace("%", "%%").replace("{}", "%s") % tuple(
+                    map(self.say, found.groups())
+                )
         for joint in _JOINTS:
             if joint in text:
                 return joint.join(self.say(part) for part in text.split(joint))
