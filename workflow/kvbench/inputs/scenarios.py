@@ -14,10 +14,10 @@ from kvbench.errors import InputError
 
 @dataclass(frozen=True)
 class Turn:
-    """One exchange: what the customer asks, and a good reply to it."""
+    """One exchange: what the customer asks, and a good reply to it, empty where none is given."""
 
     user: str
-    reference: str
+    reference: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,8 @@ def load(path: Path) -> Scenario:
         )
     fields = {key: value for key, value in document.items() if key not in {"description"}}
     fields["turns"] = tuple(
-        Turn(turn["user"].strip(), turn["reference"].strip()) for turn in document.get("turns", [])
+        Turn(turn["user"].strip(), turn.get("reference", "").strip())
+        for turn in document.get("turns", [])
     )
     fields["steps"] = tuple(Step(**step) for step in document.get("steps", []))
     return Scenario(**fields)
@@ -86,7 +87,8 @@ def _texts(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "system", document.get("system", "x")
     for number, turn in enumerate(document.get("turns", [])):
         yield f"turns[{number}].user", turn["user"]
-        yield f"turns[{number}].reference", turn["reference"]
+        if "reference" in turn:
+            yield f"turns[{number}].reference", turn["reference"]
 
 
 def _unreadable(text: str) -> str | None:

@@ -213,6 +213,9 @@ def conversation_prompts(tokenizer: PreTrainedTokenizerBase, scenario: Scenario)
     references = [_ids(tokenizer, turn.reference) for turn in scenario.turns]
     begun = prompt_ids(tokenizer, first)
     held, shared = _agreement(tokenizer, scenario, first, begun, following, references)
+    if not all(references):
+        # Quality is scored on reference replies: on all turns or on none.
+        references = []
     dated = tokenizer.chat_template is not None and "strftime_now" in str(tokenizer.chat_template)
     return {
         "first": begun,
