@@ -9,7 +9,7 @@ from kvbench.errors import InputError
 from kvbench.inputs import import_scenarios, scenarios
 from typer.testing import CliRunner
 
-CODE = '''
+CODE = """
 %pip install something
 class Demo:
     def __init__(self):
@@ -30,7 +30,7 @@ class Demo:
             "without_turns": {"system_prompt": "You answer nobody."},
         }
 raise RuntimeError("nothing of a notebook may run")
-'''
+"""
 
 
 @pytest.fixture

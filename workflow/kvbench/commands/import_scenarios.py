@@ -9,9 +9,13 @@ import typer
 NAME = "import-scenarios"
 
 
+_NOTEBOOK = typer.Argument(help="The notebook (.ipynb), or its export as .py or text.")
+_FOLDER = typer.Option(Path("config/scenarios"), help="Where the files are written.")
+
+
 def run(
-    notebook: Path = typer.Argument(help="The notebook (.ipynb), or its export as .py or text."),
-    folder: Path = typer.Option(Path("config/scenarios"), help="Where the files are written."),
+    notebook: Path = _NOTEBOOK,
+    folder: Path = _FOLDER,
     prefix: str = typer.Option("imported", help="What the ids begin with."),
     language: str = typer.Option("en", help="Language of the conversations, as ISO 639-1 code."),
 ) -> None:
