@@ -250,6 +250,20 @@ def test_the_headline_cell_holds_these_bytes(family):
     assert tuple(held) == HELD[family]
 
 
+@pytest.mark.parametrize("family", ["llama", "mamba", "jamba"])
+@pytest.mark.parametrize("name", ["dynamic", "static"])
+def test_bytes_in_bfloat16_are_predicted_where_states_stay_in_float32(family, name):
+    import torch
+
+    model, strategy = families.build(family), strategies.get(name)
+    model.model.to(torch.bfloat16)
+    arch = Architecture.from_config(model.architecture)
+    with torch.inference_mode():
+        generation = strategy.session(model, 40).generate(ids(1, 30), 6, lambda: None)
+    held = physics.predicted_kv_bytes(arch, strategy.traffic(40), 30, 6, 2)
+    assert cache_bytes(generation.cache) == held
+
+
 def test_gpt2_at_the_headline_lengths():
     import torch
 

@@ -36,8 +36,9 @@ class Layer:
         Numbers in the product of a query with a key, and in the value that a head takes.
     window:
         Tokens that a token attends to, itself included; None for all.
-    state:
-        Numbers kept whatever the length: the states of a state-space or linear-attention part.
+    state, float_state:
+        Numbers kept whatever the length, by a state-space or linear-attention part: in the model's dtype
+        (what the convolution needs), and always in float32 (the recurrent state).
     scan:
         Multiply-adds per new token that read the state. The convolution before it is not counted: it
         is below a hundredth of the layer, and depends on the kernel that runs it.
@@ -59,6 +60,7 @@ class Layer:
     mixed_size: int = 0
     window: int | None = None
     state: int = 0
+    float_state: int = 0
     scan: int = 0
     matrices: int = 0
     vectors: int = 0
@@ -76,6 +78,11 @@ class Layer:
     def parameters(self) -> int:
         """All weights."""
         return self.matrices + self.vectors + self.expansion + self.experts * self.expert_size
+
+    def held_bytes(self, tokens: int, bytes_per_element: float) -> float:
+        """Bytes of the keys and values of ``tokens`` tokens, and of the states."""
+        numbers = self.stored * tokens + self.state
+        return numbers * bytes_per_element + 4 * self.float_state
 
     def reach(self, tokens: int) -> int:
         """Tokens of ``tokens`` that the newest one attends to."""
@@ -595,7 +602,8 @@ def _selective_scan(
     """
     rank = -(-hidden // 16) if rank == "auto" else int(rank)
     return {
-        "state": inner * (kernel + state),
+        "state": inner * kernel,
+        "float_state": inner * state,
         "scan": inner * state,
         "matrices": 3 * hidden * inner + inner * (rank + 2 * state) + rank * inner,
         "vectors": inner * (kernel + conv_bias) + (2 * inner + hidden) * bias + inner * (state + 2),

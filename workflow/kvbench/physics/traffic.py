@@ -7,7 +7,7 @@ mapping with its ``kind``: :meth:`Traffic.as_dict` writes it and :func:`read` re
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, ClassVar
 
@@ -27,8 +27,15 @@ def kv_elements(arch: Architecture, tokens: int, batch: int = 1) -> int:
     A layer with a window keeps its window at most, one with a state keeps that too.
     """
     return batch * sum(
-        count * (layer.stored * layer.reach(tokens) + layer.state) for layer, count in arch.kinds
+        count * (layer.stored * layer.reach(tokens) + layer.state + layer.float_state)
+        for layer, count in arch.kinds
     )
+
+
+def _bytes(arch: Architecture, tokens: Callable[[Layer], int], b: float, batch: int) -> int:
+    """Bytes of ``tokens(layer)`` tokens in each layer, and of the states."""
+    held = sum(count * layer.held_bytes(tokens(layer), b) for layer, count in arch.kinds)
+    return int(held * batch)
 
 
 def kv_bytes(arch: Architecture, tokens: int, bytes_per_element: float, batch: int = 1) -> int:
@@ -38,13 +45,12 @@ def kv_bytes(arch: Architecture, tokens: int, bytes_per_element: float, batch: i
     et al. (2023), "GQA", section 2.2: only the ``K`` key/value heads are kept, not the ``H``
     query heads.
     """
-    return int(kv_elements(arch, tokens, batch) * bytes_per_element)
+    return _bytes(arch, lambda layer: layer.reach(tokens), bytes_per_element, batch)
 
 
 def new_bytes(arch: Architecture, tokens: int, b: float, batch: int) -> int:
     """Bytes of the keys, values and states that ``tokens`` new tokens write, windows aside."""
-    numbers = sum(count * (layer.stored * tokens + layer.state) for layer, count in arch.kinds)
-    return int(numbers * b * batch)
+    return _bytes(arch, lambda _: tokens, b, batch)
 
 
 def _grown_bytes(arch: Architecture, updates: Sequence[int], b: float, batch: int) -> int:
@@ -60,10 +66,7 @@ def _grown_bytes(arch: Architecture, updates: Sequence[int], b: float, batch: in
             return total
         return min(total - last, layer.window - 1) + last
 
-    numbers = sum(
-        count * (layer.stored * tokens(layer) + layer.state) for layer, count in arch.kinds
-    )
-    return int(numbers * b * batch)
+    return _bytes(arch, tokens, b, batch)
 
 
 # ---------------------------------------------------------------------------- traffic
@@ -163,7 +166,7 @@ class Traffic:
 
 def layer_bytes(arch: Architecture, tokens: int, b: float) -> int:
     """The exact cache of the largest layer."""
-    return int(max(layer.stored * layer.reach(tokens) + layer.state for layer in arch.layers) * b)
+    return int(max(layer.held_bytes(layer.reach(tokens), b) for layer in arch.layers))
 
 
 @dataclass(frozen=True)
@@ -330,27 +333,20 @@ class Window(Traffic):
             return layer.reach(tokens)
         return min(tokens, self.sinks + self.window)
 
-    def _bytes(self, arch: Architecture, tokens: int, b: float, batch: int) -> int:
-        numbers = sum(
-            count * (layer.stored * self._slots(layer, tokens) + layer.state)
-            for layer, count in arch.kinds
-        )
-        return int(numbers * b * batch)
-
     def held_bytes(self, arch, updates, bytes_per_element, batch=1):
         """Sinks and window at most."""
         total, last = sum(updates), updates[-1] if updates else 0
-        numbers = 0
-        for layer, count in arch.kinds:
-            tokens = self._slots(layer, total)
+
+        def tokens(layer: Layer) -> int:
             if layer.window is not None and layer.window <= self.window:
-                tokens = min(total - last, layer.window - 1) + last
-            numbers += count * (layer.stored * tokens + layer.state)
-        return int(numbers * bytes_per_element * batch)
+                return min(total - last, layer.window - 1) + last
+            return self._slots(layer, total)
+
+        return _bytes(arch, tokens, bytes_per_element, batch)
 
     def read_bytes(self, arch, context, bytes_per_element, batch=1, decoded=1):
         """As a growing cache of that length."""
-        new = self._bytes(arch, context, bytes_per_element, batch)
+        new = _bytes(arch, lambda layer: self._slots(layer, context), bytes_per_element, batch)
         return 3 * new - new_bytes(arch, 1, bytes_per_element, batch)
 
     def attended(self, layer, new, past):
@@ -502,7 +498,7 @@ class Quantized(Traffic):
     def _bytes(self, arch: Architecture, tokens: int, residual: int, b: float, batch: int) -> int:
         total = 0
         for layer, count in arch.kinds:
-            if layer.window is not None or layer.state:
+            if layer.window is not None or layer.state or layer.float_state:
                 raise InputError(
                     "a quantised cache has neither windows nor states; this model's layers do"
                 )
