@@ -1,7 +1,7 @@
 """What a cell costs beside the generation it measures: interpreter, imports, model, fork, record.
 
 Runs small blocks of growing size, each in a fresh process as its rule's script would, and subtracts the
-time of all their turns: cold, timed, and those of the pass for memory. What is left is shared by the cells
+time of all their turns (cold, timed, and those of the pass for memory) and of waiting for the machine. What is left is shared by the cells
 of a block, so that it falls with their number; the bound is 0.3 s a cell beside what a block costs once.
 
     PYTHONPATH=workflow python tests/benchmarks/cell_cost.py [--runs 5]
@@ -96,7 +96,8 @@ def main() -> None:
                 ]
                 # The first process fills the page cache and is left out.
                 if number:
-                    found.append(wall - sum(map(generation_s, records)))
+                    waited = records[0]["noise"]["waited_for_lock_s"]
+                    found.append(wall - waited - sum(map(generation_s, records)))
             costs.append((len(block.cells), statistics.median(found)))
             count, cost = costs[-1]
             print(
