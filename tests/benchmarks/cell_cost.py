@@ -1,8 +1,9 @@
 """What a cell costs beside the generation it measures: interpreter, imports, model, fork, record.
 
 Runs small blocks of growing size, each in a fresh process as its rule's script would, and subtracts the
-time of all their turns (cold, timed, and those of the pass for memory) and of waiting for the machine. What is left is shared by the cells
-of a block, so that it falls with their number; the bound is 0.3 s a cell beside what a block costs once.
+time of all their turns (cold, timed, and those of the pass for memory) and of waiting for the machine. What
+is left is shared by the cells of a block, so that it falls with their number; the bound is 0.3 s a cell
+beside what a block costs once.
 
     PYTHONPATH=workflow python tests/benchmarks/cell_cost.py [--runs 5]
 """
