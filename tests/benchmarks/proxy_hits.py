@@ -4,7 +4,7 @@
 
 Two figures, because one load cannot show both: *latency* is measured while 50 connections together
 ask at a steady rate (each connection's turn comes every tenth of a second, so that none waits for
-its own last answer); *throughput* is what 50 connections get that ask again at
+its own last answer; a proxy that cannot keep up needs a lower ``--rate``); *throughput* is what 50 connections get that ask again at
 once. The proxy runs in a process of its own, bound to one core where the system can do that; the
 clients share one process on the others. With ``--url`` another proxy is asked in the same way.
 """
@@ -31,7 +31,6 @@ sys.path[:0] = [str(ROOT / "workflow"), str(ROOT / "tests" / "unit")]
 import fake_openai  # noqa: E402
 
 CLIENTS = 50
-RATE = 500.0
 SECONDS = 5.0
 
 
@@ -80,10 +79,10 @@ class Connection:
         self._writer.close()
 
 
-async def latencies(connections: list[Connection], data: bytes) -> list[float]:
-    """Return seconds of each request, at ``RATE`` a second over all connections."""
+async def latencies(connections: list[Connection], data: bytes, rate: float) -> list[float]:
+    """Return seconds of each request, at ``rate`` a second over all connections."""
     loop = asyncio.get_running_loop()
-    interval = CLIENTS / RATE
+    interval = CLIENTS / rate
     start = loop.time() + 0.1
     found: list[float] = []
 
@@ -114,13 +113,16 @@ async def throughput(connections: list[Connection], data: bytes) -> float:
     return sum(counts) / SECONDS
 
 
-async def measure(name: str, host: str, port: int, model: str) -> None:
-    """Print both figures of one proxy."""
+async def measure(
+    name: str, host: str, port: int, model: str, rate: float, upstream: fake_openai.Upstream
+) -> None:
+    """Print both figures of one proxy, and how many of the requests reached the server."""
+    before = upstream.calls
     data = request(f"{host}:{port}", model)
     connections = [await Connection.open(host, port) for _ in range(CLIENTS)]
     for connection in connections:
         await connection.ask(data)
-    times = await latencies(connections, data)
+    times = await latencies(connections, data, rate)
     per_second = await throughput(connections, data)
     for connection in connections:
         connection.close()
@@ -128,7 +130,8 @@ async def measure(name: str, host: str, port: int, model: str) -> None:
     print(
         f"{name}: hit {statistics.median(times) * 1e3:.2f} ms at the median,"
         f" {cuts[98] * 1e3:.2f} ms at the 99th percentile ({len(times)} hits,"
-        f" {CLIENTS} clients, {RATE:.0f} a second); {per_second:.0f} hits a second"
+        f" {CLIENTS} clients, {rate:.0f} a second); {per_second:.0f} hits a second;"
+        f" {upstream.calls - before} of all requests reached the server"
     )
 
 
@@ -159,14 +162,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--url", help="another proxy to ask in the same way, for comparison")
     parser.add_argument("--model", default="m", help="model name that the other proxy knows")
+    parser.add_argument(
+        "--rate", type=float, default=500.0, help="requests a second for the latency"
+    )
     parser.add_argument("--upstream-port", type=int, default=0, help="where the upstream listens")
     options = parser.parse_args()
     with fake_openai.serving(options.upstream_port) as upstream:
         with our_proxy(upstream.url) as (host, port):
-            asyncio.run(measure("kvbench", host, port, "m"))
+            asyncio.run(measure("kvbench", host, port, "m", options.rate, upstream))
         if options.url:
             other = urlsplit(options.url)
-            asyncio.run(measure("other", other.hostname or "", other.port or 80, options.model))
+            asyncio.run(measure(
+                    "other",
+                    other.hostname or "",
+                    other.port or 80,
+                    options.model,
+                    options.rate,
+                    upstream,
+                )
 
 
 if __name__ == "__main__":

@@ -322,7 +322,7 @@ def test_a_deleted_answer_is_no_semantic_hit(start):
 def test_a_dead_entry_does_not_stand_before_one_that_lives(start):
     client = start(threshold=0.5)
     first = client.ask("how long is the warranty on a lamp")
-    other = "how long is the warranty on the big lamp"
+    other = "how long is the warranty on the very big and heavy lamp"
     client.ask(other, headers={"Cache-Control": "no-cache"})
     client.send("DELETE", f"/cache/keys/{first.headers['x-cache-key']}")
     question = "how long is the warranty on the lamp"
