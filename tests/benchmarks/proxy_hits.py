@@ -4,9 +4,10 @@
 
 Two figures, because one load cannot show both: *latency* is measured while 50 connections together
 ask at a steady rate (each connection's turn comes every tenth of a second, so that none waits for
-its own last answer; a proxy that cannot keep up needs a lower ``--rate``); *throughput* is what 50 connections get that ask again at
-once. The proxy runs in a process of its own, bound to one core where the system can do that; the
-clients share one process on the others. With ``--url`` another proxy is asked in the same way.
+its own last answer; a proxy that cannot keep up needs a lower ``--rate``); *throughput* is what 50
+connections get that ask again at once. The proxy runs in a process of its own, bound to one core
+where the system can do that; the clients share one process on the others. With ``--url`` another
+proxy is asked in the same way.
 """
 
 from __future__ import annotations
@@ -172,14 +173,8 @@ def main() -> None:
             asyncio.run(measure("kvbench", host, port, "m", options.rate, upstream))
         if options.url:
             other = urlsplit(options.url)
-            asyncio.run(measure(
-                    "other",
-                    other.hostname or "",
-                    other.port or 80,
-                    options.model,
-                    options.rate,
-                    upstream,
-                )
+            host, port = other.hostname or "", other.port or 80
+            asyncio.run(measure("other", host, port, options.model, options.rate, upstream))
 
 
 if __name__ == "__main__":
