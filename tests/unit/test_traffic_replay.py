@@ -325,12 +325,13 @@ def test_digests_of_one_text_differ_between_logs(tmp_path):
 
 def marked(folder: Path, marks: list[str]) -> Path:
     path = folder / "sheet.csv"
-    path.write_text("pair,false_hit\n" + "".join(f"{n},{m}\n" for n, m in enumerate(marks)))
+    rows = [f"one,{n},{m}\n" for n, m in enumerate(marks)]
+    path.write_text("log,pair,false_hit\n" + "".join(rows))
     return path
 
 
 def test_marks_give_the_share_of_false_hits_with_its_interval(tmp_path):
-    found = semantic.judged(marked(tmp_path, ["yes", "no", "", "No", "não"]))
+    found = semantic.judged(marked(tmp_path, ["yes", "no", "", "No", "não"]), "one")
     assert (found.marked, found.false, found.share) == (4, 1, 0.25)
     # Clopper and Pearson for 1 of 4.
     assert (found.low, found.high) == (
@@ -339,13 +340,21 @@ def test_marks_give_the_share_of_false_hits_with_its_interval(tmp_path):
     )
 
 
+def test_only_the_marks_of_the_log_count_and_each_pair_once(tmp_path):
+    path = tmp_path / "sheet.csv"
+    path.write_text("log,pair,false_hit\none,1,yes\none,1,yes\ntwo,1,no\none,2,no\n")
+    assert semantic.judged(path, "one").marked == 2
+    with pytest.raises(InputError, match="no pair of the log 'three'"):
+        semantic.judged(path, "three")
+
+
 def test_an_untouched_sheet_says_nothing(tmp_path):
-    assert semantic.judged(marked(tmp_path, ["", ""])) is None
+    assert semantic.judged(marked(tmp_path, ["", ""]), "one") is None
 
 
 def test_a_mark_that_is_neither_yes_nor_no_is_refused(tmp_path):
     with pytest.raises(InputError, match="line 2: false_hit is 'perhaps'"):
-        semantic.judged(marked(tmp_path, ["perhaps"]))
+        semantic.judged(marked(tmp_path, ["perhaps"]), "one")
 
 
 # ------------------------------------------------------------------ together, fleet, worth

@@ -85,7 +85,7 @@ def run(
         conversations=conversations,
         keep_text=keep_text,
     )
-    judged = None if marks is None else semantic.judged(marks)
+    judged = None if marks is None else semantic.judged(marks, setting.name)
     if tokenizer is None and folder.is_dir() and (folder / "tokenizer.json").is_file():
         tokenizer = folder / "tokenizer.json"
     log = logs.read(paths, skip_bad=skip_bad, tokenizer=tokenizer)

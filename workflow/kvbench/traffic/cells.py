@@ -148,7 +148,7 @@ def run(
         tokenizer=Path(cell["tokenizer"]) if cell["tokenizer"] else None,
     )
     encoder = replay.sentence_encoder() if cell["semantic"] and log.questions else None
-    judged = semantic.judged(Path(cell["marks"])) if cell["marks"] else None
+    judged = semantic.judged(Path(cell["marks"]), cell["log"]) if cell["marks"] else None
     return {
         "schema": SCHEMA,
         "cell": {

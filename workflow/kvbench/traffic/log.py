@@ -323,7 +323,7 @@ class _Columns:
         self._outputs.append(-1 if request.output_tokens is None else request.output_tokens)
         self._answers.append(request.answer_bytes or 0)
         self._answered |= request.answer_bytes is not None
-        if request.question is not None and len(self.question_of) < 50 * MOST_QUESTIONS:
+        if request.question is not None and len(self.question_of) < 5 * MOST_QUESTIONS:
             self._add_question(request, where)
 
     def _add_question(self, request: Request, where: str) -> None:

@@ -94,13 +94,29 @@ def similarities(log: Log, encoder: Encoder) -> np.ndarray:
     return cosines
 
 
+class _Stored:
+    """Questions that a cache holds in one context, and the requests that brought them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.questions = np.empty(8, dtype=np.int64)
+        self.requests = np.empty(8, dtype=np.int64)
+
+    def add(self, question: int, request: int) -> None:
+        if self.count == len(self.questions):
+            self.questions = np.resize(self.questions, 2 * self.count)
+            self.requests = np.resize(self.requests, 2 * self.count)
+        self.questions[self.count], self.requests[self.count] = question, request
+        self.count += 1
+
+
 def sweep(log: Log, cosines: np.ndarray, threshold: float, guarded: bool = True) -> Swept:
     """Replay an unbounded semantic cache behind an exact one, in the order of the log.
 
     A question is only compared with stored ones of the same context (system prompt, history,
     model, parameters). What is answered alike is not stored; everything else is.
     """
-    stored: dict[int, list[int]] = {}
+    stored: dict[int, _Stored] = {}
     first: dict[tuple[int, int], int] = {}
     refused = dict.fromkeys(GUARDS, 0)
     pairs: list[Pair] = []
@@ -111,15 +127,15 @@ def sweep(log: Log, cosines: np.ndarray, threshold: float, guarded: bool = True)
         if (context, question) in first:
             exact += 1
             continue
-        held = stored.setdefault(context, [])
+        held = stored.setdefault(context, _Stored())
         hit = None
-        if held:
-            scores = cosines[question, [log.question_of[other] for other in held]]
-            order = np.argsort(-scores, kind="stable")[:_CANDIDATES]
-            near = [place for place in order.tolist() if scores[place] >= threshold]
+        if held.count:
+            scores = cosines[question, held.questions[: held.count]]
+            close = np.flatnonzero(scores >= threshold)
+            near = close[np.argsort(-scores[close], kind="stable")][:_CANDIDATES].tolist()
             unguarded += bool(near)
             for place in near:
-                other = held[place]
+                other = int(held.requests[place])
                 guard = _refusing(log.questions[question], log.questions[log.question_of[other]])
                 if guarded and guard:
                     refused[guard] += 1
@@ -129,7 +145,7 @@ def sweep(log: Log, cosines: np.ndarray, threshold: float, guarded: bool = True)
                 pairs.append(Pair(number, other, float(scores[place]), ""))
                 break
         if hit is None:
-            held.append(number)
+            held.add(question, number)
             first[context, question] = number
         else:
             candidates += 1
@@ -233,29 +249,42 @@ _YES, _NO = (
 )
 
 
-def judged(path: Path) -> Judged | None:
+def judged(path: Path, name: str) -> Judged | None:
     """Read the marks of a sheet (column ``false_hit``: yes or no); None while none is set.
+
+    Parameters
+    ----------
+    name:
+        The log: a sheet may hold the pairs of several, and each pair once a model and memory.
 
     Raises
     ------
     InputError
-        The file is no such sheet, or a mark is neither yes nor no.
+        The file is no such sheet, has no pair of this log, or a mark is neither yes nor no.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as a sheet of pairs ({error})") from None
-    marks = []
+    marks: dict[str, bool] = {}
+    known = False
     for number, row in enumerate(rows, start=2):
-        if "false_hit" not in row:
-            raise InputError(f"{path}: no column false_hit; give the sheet that advise wrote")
+        if not {"false_hit", "log", "pair"} <= set(row):
+            raise InputError(
+                f"{path}: columns log, pair and false_hit are needed; give the sheet of an advice"
+            )
+        if row["log"] != name:
+            continue
+        known = True
         mark = (row["false_hit"] or "").strip().lower().replace("ã", "a")
         if mark in _YES or mark in _NO:
-            marks.append(mark in _YES)
+            marks[row["pair"]] = mark in _YES
         elif mark:
             raise InputError(f"{path}: line {number}: false_hit is {mark!r}; write yes or no")
-    return interval(sum(marks), len(marks)) if marks else None
+    if not known:
+        raise InputError(f"{path}: no pair of the log {name!r}; give the sheet of its advice")
+    return interval(sum(marks.values()), len(marks)) if marks else None
 
 
 def interval(false: int, marked: int) -> Judged:
