@@ -88,6 +88,22 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 
+#: Settings of known families that change sizes: each with the family it belongs to.
+VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    ("falcon", {"multi_query": False, "parallel_attn": False, "bias": True}),
+    ("opt", {"do_layer_norm_before": False}),
+    ("gpt_neox", {"attention_bias": False, "rotary_pct": 1.0}),
+    ("phi3", {"sliding_window": 32}),
+    ("gemma2", {"attention_bias": True, "tie_word_embeddings": True}),
+    ("deepseek_v3", {"q_lora_rank": None, "attention_bias": True}),
+    ("qwen3_moe", {"decoder_sparse_step": 2}),
+    ("mamba", {"use_bias": True, "use_conv_bias": False}),
+    ("mixtral", {"sliding_window": 32}),
+    ("gpt2", {"n_inner": 100, "tie_word_embeddings": True}),
+    ("llama", {"attention_bias": True, "mlp_bias": True}),
+]
+
 
 class NoTokenizer:
     """Stands where the tests generate from token ids alone."""

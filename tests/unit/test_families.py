@@ -10,6 +10,7 @@ import pytest
 from kvbench import physics, strategies
 from kvbench.measurement.memory import cache_bytes
 from kvbench.physics import Architecture
+from kvbench.strategies import shape
 
 #: The strategies of a CPU that compile nothing; hqq needs a process of its own (test_strategies).
 STRATEGIES = (
@@ -196,6 +197,30 @@ def test_flops_are_those_torch_counts(family, new, past, static):
         arch, new, past, attended_tokens=lambda layer: traffic.attended(layer, new, past)
     )
     assert modelled == counter.get_total_flops() - convolutions
+
+
+@pytest.mark.parametrize(("family", "changes"), families.VARIANTS)
+def test_settings_that_change_sizes_are_followed(family, changes):
+    import torch
+
+    model = families.build(family, families.CONFIGS[family] | changes)
+    arch = Architecture.from_config(model.architecture)
+    assert physics.parameters(arch) == sum(w.numel() for w in model.model.parameters())
+    for name in ("dynamic", "static"):
+        strategy = strategies.get(name)
+        with torch.inference_mode():
+            generation = strategy.session(model, 60).generate(ids(1, 40), 6, lambda: None)
+        held = physics.predicted_kv_bytes(arch, strategy.traffic(60), 40, 6, 4)
+        assert cache_bytes(generation.cache) == held
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"), [("opt", {"word_embed_proj_dim": 128}), ("falcon", {"alibi": True})]
+)
+def test_a_variant_that_is_not_modelled_is_tried_like_an_unknown_family(family, changes):
+    model = families.build(family, families.CONFIGS[family] | changes)
+    assert not shape.known(model)
+    assert strategies.get("dynamic").available(model, "cpu") is None
 
 
 def test_a_token_reads_the_experts_it_is_sent_to():

@@ -477,16 +477,21 @@ def _falcon(sizes: _Sizes) -> Architecture:
     multi_query = sizes.flag("multi_query", True)
     kv_heads = sizes("num_kv_heads", default=heads) if new else 1 if multi_query else heads
     norms = sizes("num_ln_in_parallel_attn", default=2) if new else 1 if parallel else 2
-    alibi = sizes.flag("alibi")
+    if sizes.flag("alibi"):
+        # A static cache fails there in the library; such a model is tried before it is measured.
+        raise UnknownFamily(f"{sizes.source}: Falcon with alibi is not modelled")
+    parts = _attention(hidden, heads, kv_heads, hidden // heads, bias, bias)
+    if new:
+        # The library repeats grouped keys and values for every query head before it caches them.
+        parts["kv_heads"] = heads
     return _plain(
         sizes,
-        _attention(hidden, heads, kv_heads, hidden // heads, bias, bias),
+        parts,
         sizes("ffn_hidden_size", default=4 * hidden),
         feed_forward_bias=bias,
         norms=norms,
-        max_positions=None if alibi else sizes("max_position_embeddings", default=2048),
-        angles=0 if alibi else hidden // heads,
-        alibi=alibi,
+        max_positions=sizes("max_position_embeddings", default=2048),
+        angles=hidden // heads,
     )
 
 

@@ -43,7 +43,7 @@ def known(model: LoadedModel) -> bool:
 
     A decoder of a known family inside a model with more parts is not: the parts around it may matter.
     """
-    return model.model.config.model_type in FAMILIES
+    return model.model.config.model_type in FAMILIES and architecture(model) is not None
 
 
 def layer_kinds(model: LoadedModel) -> tuple[str, ...]:
