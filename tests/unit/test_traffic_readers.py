@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -176,6 +177,26 @@ def test_a_tokenizer_cuts_texts_by_tokens(tmp_path):
 def test_parts_of_one_log_are_read_in_order(tmp_path):
     parts = [write(tmp_path, "a\nb\n", "log.1"), write(tmp_path, "b\n", "log.2")]
     assert logs.read(parts).keys.tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize("page", ["traffic.md", "traffic.pt-BR.md"])
+def test_a_format_is_one_file_as_the_documentation_shows(page, tmp_path, monkeypatch):
+    text = (Path(__file__).parents[2] / "docs" / page).read_text(encoding="utf-8")
+    ((name, code),) = re.findall(r"```python \S*/readers/(\w+)\.py\n(.*?)```", text, re.DOTALL)
+    folder = tmp_path / "more"
+    folder.mkdir()
+    (folder / f"{name}.py").write_text(code)
+    monkeypatch.setattr(readers, "__path__", [*readers.__path__, str(folder)])
+    readers.formats.cache_clear()
+    try:
+        log = read(tmp_path, "0\tann\thow?\n1.5\tbob\twhy?\n2\tann\thow?\n")
+        assert (log.format, log.keys.tolist()) == (name, [0, 1, 0])
+        with pytest.raises(InputError, match="line 2: 2 columns where 3 are needed"):
+            read(tmp_path, "0\tann\thow?\n1\tbob\n")
+    finally:
+        monkeypatch.setattr(sys.modules[f"{readers.__name__}.{name}"].Tabbed, "name", "")
+        del sys.modules[f"{readers.__name__}.{name}"]
+        readers.formats.cache_clear()
 
 
 # ------------------------------------------------------------------ packed logs

@@ -243,9 +243,8 @@ class _Replay:
         there = {policy: found[policy, near].token_share for policy in prefix.POLICIES}
         best = max(there, key=lambda name: (there[name], name == "lru"))
         note["prefix_best_policy"], note["prefix_best_gain"] = best, there[best] - there["lru"]
-        enough = next(
-            size for size in grid if found["lru", size].token_share >= 0.95 * self.reuse.token_share
-        )
+        wanted = 0.95 * self.reuse.token_share
+        enough = next((n for n in grid if found["lru", n].token_share >= wanted), grid[-1])
         note["prefix_capacity"] = enough
         note["prefix_capacity_gib"] = enough * block / 2**30
         gain = worth.saved(
