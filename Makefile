@@ -12,7 +12,9 @@ STAMP  := $(VENV)/.installed
 LOCK   := envs/requirements.lock
 
 # Scripts started by Snakemake, and ninja, are looked up on PATH; the pinned ones must come first.
-RUN     := PATH="$(CURDIR)/$(BIN):$$PATH"
+# Snakemake keeps a cache in the home folder; where that cannot be written, in the checkout.
+CACHE   := $(shell test -w "$$HOME" || echo 'XDG_CACHE_HOME="$(CURDIR)/.snakemake/home/cache"')
+RUN     := $(CACHE) PATH="$(CURDIR)/$(BIN):$$PATH"
 APT     := on Debian or Ubuntu: sudo apt install
 SOURCES := $(wildcard Snakefile) workflow
 # Hardware libraries of one PyTorch build; pip adds them itself where the build needs them.
