@@ -11,6 +11,8 @@ WORKFLOW = _PACKAGE.parent
 #: The machine that this run measures, where machines are named; recorded ones lie in ``RECORDED``.
 HERE = "here"
 RECORDED = "results/recorded"
+#: Number format that a device is used with where the configuration says ``auto``.
+DEFAULT_DTYPE = {"cpu": "float32", "cuda": "bfloat16"}
 VALUES = "results/paper/values.json"
 MANIFEST = "results/manifest.json"
 
@@ -24,6 +26,11 @@ NO_LATEX = (
     "neither latexmk nor tectonic is installed; "
     f"on Debian or Ubuntu: sudo apt install {LATEX_PACKAGES}"
 )
+
+
+def place(device: str, dtype: str) -> str:
+    """Name of a device and dtype in paths: ``cpu``, ``cuda``, ``cuda-float32``."""
+    return device if dtype == DEFAULT_DTYPE[device] else f"{device}-{dtype}"
 
 
 def root(machine: str = HERE) -> str:

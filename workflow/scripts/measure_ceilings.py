@@ -4,7 +4,7 @@ from pathlib import Path
 
 from _job import job
 from kvbench import documents
-from kvbench.inputs.configuration import DEFAULT_DTYPE
+from kvbench.layout import DEFAULT_DTYPE
 from kvbench.measurement import ceilings, lock, noise
 
 

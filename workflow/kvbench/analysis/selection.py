@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from kvbench.inputs.configuration import DEFAULT_DTYPE
+from kvbench.layout import DEFAULT_DTYPE
 from kvbench.records.identity import HERE
 from kvbench.strategies import without_reuse
 from kvbench.strategies.looks import in_order as in_order

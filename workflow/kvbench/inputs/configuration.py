@@ -12,10 +12,7 @@ from kvbench.analysis import statistics
 from kvbench.errors import InputError, one_of
 from kvbench.inputs import scenarios
 from kvbench.inputs.scenarios import Scenario
-
-#: Number format used where the configuration says ``auto``.
-DEFAULT_DTYPE = {"cpu": "float32", "cuda": "bfloat16"}
-
+from kvbench.layout import DEFAULT_DTYPE, place
 
 #: Name of the second run of the reference in every block: the instrument against itself.
 CONTROL = "control"
@@ -141,11 +138,6 @@ class KvBlock:
 def cells_of(blocks: Iterable[KvBlock]) -> dict[str, KvCell]:
     """The cells of some blocks by key."""
     return {cell.key: cell for block in blocks for cell in block.cells}
-
-
-def place(device: str, dtype: str) -> str:
-    """Name of a device and dtype in paths: ``cpu``, ``cuda``, ``cuda-float32``."""
-    return device if dtype == DEFAULT_DTYPE[device] else f"{device}-{dtype}"
 
 
 def read_models(folder: Path) -> dict[str, dict[str, Any]]:

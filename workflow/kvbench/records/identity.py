@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kvbench import layout
-from kvbench.inputs import configuration
 from kvbench.layout import HERE as HERE
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ def record_paths(
     ``replicates`` is the answer of :func:`replicates_of`; a cell without samples is taken to have
     the replicates its row counts, one at least.
     """
-    place = configuration.place(str(row["device"]), str(row["dtype"]))
+    place = layout.place(str(row["device"]), str(row["dtype"]))
     numbers: Iterable[int] | None = replicates.get(tuple(str(row[name]) for name in IDENTITY))
     if not numbers:
         counted = row.get("replicates")

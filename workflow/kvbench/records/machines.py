@@ -18,9 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kvbench import documents, records
+from kvbench import documents, layout, records
 from kvbench.errors import InputError
-from kvbench.inputs import configuration
 from kvbench.layout import HERE
 
 SUMS = "SHA256SUMS"
@@ -209,7 +208,7 @@ def _place(document: Mapping[str, Any]) -> str:
     cell = document["cell"]
     if cell["suite"] == "app":
         return f"cells/app/{cell['study']}/{cell['id']}.json"
-    place = configuration.place(cell["device"], cell["dtype"])
+    place = layout.place(cell["device"], cell["dtype"])
     key = f"{place}/{cell['model']}/{cell['scenario']}/{cell['strategy']}/r{cell['replicate']}"
     return f"cells/kv/{key}.json"
 
