@@ -247,15 +247,6 @@ def test_mean_interval_is_students():
     assert (mean, high - low) == (2.0, pytest.approx(2 * 4.30265 / 3**0.5, rel=1e-5))
 
 
-def test_ratio_interval_holds_the_ratio_of_two_equal_populations():
-    import numpy as np
-
-    rng = np.random.default_rng(8)
-    ratio, (low, high) = _estimates.ratio_interval(rng.normal(10, 1, 80), rng.normal(5, 1, 80), 1)
-    assert low < 2 < high
-    assert low < ratio < high
-
-
 def test_share_value_keeps_its_interval_between_0_and_100_percent():
     assert _values.share_value([0.0, 0.01, 0.0]).ci[0] == 0.0
     assert _values.share_value([1.0, 0.99, 1.0]).ci[1] == 100.0

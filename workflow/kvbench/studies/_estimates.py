@@ -26,22 +26,6 @@ def mean_interval(samples: Sequence[float]) -> tuple[float, tuple[float, float] 
     return mean, (mean - half, mean + half)
 
 
-def ratio_interval(
-    numerator: Sequence[float], denominator: Sequence[float], seed: int, draws: int = 2000
-) -> tuple[float, tuple[float, float] | None]:
-    """Return the ratio of two medians and its 95 % bootstrap interval (percentiles)."""
-    top, bottom = np.asarray(numerator, float), np.asarray(denominator, float)
-    ratio = float(np.median(top) / np.median(bottom))
-    if min(len(top), len(bottom)) < 6:
-        return ratio, None
-    rng = np.random.default_rng(seed)
-    drawn = np.median(rng.choice(top, (draws, len(top))), axis=1) / np.median(
-        rng.choice(bottom, (draws, len(bottom))), axis=1
-    )
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return ratio, (float(low), float(high))
-
-
 def quantile(seconds: Sequence[float], share: float) -> tuple[float, float, float]:
     """Return a quantile and the ends of its 95 % interval, all in the unit of ``seconds``.
 

@@ -49,17 +49,6 @@ def single_value(samples: Iterable[object], unit: str = "", digits: int = 2) -> 
     return Value(None, unit=unit, digits=digits)
 
 
-def interval_value(
-    centre: float | None, low: float | None, high: float | None, unit: str = "", digits: int = 2
-) -> Value:
-    """Return a value from three columns of a table, any of which may be missing."""
-    numbers = [None if n is None or math.isnan(n) else float(n) for n in (centre, low, high)]
-    if numbers[0] is None:
-        return Value(None, unit=unit, digits=digits)
-    ends = None if None in numbers[1:] else (numbers[1], numbers[2])
-    return Value(numbers[0], ends, unit, digits)
-
-
 def first(rows: pd.DataFrame) -> Mapping[str, Any] | None:
     """Return the first of the selected rows of a table, or None if there is none."""
     return None if rows.empty else rows.iloc[0].to_dict()

@@ -24,7 +24,7 @@ OPTIONS = option.schema(
     ),
     service_ms=option.numbers(
         "Fixed service times of the source (L3), in ms; not a model.",
-        [2],
+        [1],
         minimum=0.1,
         maximum=10_000,
     ),

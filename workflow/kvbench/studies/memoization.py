@@ -123,10 +123,7 @@ def values(table: pd.DataFrame) -> dict[str, Value]:
         return named.single_value([scale * chosen[column]], unit, digits)
 
     def median(chosen, unit: str, digits: int, scale: float) -> Value:
-        if chosen is None:
-            return Value(None, unit=unit, digits=digits)
-        columns = ("median_s", "median_s_ci_low", "median_s_ci_high")
-        return named.interval_value(*(scale * chosen[c] for c in columns), unit, digits)
+        return named.with_interval(chosen, "median_s", unit, digits, scale)
 
     for variant in memo.VARIANTS:
         cold, warm = row(variant), row(variant, "warm")

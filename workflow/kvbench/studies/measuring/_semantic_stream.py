@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,15 +29,17 @@ def stream_rows(
     seed: int,
 ) -> list[dict]:
     """Static and learned thresholds on one long stream over the canonical questions."""
+    # The same pairs of questions meet again and again; what a guard says of them does not change.
+    guards = {name: lru_cache(maxsize=None)(agree) for name, agree in GUARDS.items()}
     asked = _stream(case, factors["stream_requests"], factors["stream_exponent"], seed)
     floor = factors["lowest_threshold"]
     runs: list[tuple[str, float | None, dict[str, Any]]] = [
         ("static", None, {"threshold": tuned["static"]}),
-        ("guarded", None, {"threshold": tuned["polarity"], "guards": GUARDS}),
+        ("guarded", None, {"threshold": tuned["polarity"], "guards": guards}),
     ]
     for delta in factors["deltas"]:
         runs.append(("learned", delta, {"threshold": floor, "guards": None}))
-        runs.append(("learned_guarded", delta, {"threshold": floor, "guards": GUARDS}))
+        runs.append(("learned_guarded", delta, {"threshold": floor, "guards": guards}))
     rows = []
     for policy, delta, options in runs:
         bound = None if delta is None else ErrorBound(delta, seed=seed)
