@@ -35,7 +35,7 @@ def draw(table: pd.DataFrame) -> Figure:
             )
     left.set(ylabel="input tokens without prefill (%)")
     left.set_ylim(bottom=0)
-    right.set(ylabel="busiest replica over the mean (work)")
+    right.set(ylabel="busiest over the mean (work)")
     right.set_ylim(bottom=0.9)
     for axes in (left, right):
         axes.set_xscale("log", base=2)
