@@ -39,7 +39,8 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _LOG = logging.getLogger("kvbench.proxy")
 
-#: Bodies above this are parsed in a thread, so that no other request waits for them.
+#: Bodies above this are parsed in a thread, so that no other request waits for them; answers above
+#: it are sent in pieces.
 _LARGE = 64 * 2**10
 #: A body may take longer than the limit only if it comes at least this fast, in bytes a second.
 _SLOWEST = 16 * 2**10
@@ -395,21 +396,27 @@ class Proxy:
         metrics.tokens.labels("completion", "cache").inc(completion)
         saved = (prompt * prices[0] + completion * prices[1]) / 1e6
         metrics.money.labels(self.settings.currency).inc(saved)
-        await self._begin(
-            exchange,
-            200,
-            [
-                (b"content-type", content_type.encode("latin-1")),
-                (b"content-length", b"%d" % len(body)),
-                (b"age", b"%d" % max(0, time.time() - entry.at)),
-                (b"x-cache-kind", kind.encode()),
-                (b"x-similarity", b"%.4f" % similarity),
-                (b"x-cache-tokens-saved", b"prompt=%d, completion=%d" % (prompt, completion)),
-                *entry.headers,
-            ],
-        )
-        await self._write(exchange, body)
-        await self._write(exchange, b"", last=True)
+        headers = [
+            (b"content-type", content_type.encode("latin-1")),
+            (b"content-length", b"%d" % len(body)),
+            (b"age", b"%d" % max(0, time.time() - entry.at)),
+            (b"x-cache-kind", kind.encode()),
+            (b"x-similarity", b"%.4f" % similarity),
+            (b"x-cache-tokens-saved", b"prompt=%d, completion=%d" % (prompt, completion)),
+            *entry.headers,
+        ]
+        if len(body) <= _LARGE:
+            exchange.scope["state"]["cork"]()
+            try:
+                await self._begin(exchange, 200, headers)
+                await self._write(exchange, body, last=True)
+            finally:
+                exchange.scope["state"]["uncork"]()
+        else:
+            await self._begin(exchange, 200, headers)
+            await self._write(exchange, body)
+            # Sent only when the client has taken the body, within the limit.
+            await self._write(exchange, b"", last=True)
         metrics.hit_seconds.observe(time.perf_counter() - exchange.started)
 
     # --- misses -----------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ bare CR or LF, folded lines, and numbers that are none. h11 lets several of thes
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -19,6 +20,39 @@ _REFUSALS = {
     "header": b"431 Request Header Fields Too Large",
     "slow": b"408 Request Timeout",
 }
+
+
+class _Corked:
+    """A transport that can hold small writes back, so that head and body leave in one packet."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._held: list[bytes] | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Write, or hold until :meth:`uncork`."""
+        if self._held is None:
+            self._transport.write(data)
+        else:
+            self._held.append(data)
+
+    def cork(self) -> None:
+        """Hold what is written from now on."""
+        self._held = []
+
+    def close(self) -> None:
+        """Write what was held, and close behind it."""
+        self.uncork()
+        self._transport.close()
+
+    def uncork(self) -> None:
+        """Write what was held."""
+        held, self._held = self._held, None
+        if held:
+            self._transport.write(b"".join(held))
 
 
 class _TooLarge(Exception):
@@ -36,7 +70,7 @@ def protocol(settings: Settings, metrics: Metrics) -> type[HttpToolsProtocol]:
         _deadline: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
+            super().connection_made(_Corked(transport))  # type: ignore[arg-type]
             metrics.connections.set(len(self.connections))
             if len(self.connections) > settings.max_connections:
                 self._refuse("connections")
@@ -66,7 +100,11 @@ def protocol(settings: Settings, metrics: Metrics) -> type[HttpToolsProtocol]:
 
         def on_message_begin(self) -> None:
             super().on_message_begin()
-            self.scope["state"]["abort"] = self.transport.abort
+            self.scope["state"] |= {
+                "abort": self.transport.abort,
+                "cork": self.transport.cork,  # type: ignore[attr-defined]
+                "uncork": self.transport.uncork,  # type: ignore[attr-defined]
+            }
             self._begun = True
             self._size = 0
 
