@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 
 import numpy as np
 import pandas as pd
@@ -89,10 +90,43 @@ def test_figure_reads_tables_as_csv_gives_them(name, one, tmp_path):
     assert (tmp_path / "memory.png").read_bytes() == (tmp_path / "csv.png").read_bytes()
 
 
-def test_overview_names_unsupported_and_unstable_strategies(one):
-    figure = module("kv_overview").draw(*one)
-    assert words(figure).count("not supported here") == 2
-    assert "paged *" in words(figure)
+def test_overview_leaves_out_what_was_not_measured_and_stars_what_is_unstable(one):
+    text = words(module("kv_overview").draw(*one))
+    assert "offloaded" not in text
+    assert "paged *" in text
+
+
+def test_figures_say_how_many_conversations_they_rest_on(one):
+    for name in ("kv_overview", "kv_turns", "kv_latency"):
+        assert re.search(r"n = \d+", words(module(name).draw(*one))), name
+
+
+def test_turns_shows_only_the_caches_to_choose_from_and_names_their_lines(one):
+    text = words(module("kv_turns").draw(*one))
+    assert "no cache" in text and "dynamic" in text
+    assert "int4" not in text and "paged" not in text
+
+
+def test_the_symposiums_figure_has_its_three_panels_and_marks_what_was_printed(one):
+    summary, _ = one
+    figure = module("symposium").draw(summary, "symposium_turn")
+    titles = [ax.get_title() for ax in figure.findobj(match=lambda a: hasattr(a, "get_title"))]
+    assert {"Mean generation time (s)", "Mean memory used (MB)", "Tokens/second (avg)"} <= set(
+        titles
+    )
+    time, memory, speed = (ax for ax in figure.axes if ax.patches)
+
+    def diamonds(ax):
+        return [line.get_ydata()[0] for line in ax.lines if line.get_marker() == "D"]
+
+    assert diamonds(time) == [314.42, 58.71, 56.52]
+    assert diamonds(memory) == []
+    assert diamonds(speed) == [0.5, 2.6, 2.7]
+
+
+def test_the_symposiums_figure_says_so_where_nothing_was_measured(one):
+    figure = module("symposium").draw(one[0], "banking_that_nobody_measured")
+    assert "none of the three strategies" in words(figure)
 
 
 def test_overview_shows_single_conversations_only_below_twenty(one):

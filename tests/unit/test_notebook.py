@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 from kvbench import KVCacheBenchmark
@@ -70,8 +71,8 @@ def test_exact_strategies_answer_alike(results):
 def test_the_history_pairs_the_scenarios_questions_with_the_replies(bench, results):
     asked = [turn.user for turn in bench.scenarios["banking_open_account"].turns[:TURNS]]
     history = results["dynamic"]["conversation_history"]
-    assert [question for question, _ in history] == asked
-    assert [reply for _, reply in history] == results["dynamic"]["responses"]
+    assert [entry["user"] for entry in history] == asked
+    assert [entry["assistant"] for entry in history] == results["dynamic"]["responses"]
 
 
 def test_memory_is_never_negative(results):
@@ -129,9 +130,11 @@ def test_the_summary_plot_has_the_three_panels_of_the_source(bench, results):
     try:
         axes = figure.get_axes()
         assert [len(ax.patches) for ax in axes] == [3, 3, 3]
-        labels = [ax.get_ylabel() for ax in axes]
-        for word, label in zip(("time", "memory", "tokens/s"), labels, strict=True):
-            assert word in label
+        assert [ax.get_title() for ax in axes] == [
+            "Mean generation time (s)",
+            "Mean memory used (MB)",
+            "Tokens/second (avg)",
+        ]
         summary = bench.analyze_results(results)
         heights = [patch.get_height() for patch in axes[0].patches]
         assert heights == [entry["avg_generation_time"] for entry in summary.values()]
@@ -171,3 +174,58 @@ def test_a_bad_count_is_named(bench, turns, new, iterations, word):
 def test_a_strategy_that_cannot_run_here_says_why(bench):
     with pytest.raises(Unsupported, match="cuda"):
         bench.run_conversational_benchmark(["offloaded"], "banking_open_account", 1, 4)
+
+
+def test_the_plot_in_portuguese_has_the_titles_of_the_source(bench, results):
+    import matplotlib.pyplot as plt
+
+    bench.language = "pt"
+    figure = bench.resumo_plot(results)
+    try:
+        assert [ax.get_title() for ax in figure.get_axes()] == [
+            "Tempo médio de geração (s)",
+            "Memória média usada (MB)",
+            "Tokens/segundo (avg)",
+        ]
+    finally:
+        bench.language = "en"
+        plt.close(figure)
+
+
+def test_a_dollar_sign_in_the_models_name_is_printed_literally(bench, results):
+    import matplotlib.pyplot as plt
+
+    name, bench.model_name = bench.model_name, "Llama (US$$)"
+    figure = bench.resumo_plot(results)
+    try:
+        figure.canvas.draw()
+        assert figure.get_suptitle() == "Llama (US$$)"
+        assert not figure._suptitle.get_parse_math()
+    finally:
+        bench.model_name = name
+        plt.close(figure)
+
+
+# What the source's class offers and prints ----------------------------------------------------
+
+
+def test_one_prompt_can_be_continued_under_one_strategy(bench):
+    found = bench.generate_with_cache_strategy("When do you open?", "dynamic", 4)
+    assert (found["output_tokens"], found["input_tokens"] > 1) == (4, True)
+    assert found["tokens_per_second"] == pytest.approx(4 / found["generation_time"])
+    with pytest.raises(InputError, match="the prompt is empty"):
+        bench.generate_with_cache_strategy("", "dynamic", 4)
+
+
+def test_memory_in_use_is_told_and_cleared(bench):
+    bench.clear_memory()
+    assert bench.get_memory_usage() > 1
+
+
+def test_it_prints_what_the_source_prints(bench, capsys):
+    results = bench.run_conversational_benchmark(["none"], "banking_open_account", 1, 2)
+    bench.analyze_results(results)
+    told = capsys.readouterr().out
+    assert "Testing NONE cache:" in told
+    assert re.search(r"Metrics: \d+\.\d\ds \| \d+\.\d tok/s \| Input: \d+ \| Output: 2\n", told)
+    assert "BENCHMARK RESULTS" in told and "Success: 100% (1/1)" in told

@@ -168,8 +168,8 @@ def table(found):
 def test_the_figure_has_one_point_a_strategy_and_puts_rounding_at_the_edge(found):
     from kvbench.figures import kv_quality
 
-    left, right = kv_quality.draw(table(found)).axes
-    points = [line.get_xdata()[0] for line in right.lines if line.get_marker() not in ("", "None")]
+    (left,) = kv_quality.draw(table(found)).axes
+    points = [line.get_xdata()[0] for line in left.lines if line.get_marker() not in ("", "None")]
     assert len(points) == 4
     assert min(points) == kv_quality.ROUNDING_NATS
     assert left.get_ylabel() == "KV cache per token (KiB)"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from statistics import mean, median
 from typing import TYPE_CHECKING, Any
@@ -50,6 +51,10 @@ class KVCacheBenchmark:
         ``cpu`` or ``cuda``; a ``torch.device`` will do.
     model_name:
         Name for plots and tables.
+    language:
+        ``en`` or ``pt``: of the plot.
+    verbose:
+        Print what the source's class printed.
     """
 
     def __init__(
@@ -58,9 +63,13 @@ class KVCacheBenchmark:
         tokenizer: PreTrainedTokenizerBase,
         device: Any = "cpu",
         model_name: str = "model",
+        language: str = "en",
+        verbose: bool = True,
     ) -> None:
         self.device = str(device).partition(":")[0]
         self.model_name = model_name
+        self.language = language
+        self.verbose = verbose
         self.tokenizer = tokenizer
         self.scenarios = scenarios.load_all(layout.shipped("config") / "scenarios")
         self._model = models.adopt(model, tokens.backend(tokenizer))
@@ -92,7 +101,8 @@ class KVCacheBenchmark:
         -------
         dict
             Strategy to :data:`FIELDS`, each a list with one item per turn: seconds, MB above the
-            loaded model (10**6 bytes), tokens/s, replies, ``(question, reply)`` pairs, and counts
+            loaded model (10**6 bytes), tokens/s, replies, dictionaries of ``user`` and
+            ``assistant``, and counts
             of tokens: prompt, reply, both, and the context when the reply was complete.
 
         Raises
@@ -115,7 +125,81 @@ class KVCacheBenchmark:
             for cell in cells.values():
                 cell.prepare()
                 cell.measure_memory()
-        return {name: self._lists(cells[name], seconds[name], questions) for name in names}
+        results = {name: self._lists(cells[name], seconds[name], questions) for name in names}
+        for name, result in results.items():
+            self._tell(f"\nTesting {name.upper()} cache:")
+            for turn in range(len(questions)):
+                self._tell(_metrics(result, turn))
+        return results
+
+    def generate_with_cache_strategy(
+        self, prompt: str, cache_strategy: str | None = "dynamic", max_new_tokens: int = 150
+    ) -> dict[str, Any]:
+        """Continue one prompt, taken as it is, under one strategy.
+
+        Returns
+        -------
+        dict
+            ``response``, ``generation_time`` (s, after one warm-up), ``memory_usage`` (MB above the
+            loaded model, the peak), ``tokens_per_second``, ``input_tokens`` and ``output_tokens``.
+
+        Raises
+        ------
+        InputError
+            An unknown strategy, an empty prompt, or fewer than two new tokens.
+        Unsupported
+            The strategy cannot run on this device or with these libraries.
+        """
+        if max_new_tokens < 2:
+            raise InputError(f"max_new_tokens is {max_new_tokens}; it must be at least 2")
+        ids = self.tokenizer(prompt)["input_ids"]
+        if not ids:
+            raise InputError("the prompt is empty; give it a text")
+        document = {"kind": "conversation", "first": ids, "next": []}
+        script = conversation.script(document, {"max_new_tokens": max_new_tokens, "turns": 1})
+        import torch
+
+        name = type(strategies.get(cache_strategy or "none")).name
+        with lock.machine(), torch.inference_mode():
+            seconds = self._take_turns([name], script, 1)[name]
+            cell = self._cell(name, script)
+            cell.prepare()
+            cell.measure_memory()
+        lists = self._lists(cell, seconds, [prompt])
+        return {
+            "response": lists["responses"][0],
+            "generation_time": lists["generation_times"][0],
+            "memory_usage": lists["memory_usage"][0],
+            "tokens_per_second": lists["tokens_per_second"][0],
+            "input_tokens": lists["input_tokens"][0],
+            "output_tokens": lists["output_tokens"][0],
+        }
+
+    def get_memory_usage(self) -> float:
+        """Memory in use now, in MB (10**6 bytes): allocated on the GPU, resident on the CPU.
+
+        The source takes it after a call and before, and reports the difference: what is left over.
+        What a call needed is the peak, which ``run_conversational_benchmark`` reports.
+        """
+        if self.device == "cuda":
+            import torch
+
+            return torch.cuda.memory_allocated() / 1e6
+        import psutil
+
+        return psutil.Process().memory_info().rss / 1e6
+
+    def clear_memory(self) -> None:
+        """Let go of what nothing refers to any more, and of the GPU allocator's spare blocks."""
+        gc.collect()
+        if self.device == "cuda":
+            import torch
+
+            torch.cuda.empty_cache()
+
+    def _tell(self, line: str) -> None:
+        if self.verbose:
+            print(line)
 
     def _script(
         self, name: str, turns: int, new_tokens: int
@@ -179,7 +263,7 @@ class KVCacheBenchmark:
             result["memory_usage"].append(float("nan") if peak is None else peak / 1e6)
             result["tokens_per_second"].append(turn.new_tokens / median(times))
             result["responses"].append(reply)
-            result["conversation_history"].append((question, reply))
+            result["conversation_history"].append({"user": question, "assistant": reply})
             result["input_tokens"].append(turn.prompt_tokens)
             result["output_tokens"].append(turn.new_tokens)
             result["total_tokens"].append(turn.prompt_tokens + turn.new_tokens)
@@ -213,6 +297,10 @@ class KVCacheBenchmark:
                 "total_tokens_generated": new,
                 "success_rate": mean(count > 0 for count in result["output_tokens"]),
             }
+        self._tell("\nBENCHMARK RESULTS")
+        for name, result in results.items():
+            for line in _told(name, result, summary[name]):
+                self._tell(line)
         if "none" in summary:
             for name, entry in summary.items():
                 sides = (results[one]["generation_times"] for one in ("none", name))
@@ -220,24 +308,46 @@ class KVCacheBenchmark:
         return summary
 
     def resumo_plot(self, results: Mapping[str, Mapping[str, list[Any]]]) -> Figure:
-        """Draw the source's three panels: generation time, memory and tokens/s by strategy."""
+        """Draw the source's three panels, generation time, memory and tokens/s, in the language."""
         import matplotlib.pyplot as plt
 
-        from kvbench.figures import style
+        from kvbench.figures import _language, style, symposium
 
         style.apply()
-        summary = self.analyze_results(results)
-        panels = {
-            "avg_generation_time": "generation time per turn (s)",
-            "max_memory_usage": "peak memory above the model (MB)",
-            "avg_tokens_per_second": "output throughput (tokens/s)",
+        figure, axes = plt.subplots(1, 3, figsize=(14, 4))
+        values = {
+            "e2e_s_median": {n: mean(r["generation_times"]) for n, r in results.items()},
+            "peak_memory_mib": {n: mean(r["memory_usage"]) for n, r in results.items()},
+            "output_tokens_per_s_median": {
+                n: sum(r["output_tokens"]) / sum(r["generation_times"]) for n, r in results.items()
+            },
         }
-        figure, axes = plt.subplots(1, 3, figsize=(style.PAGE_WIDTH, 2.4))
-        names = list(summary)
-        for ax, (key, label) in zip(axes, panels.items(), strict=True):
-            colours = [style.look(name).colour for name in names]
-            ax.bar(names, [summary[name][key] for name in names], color=colours)
-            ax.set_ylabel(label)
-            ax.tick_params(axis="x", rotation=30)
-        figure.suptitle(f"KV-cache strategies, {self.model_name}")
+        for ax, (column, title, _, _) in zip(axes, symposium.PANELS, strict=True):
+            bars = {name: symposium.Bar(value) for name, value in values[column].items()}
+            symposium.panel(ax, title, bars)
+        # A name is printed as it is: a dollar sign in it begins no mathematics.
+        figure.suptitle(self.model_name, parse_math=False)
+        _language.localise(figure, self.language)
         return figure
+
+
+def _metrics(result: Mapping[str, list[Any]], turn: int) -> str:
+    """The source's line on one turn."""
+    return (
+        f"Metrics: {result['generation_times'][turn]:.2f}s | "
+        f"{result['tokens_per_second'][turn]:.1f} tok/s | "
+        f"Input: {result['input_tokens'][turn]} | Output: {result['output_tokens'][turn]}"
+    )
+
+
+def _told(
+    name: str, result: Mapping[str, list[Any]], summary: Mapping[str, float]
+) -> Iterator[str]:
+    """The source's lines on one strategy."""
+    times = result["generation_times"]
+    done = sum(count > 0 for count in result["output_tokens"])
+    yield f"\n{name.upper()}:"
+    yield f"  Time: avg {mean(times):.2f}s, min {min(times):.2f}s, max {max(times):.2f}s"
+    yield f"  Speed: {summary['avg_tokens_per_second']:.1f} tok/s"
+    yield f"  Tokens: {summary['total_tokens_generated']}"
+    yield f"  Success: {summary['success_rate']:.0%} ({done}/{len(times)})"

@@ -19,13 +19,6 @@ from kvbench.figures import style
 #: Raw samples are drawn one by one below this number (the house rule of the figures).
 FEW = 20
 
-STATUS_WORDS = {
-    "unsupported": "not supported here",
-    "out_of_memory": "out of memory",
-    "failed": "failed",
-}
-
-
 @dataclass(frozen=True)
 class Metric:
     """One panel: a column of the tables, its axis label with the unit."""
@@ -95,8 +88,6 @@ def draw_metric(
     seen: list[float] = []
     for place, strategy in enumerate(order):
         row, look = by_strategy.loc[strategy], style.look(strategy)
-        if row["status"] not in selection.TIMED:
-            continue
         centre = _number(row.get(f"{metric.column}_median", row.get(metric.column)))
         low = _number(row.get(f"{metric.column}_ci_low"))
         high = _number(row.get(f"{metric.column}_ci_high"))
@@ -168,26 +159,21 @@ def name_rows(ax: Axes, rows: pd.DataFrame, order: Sequence[str]) -> bool:
     names, starred = [], False
     for strategy in order:
         row = by_strategy.loc[strategy]
-        star = row["status"] in selection.TIMED and row.get("unstable") in (True, "True")
+        star = row.get("unstable") in (True, "True")
         starred |= bool(star)
         names.append(style.label(strategy, row.get("compiled")) + (" *" if star else ""))
     ax.set_yticks(range(len(order)), names)
     ax.set_ylim(len(order) - 0.5, -0.5)
-    for place, strategy in enumerate(order):
-        status = by_strategy.loc[strategy, "status"]
-        if status not in selection.TIMED:
-            ax.get_yticklabels()[place].set_color("0.5")
-            ax.text(
-                0.02,
-                place,
-                STATUS_WORDS.get(str(status), str(status)),
-                transform=ax.get_yaxis_transform(),
-                va="center",
-                fontsize=6.5,
-                style="italic",
-                color="0.45",
-            )
     return starred
+
+
+def counted(rows: pd.DataFrame) -> str:
+    """How many conversations a panel rests on: ``n = 3`` or ``n = 1 to 3``."""
+    counts = rows["samples"].dropna().astype(int)
+    if counts.empty:
+        return ""
+    low, high = counts.min(), counts.max()
+    return f"n = {low}" if low == high else f"n = {low} to {high}"
 
 
 def metric_figure(
@@ -199,7 +185,7 @@ def metric_figure(
     model: str | None = None,
     scenario: str | None = None,
 ) -> Figure:
-    """A row of dot panels per machine: one panel a metric, one line a strategy."""
+    """A row of dot panels per machine: one panel a metric, one line a strategy that was measured."""
     chosen = []
     for machine in selection.machines(summary):
         best = selection.widest(summary, machine, model=model, scenario=scenario)
@@ -207,9 +193,11 @@ def metric_figure(
             chosen.append(best)
     if not chosen:
         return empty(question, "no cell has been measured yet")
-    tables = [selection.rows_of(summary, *one) for one in chosen]
+    tables = [selection.measured(selection.rows_of(summary, *one)) for one in chosen]
     heights = [0.8 + 0.165 * rows["strategy"].nunique() for rows in tables]
-    names = [heading(group, name) for group, name in chosen]
+    names = [
+        f"{heading(*one)} · {counted(rows)}" for one, rows in zip(chosen, tables, strict=True)
+    ]
     figure, axes = bands(names, heights, len(panels), margin=0.55)
     starred = False
     for line, (group, name), rows in zip(axes, chosen, tables, strict=True):

@@ -1,7 +1,7 @@
 """The words of a figure in another language: what its module writes in English, replaced before saving.
 
 Modules write English. ``words.<language>.yaml`` maps each phrase to its translation; ``{}`` stands for
-anything. What is no phrase is parted at line breaks, dots, colons, commas and brackets, and names of
+anything, ``{n}`` for a number. What is no phrase is parted at line breaks, dots, colons, commas and brackets, and names of
 models, machines and scenarios stay as they are.
 """
 
@@ -18,12 +18,15 @@ from matplotlib.text import Text
 from matplotlib.ticker import Formatter
 
 from kvbench import documents
+from kvbench.strategies import looks
 
 log = logging.getLogger(__name__)
 
 _FOLDER = Path(__file__).parent
 #: Where a text that is no phrase is parted, the widest first.
 _JOINTS = ("\n", " · ", "; ", ": ", ", ", " / ", " | ")
+#: Outside of brackets.
+_OUTSIDE = r"(?![^()]*\))"
 #: A number that stands by itself or before a unit: not part of a name such as ``llama-3.2-1b``.
 _NUMBER = re.compile(r"(?<![\w.,-])[-−]?\d[\d,]*(?:\.\d+)?(?![\w.-]*[A-Za-z_]{3})(?![\d.])")
 #: A text without any word: numbers, signs and the units that all languages share.
@@ -32,13 +35,27 @@ _WORDLESS = re.compile(
 )
 
 
+#: What stands for a part in a phrase: anything, or a number.
+_PLACE = re.compile(r"\{n?\}")
+
+
+def _pattern(phrase: str) -> str:
+    pieces, last = [], 0
+    for place in _PLACE.finditer(phrase):
+        pieces.append(re.escape(phrase[last : place.start()]))
+        pieces.append(r"([\d.,]+)" if place.group() == "{n}" else "(.+?)")
+        last = place.end()
+    return "".join([*pieces, re.escape(phrase[last:])])
+
+
 class Phrases:
     """The phrase book of one language.
 
     Parameters
     ----------
     words:
-        Phrase to translation. In both ``{}`` stands for a part, itself looked up; parts keep their order.
+        Phrase to translation. In both ``{}`` and ``{n}`` stand for parts, themselves looked up, which
+        keep their order.
     decimal:
         The decimal sign.
     """
@@ -47,9 +64,9 @@ class Phrases:
         self.words = words
         self.decimal = decimal
         self.patterns = [
-            (re.compile("(.+?)".join(map(re.escape, phrase.split("{}"))) + r"\Z", re.S), said)
+            (re.compile(_pattern(phrase), re.S), said)
             for phrase, said in words.items()
-            if "{}" in phrase
+            if _PLACE.search(phrase)
         ]
         #: Parts with letters that no phrase covers; names are among them.
         self.unknown: set[str] = set()
@@ -60,17 +77,19 @@ class Phrases:
             return text
         if text in self.words:
             return self.words[text]
-        for pattern, said in self.patterns:
-            if found := pattern.match(text):
-                return said.replace("%", "%%").replace("{}", "%s") % tuple(
-                    map(self.say, found.groups())
-                )
-        for joint in _JOINTS:
-            if joint in text:
-                return joint.join(self.say(part) for part in text.split(joint))
-        if found := re.fullmatch(r"(.+?)( ?)\((.+)\)", text, re.S):
+        if text.endswith(" *"):
+            return f"{self.say(text[:-2])} *"
+        if found := re.fullmatch(r"([^()]+?)( ?)\(([^()]+)\)", text):
             before, blank, inside = found.groups()
             return f"{self.say(before)}{blank}({self.say(inside)})"
+        for pattern, said in self.patterns:
+            if found := pattern.fullmatch(text):
+                parts = tuple(map(self.say, found.groups()))
+                return _PLACE.sub("%s", said.replace("%", "%%")) % parts
+        for joint in _JOINTS:
+            parted = re.split(re.escape(joint) + _OUTSIDE, text)
+            if len(parted) > 1:
+                return joint.join(map(self.say, parted))
         if not _WORDLESS.fullmatch(text):
             self.unknown.add(text)
         return self.numbers(text)
@@ -85,8 +104,10 @@ class Phrases:
 
 @cache
 def phrases(language: str) -> Phrases:
-    """The phrase book of a language other than English."""
-    return Phrases(documents.read_yaml(_FOLDER / f"words.{language}.yaml"))
+    """The phrase book of a language other than English, with the labels of the strategies."""
+    labels = looks.labels(looks.LOOKS, language)
+    named = {look.label: labels[name] for name, look in looks.LOOKS.items()}
+    return Phrases(named | documents.read_yaml(_FOLDER / f"words.{language}.yaml"))
 
 
 class _Said(Formatter):

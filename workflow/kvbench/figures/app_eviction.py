@@ -88,7 +88,7 @@ def _heat_map(axes: Axes, rows: pd.DataFrame) -> None:
 
 def _theory(axes: Axes, rows: pd.DataFrame) -> None:
     rows = rows[(rows["workload"] == "zipf") & rows["predicted_hit_ratio"].notna()]
-    looks = {"lru": ("LRU, Che", "blue", "o"), "fifo": ("FIFO, Fricker et al.", "orange", "s")}
+    looks = {"lru": ("LRU, Che", "blue", "o"), "fifo": ("FIFO, Martina et al.", "orange", "s")}
     for name, (label, colour, marker) in looks.items():
         own = rows[rows["policy"] == name]
         axes.plot(

@@ -1,4 +1,4 @@
-"""The source document's three panels by strategy: generation time, memory, tokens per second."""
+"""Every strategy that was measured, in the three things it costs: time, peak memory, bytes held."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from kvbench.figures import _kv
 QUESTION = "What does each way of keeping keys and values cost?"
 
 METRICS = (
-    _kv.Metric("e2e_s", "generation time per turn\nE2E latency (s)"),
-    _kv.Metric("peak_memory_mib", "memory above the model\npeak (MiB)", inner="kv_mib"),
-    _kv.Metric("output_tokens_per_s", "tokens per second\noutput throughput (tokens/s)"),
+    _kv.Metric("e2e_s", "time of a turn (s)"),
+    _kv.Metric("peak_memory_mib", "peak memory above the model (MiB)"),
+    _kv.Metric("kv_mib", "bytes held by the cache (MiB)"),
 )
 
 
@@ -31,6 +31,6 @@ def draw(
         The tables ``kv_summary`` and ``kv_samples``.
     model, scenario:
         Narrow the choice of cell; by default each machine shows the model and scenario in which it
-        measured the most strategies.
+        measured the most strategies. Those that it cannot run are left out; the paper lists them.
     """
     return _kv.metric_figure(QUESTION, METRICS, summary, samples, model=model, scenario=scenario)

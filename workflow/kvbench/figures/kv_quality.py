@@ -1,6 +1,8 @@
-"""Lossy caches: bytes and time per token against what they lose, one point a strategy."""
+"""Lossy caches: bytes per token against what they lose, one named point a strategy."""
 
 from __future__ import annotations
+
+import math
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -18,7 +20,7 @@ ROUNDING_NATS = 1e-8
 
 
 def draw(quality: pd.DataFrame) -> Figure:
-    """Draw one row of panels per machine and model: bytes, and time, against KL.
+    """Draw one panel per machine and model: bytes per token against KL, each point with its name.
 
     Strategies on no other's wrong side, in bytes and KL both, are joined by a line.
     """
@@ -29,46 +31,37 @@ def draw(quality: pd.DataFrame) -> Figure:
         )
     groups = list(rows.groupby(["machine", "model"], sort=True))
     groups.sort(key=lambda group: group[0][0] != selection.HERE)
-    height = min(_kv.TALLEST, 2.5 * len(groups))
+    height = min(_kv.TALLEST, 2.6 * len(groups))
     figure, axes = plt.subplots(
-        len(groups), 2, figsize=(style.PAGE_WIDTH, 0.9 + height), squeeze=False
+        len(groups), 1, figsize=(style.PAGE_WIDTH, 0.7 + height), squeeze=False
     )
-    handles: dict[str, object] = {}
-    for (left, right), ((machine, model), own) in zip(axes, groups, strict=True):
-        left.set_title(f"{machine} · {model}", fontsize=7.5, style="italic", loc="left")
-        _points(left, own, own["kv_bytes_per_token"] / 1024, handles)
-        _front(left, own)
-        left.set_ylabel("KV cache per token (KiB)")
-        left.margins(y=0.1)
-        left.set_ylim(bottom=0)
-        timed = own[own["tpot_s"].notna()]
-        if timed.empty:
-            right.text(0.5, 0.5, "not timed", transform=right.transAxes, ha="center", color="0.5")
-            right.set_xticks([])
-            right.set_yticks([])
-            continue
-        _points(right, timed, timed["tpot_s"] * 1000, handles)
-        right.set_ylabel("time per output token (ms)")
-        right.margins(y=0.1)
-        right.set_ylim(bottom=0)
-    ordered = {style.label(name): handles[name] for name in selection.in_order(handles)}
+    for ax, ((machine, model), own) in zip(axes[:, 0], groups, strict=True):
+        ax.set_title(f"{machine} · {model}", fontsize=7.5, style="italic", loc="left")
+        _points(ax, own)
+        _front(ax, own)
+        ax.set_ylabel("KV cache per token (KiB)")
+        ax.margins(y=0.12)
+        ax.set_ylim(bottom=0)
+    figure.suptitle(QUESTION, fontsize=9)
     note = "median over turns; bar: 95 % interval; line: nothing is smaller and better"
-    _kv.finish_lines(figure, ordered, QUESTION, note)
+    figure.supxlabel(note, fontsize=6.5, color="0.35")
     return figure
 
 
-def _points(ax: Axes, rows: pd.DataFrame, heights: pd.Series, handles: dict[str, object]) -> None:
-    """One point a row, at its KL; rounding is put at the edge."""
-    for index, row in rows.iterrows():
+def _points(ax: Axes, rows: pd.DataFrame) -> None:
+    """One point a row, at its KL; rounding is put at the edge. Points on one spot share a name."""
+    spots: dict[tuple[int, int], list] = {}
+    for row in rows.to_dict("records"):
         look = style.look(row["strategy"])
         centre = max(float(row["kl_nats"]), ROUNDING_NATS)
+        height = float(row["kv_bytes_per_token"]) / 1024
         ends = [row["kl_nats_ci_low"], row["kl_nats_ci_high"]]
         if not any(pd.isna(end) for end in ends):
             low, high = (max(float(end), ROUNDING_NATS) for end in ends)
-            ax.plot([low, high], [heights[index]] * 2, color=look.colour, linewidth=0.9)
-        (handles[row["strategy"]],) = ax.plot(
+            ax.plot([low, high], [height] * 2, color=look.colour, linewidth=0.9)
+        ax.plot(
             centre,
-            heights[index],
+            height,
             marker=look.marker,
             color=look.colour,
             ms=5 * look.size,
@@ -76,9 +69,21 @@ def _points(ax: Axes, rows: pd.DataFrame, heights: pd.Series, handles: dict[str,
             mew=0.5,
             linestyle="none",
         )
+        spot = (round(8 * math.log10(centre)), round(10 * height))
+        names = spots.setdefault(spot, [centre, height])
+        if look.label not in names[2:]:
+            names.append(look.label)
+    for centre, height, *names in spots.values():
+        ax.annotate(
+            ", ".join(names),
+            (centre, height),
+            xytext=(4, 5),
+            textcoords="offset points",
+            fontsize=6.5,
+        )
     ax.set_xscale("log")
     ax.set_xlim(left=ROUNDING_NATS / 2)
-    ax.set_xlabel("KL from the exact cache\n(nats per token; left edge: rounding)")
+    ax.set_xlabel("KL from the exact cache (nats per token; left edge: rounding)")
     ax.grid(color="0.9", linewidth=0.6)
     ax.set_axisbelow(True)
 
