@@ -19,6 +19,7 @@ from kvbench.figures import style
 #: Raw samples are drawn one by one below this number (the house rule of the figures).
 FEW = 20
 
+
 @dataclass(frozen=True)
 class Metric:
     """One panel: a column of the tables, its axis label with the unit."""
@@ -195,9 +196,7 @@ def metric_figure(
         return empty(question, "no cell has been measured yet")
     tables = [selection.measured(selection.rows_of(summary, *one)) for one in chosen]
     heights = [0.8 + 0.165 * rows["strategy"].nunique() for rows in tables]
-    names = [
-        f"{heading(*one)} · {counted(rows)}" for one, rows in zip(chosen, tables, strict=True)
-    ]
+    names = [f"{heading(*one)} · {counted(rows)}" for one, rows in zip(chosen, tables, strict=True)]
     figure, axes = bands(names, heights, len(panels), margin=0.55)
     starred = False
     for line, (group, name), rows in zip(axes, chosen, tables, strict=True):

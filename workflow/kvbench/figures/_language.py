@@ -1,8 +1,8 @@
 """The words of a figure in another language: what its module writes in English, replaced before saving.
 
 Modules write English. ``words.<language>.yaml`` maps each phrase to its translation; ``{}`` stands for
-anything, ``{n}`` for a number. What is no phrase is parted at line breaks, dots, colons, commas and brackets, and names of
-models, machines and scenarios stay as they are.
+anything, ``{n}`` for a number. What is no phrase is parted at line breaks, dots, colons, commas and
+brackets, and names of models, machines and scenarios stay as they are.
 """
 
 from __future__ import annotations
