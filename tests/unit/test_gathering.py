@@ -12,6 +12,9 @@ from kvbench.analysis import tables
 from kvbench.errors import InputError
 from kvbench.records import gathering, machines
 
+#: What every file of facts holds.
+FACTS = {"device": "cpu", "digest": "0", "cpu": "x", "cores": 2, "commit": "unknown"}
+
 
 @pytest.fixture
 def run_folder(tmp_path, make_record) -> Path:
@@ -76,9 +79,9 @@ def test_a_run_that_measured_nothing_is_left_out(run_folder):
 
 def test_the_facts_of_a_gpu_tell_more_than_those_of_the_cpu(tmp_path):
     for device in ("cpu", "cuda"):
-        (tmp_path / f"{device}.json").write_text(json.dumps({"device": device}))
+        (tmp_path / f"{device}.json").write_text(json.dumps({**FACTS, "device": device}))
     here = [str(tmp_path / "cuda.json"), str(tmp_path / "cpu.json")]
-    assert gathering.environments(here, {}) == {"here": {"device": "cuda"}}
+    assert gathering.environments(here, {})["here"]["device"] == "cuda"
 
 
 def test_studies_of_recorded_machines_are_listed_once(tmp_path):
@@ -130,3 +133,15 @@ def test_writing_a_table_twice_gives_the_same_bytes(make_record, tmp_path):
     gathering.write_csv(samples, tmp_path / "a.csv")
     gathering.write_csv(gathering.read_csv(tmp_path / "a.csv"), tmp_path / "b.csv")
     assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '"x"', "[" * 10_000 + "]" * 10_000, '{"device": 3}'])
+@pytest.mark.parametrize("kind", ["ceilings", "environments"])
+def test_a_damaged_file_about_the_machine_is_one_line_with_the_remedy(tmp_path, kind, text):
+    path = tmp_path / "cpu.json"
+    path.write_text(text)
+    with pytest.raises(InputError) as error:
+        getattr(gathering, kind)([str(path)], {})
+    assert "\n" not in str(error.value)
+    assert str(error.value).startswith(f"{path}: ")
+    assert "delete the file and run again" in str(error.value)

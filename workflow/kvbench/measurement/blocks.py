@@ -114,8 +114,8 @@ def measure(
         The inputs are wrong; no record is made then.
     """
     started = records.now()
-    document = documents.read_json(files.prompts)
-    facts = documents.read_json(files.environment)
+    document = documents.read_json(files.prompts, "prompts")
+    facts = documents.read_json(files.environment, "environment")
     turns = script(document, next(iter(plan["cells"].values())))
     journal = Journal(files.journal, _conditions(plan, files, facts, digests, threads))
     block = _Block(plan, files, threads, turns, progress, journal)

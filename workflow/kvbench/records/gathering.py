@@ -101,7 +101,7 @@ def ceilings(
     found = {}
     for machine, paths in _files(here, recorded, "ceilings").items():
         for path in paths:
-            document = documents.read_json(path)
+            document = documents.read_json(path, "ceilings")
             key = (machine, document["device"], document["dtype"])
             found[key] = Ceilings.from_record(document)
     return found
@@ -111,7 +111,7 @@ def environments(here: Iterable[str], recorded: Mapping[str, Path]) -> dict[str,
     """Machine to its facts; where it was measured on CPU and GPU, the GPU's file tells more."""
     # Sorted by name, cpu comes before cuda, so a GPU's facts stay.
     return {
-        machine: documents.read_json(sorted(paths)[-1])
+        machine: documents.read_json(sorted(paths)[-1], "environment")
         for machine, paths in _files(here, recorded, "environment").items()
     }
 

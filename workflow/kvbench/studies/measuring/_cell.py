@@ -61,7 +61,7 @@ def run(
         What the user configured is wrong, such as a server that cannot be reached.
     """
     started, begin = records.now(), time.perf_counter()
-    facts = documents.read_json(environment_file)
+    facts = documents.read_json(environment_file, "environment")
     # Cells of a study draw the same streams, so that what differs between them is what is compared.
     seed += zlib.crc32(study.encode()) % 100_000
     record: dict[str, Any] = {
