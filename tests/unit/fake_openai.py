@@ -47,7 +47,7 @@ class Upstream:
 @contextmanager
 def serving(port: int = 0) -> Iterator[Upstream]:
     """Run the upstream in a thread while the block runs."""
-    server = ThreadingHTTPServer(("127.0.0.1", port), _Handler)
+    server = _Server(("127.0.0.1", port), _Handler)
     server.daemon_threads = True
     server.upstream = Upstream(server.server_address[1])
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
@@ -64,6 +64,11 @@ def serving(port: int = 0) -> Iterator[Upstream]:
 def answer_to(text: str) -> str:
     """What the upstream says to a question."""
     return f"answer to <{text}>"
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, *_arguments) -> None:
+        """Say nothing of callers that went away in the middle of a request."""
 
 
 class _Handler(BaseHTTPRequestHandler):

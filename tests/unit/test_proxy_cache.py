@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
 import sqlite3
 import stat
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import fake_openai
 import pytest
@@ -502,6 +504,28 @@ def test_the_database_holds_no_prompt_and_no_key(start, tmp_path):
     assert "zyxw" in upstream_answer
     assert "zyxw" not in rows
     assert stat.S_IMODE(place.stat().st_mode) == 0o600
+
+
+def test_no_thread_gets_a_wrong_answer_while_entries_expire_and_are_evicted(start, upstream):
+    client = start(capacity=10, ttl_s=0.05, max_bytes=30_000, linger_s=0.01)
+
+    def ask(seed):
+        draw = random.Random(seed)
+        wrong = []
+        for _ in range(15):
+            text, tenant = f"question {draw.randrange(30)}", {"x-api-key": draw.choice("ab")}
+            if draw.random() < 0.1:
+                client.leave_early(text, headers=tenant).close()
+                continue
+            stream = draw.random() < 0.5
+            reply = client.ask(text, headers=tenant, stream=stream)
+            answer = said(reply.body) if stream else reply.text
+            if answer != fake_openai.answer_to(text):
+                wrong.append((text, answer))
+        return wrong
+
+    with ThreadPoolExecutor(20) as pool:
+        assert [wrong for one in pool.map(ask, range(20)) for wrong in one] == []
 
 
 # --- other interfaces -----------------------------------------------------------------------------
