@@ -30,7 +30,7 @@ import random
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Literal
@@ -265,6 +265,12 @@ class SemanticCache:
         """Forget the entry stored under exactly ``text``; return whether there was one."""
         with self._lock:
             return self._bury(self._exact.get((namespace, text)))
+
+    def discard(self, values: Collection[Any]) -> None:
+        """Forget every entry, in any namespace, whose value is one of these."""
+        with self._lock:
+            for number in [n for n, e in self._entries.items() if e.value in values]:
+                self._bury(number)
 
     def clear(self, namespace: str) -> None:
         """Forget every entry of a namespace."""

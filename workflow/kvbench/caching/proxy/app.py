@@ -802,12 +802,15 @@ class Proxy:
         group = self._group(self._owner(request), "all", "")
         return await self._deleted(lambda: self.store.delete_group(group))
 
-    async def _deleted(self, action: Callable[[], Awaitable[int]]) -> Response:
+    async def _deleted(self, action: Callable[[], Awaitable[list[str]]]) -> Response:
         try:
-            return JSONResponse({"deleted": await action()})
+            keys = await action()
         except StoreError as error:
             # A deletion that is not certain must not look like one.
             raise _Refused(503, f"the store failed: {error}", "store") from error
+        if self._semantic is not None:
+            await self._semantic.discard(keys)
+        return JSONResponse({"deleted": len(keys)})
 
     def _owner(self, request: Request) -> bytes:
         headers = forwarded(request.scope["headers"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -89,6 +89,15 @@ class Semantic:
     async def forget(self, text: str, context: str) -> None:
         """Drop a question whose answer is gone."""
         await self._run(self._cache.invalidate, text, context)
+
+    async def discard(self, keys: Collection[str]) -> None:
+        """Drop every question whose answer was stored under one of these keys.
+
+        A deletion is asked for so that nothing of it stays: it waits for its turn, however many
+        questions wait for the encoder.
+        """
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._thread, self._cache.discard, frozenset(keys))
 
     def refused(self) -> Mapping[str, int]:
         """Return how often each guard refused."""

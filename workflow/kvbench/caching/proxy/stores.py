@@ -87,11 +87,11 @@ class Store(Protocol):
     async def put(self, key: str, entry: Entry) -> None:
         """Keep an entry until it expires or has to make room."""
 
-    async def delete(self, key: str, tenant: str) -> int:
-        """Delete an entry of a tenant; return how many there were."""
+    async def delete(self, key: str, tenant: str) -> list[str]:
+        """Delete an entry of a tenant; return the keys that were deleted."""
 
-    async def delete_group(self, group: str) -> int:
-        """Delete the entries of a namespace or tag; return how many there were."""
+    async def delete_group(self, group: str) -> list[str]:
+        """Delete the entries of a namespace or tag; return their keys."""
 
     async def footprint(self) -> tuple[int, int | None]:
         """Return entries and bytes; None where the store does not know."""
@@ -134,14 +134,20 @@ class MemoryStore:
         while len(self._entries) > self.capacity or self._bytes > self.max_bytes:
             self._drop(next(iter(self._entries)))
 
-    async def delete(self, key: str, tenant: str) -> int:
+    async def delete(self, key: str, tenant: str) -> list[str]:
         """Delete an entry of a tenant."""
         entry = self._entries.get(key)
-        return self._drop(key) if entry is not None and entry.tenant == tenant else 0
+        if entry is None or entry.tenant != tenant:
+            return []
+        self._drop(key)
+        return [key]
 
-    async def delete_group(self, group: str) -> int:
+    async def delete_group(self, group: str) -> list[str]:
         """Delete the entries of a namespace or tag."""
-        return sum(self._drop(key) for key in list(self._groups.get(group, ())))
+        keys = list(self._groups.get(group, ()))
+        for key in keys:
+            self._drop(key)
+        return keys
 
     async def footprint(self) -> tuple[int, int | None]:
         """Return entries and bytes."""
@@ -150,17 +156,16 @@ class MemoryStore:
     async def close(self) -> None:
         """Nothing to release."""
 
-    def _drop(self, key: str) -> int:
+    def _drop(self, key: str) -> None:
         entry = self._entries.pop(key, None)
         if entry is None:
-            return 0
+            return
         self._bytes -= entry.size
         for group in entry.groups:
             members = self._groups[group]
             members.discard(key)
             if not members:
                 del self._groups[group]
-        return 1
 
 
 class SQLiteStore:
@@ -186,14 +191,14 @@ class SQLiteStore:
         """Keep an entry until it expires or has to make room."""
         await self._run(self._put, key, entry)
 
-    async def delete(self, key: str, tenant: str) -> int:
+    async def delete(self, key: str, tenant: str) -> list[str]:
         """Delete an entry of a tenant."""
-        return await self._run(self._delete, "key = ? AND tenant = ?", (key, tenant))
+        return await self._run(self._forget, "key = ? AND tenant = ?", (key, tenant))
 
-    async def delete_group(self, group: str) -> int:
+    async def delete_group(self, group: str) -> list[str]:
         """Delete the entries of a namespace or tag."""
         members = "key IN (SELECT key FROM members WHERE name = ?)"
-        return await self._run(self._delete, members, (group,))
+        return await self._run(self._forget, members, (group,))
 
     async def footprint(self) -> tuple[int, int | None]:
         """Return entries and bytes."""
@@ -254,12 +259,13 @@ class SQLiteStore:
                 database.execute("ROLLBACK")
             raise
 
-    def _delete(self, where: str, values: Sequence[Any]) -> int:
-        return self._forget(where, values)
+    def _forget(self, where: str, values: Sequence[Any]) -> list[str]:
+        """Delete entries and return their keys; ``where`` is one of the fixed clauses above.
 
-    def _forget(self, where: str, values: Sequence[Any]) -> int:
-        """Delete entries; ``where`` is one of the fixed clauses above. Members follow by trigger."""
-        return self._database.execute(f"DELETE FROM entries WHERE {where}", values).rowcount
+        Their places in groups go by a trigger.
+        """
+        statement = f"DELETE FROM entries WHERE {where} RETURNING key"
+        return [key for (key,) in self._database.execute(statement, values).fetchall()]
 
     def _footprint(self) -> tuple[int, int]:
         return self._database.execute("SELECT count, bytes FROM totals").fetchone()
@@ -375,20 +381,20 @@ class RedisStore:
 
         await self._ask("SET", write)
 
-    async def delete(self, key: str, tenant: str) -> int:
+    async def delete(self, key: str, tenant: str) -> list[str]:
         """Delete an entry of a tenant."""
         entry = await self.get(key)
         if entry is None or entry.tenant != tenant:
-            return 0
+            return []
         return await self._ask("UNLINK", lambda: self._unlink([key]))
 
-    async def delete_group(self, group: str) -> int:
+    async def delete_group(self, group: str) -> list[str]:
         """Delete the entries of a namespace or tag."""
 
-        async def sweep() -> int:
+        async def sweep() -> list[str]:
             name = self._name("group", group)
             keys = [_text(key) for key in await self._client.smembers(name)]
-            deleted = await self._unlink(keys) if keys else 0
+            deleted = await self._unlink(keys) if keys else []
             await self._client.unlink(name)
             return deleted
 
@@ -406,9 +412,14 @@ class RedisStore:
         with suppress(*self._errors):
             await self._client.aclose()
 
-    async def _unlink(self, keys: Sequence[str]) -> int:
-        await self._client.zrem(self._name("all"), *keys)
-        return await self._client.unlink(*(self._name("entry", key) for key in keys))
+    async def _unlink(self, keys: Sequence[str]) -> list[str]:
+        """Delete entries; return the keys of those that were still there."""
+        async with self._client.pipeline(transaction=True) as commands:
+            commands.zrem(self._name("all"), *keys)
+            for key in keys:
+                commands.unlink(self._name("entry", key))
+            _, *found = await commands.execute()
+        return [key for key, count in zip(keys, found, strict=True) if count]
 
     def _name(self, *parts: str) -> str:
         return self._prefix + ":".join(parts)
