@@ -41,6 +41,7 @@ DOCUMENTS = (
     "docs/traffic.pt-BR.md",
     "resources/embedded-llama/README.md",
     "resources/paraphrases/README.md",
+    "resources/traffic/README.md",
 )
 #: Options of Snakemake in the examples that are followed by a value.
 WITH_VALUE = {"--cores", "--configfile", "--config", "--profile", "--report", "--sdm", "-c"}
