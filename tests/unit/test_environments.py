@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ENVS = ROOT / "envs"
 #: The engine vLLM brings its own versions; its spec is checked against a lock of its own.
 SPECS = sorted(path for path in ENVS.glob("*.yaml") if path.stem != "vllm")
-REQUIRED_SPECS = {"bench-cpu", "bench-gpu", "app", "analysis", "paper", "snakemake"}
+REQUIRED_SPECS = {"bench-cpu", "bench-gpu", "app", "analysis", "paper", "publish", "snakemake"}
 PYTHONS = ("3.11", "3.12")
 CONDA_PYTHON = "3.12"
 

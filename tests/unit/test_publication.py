@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from kvbench import documents
 from kvbench.errors import InputError
-from kvbench.publication import columns, crate, datapackage
+from kvbench.publication import columns, crate, datapackage, tutorial
 from kvbench.records import gathering
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -141,3 +143,92 @@ def test_a_crate_that_lost_a_file_is_noticed(checkout, tmp_path):
     (tmp_path / "crate" / "results" / "table.csv").unlink()
     with pytest.raises(InputError, match=r"table\.csv"):
         crate.check(tmp_path / "crate")
+
+
+# The tutorial ---------------------------------------------------------------------------------
+
+NOTEBOOKS = ROOT / "workflow" / "notebooks"
+
+
+def build(language: str):
+    words = NOTEBOOKS / f"tutorial.{language}.md"
+    return tutorial.build(NOTEBOOKS / "tutorial.py", words, language)
+
+
+@pytest.mark.parametrize("language", ["en", "pt"])
+def test_the_tutorials_cells_are_python_and_its_labels_are_filled(language):
+    notebook = build(language)
+    codes = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    assert len(codes) > 10
+    for source in codes:
+        ast.parse(source)
+        assert "{{" not in source
+
+
+def test_both_languages_place_the_same_cells_in_the_same_order():
+    places = [
+        tutorial._PLACE.findall((NOTEBOOKS / f"tutorial.{language}.md").read_text())
+        for language in ("en", "pt")
+    ]
+    assert places[0] == places[1]
+
+
+@pytest.mark.parametrize("language", ["en", "pt"])
+def test_the_committed_notebook_is_what_code_and_words_give(language):
+    import nbformat
+
+    committed = (NOTEBOOKS / f"tutorial.{language}.ipynb").read_text()
+    assert committed == nbformat.writes(build(language)) + "\n"
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A tutorial of two cells."""
+
+    def small(code: str, words: str):
+        (tmp_path / "t.py").write_text(code)
+        (tmp_path / "t.md").write_text(words)
+        return tutorial.build(tmp_path / "t.py", tmp_path / "t.md", "en")
+
+    return small
+
+
+CODE = "# %% one\nx = 20\nprint('{{ word }}', x)\n\n# %% two\nx + 1\n"
+WORDS = "---\nword: twenty\n---\n# Title\n\n<!-- cell: one -->\n\nText.\n\n<!-- cell: two -->\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (WORDS.replace("<!-- cell: two -->", ""), "two"),
+        (WORDS + "\n<!-- cell: one -->\n", "one"),
+        (WORDS + "\n<!-- cell: three -->\n", "three"),
+        (WORDS.replace("word: twenty", "other: x"), "word"),
+        (WORDS.removeprefix("---"), "labels"),
+    ],
+)
+def test_words_that_do_not_fit_the_code_are_refused_in_one_line(small, words, named):
+    with pytest.raises(InputError, match=named) as error:
+        small(CODE, words)
+    assert "\n" not in str(error.value)
+
+
+def test_a_run_stores_outputs_and_makes_a_page_that_needs_no_network(small, tmp_path):
+    notebook = small(CODE, WORDS)
+    tutorial.run(notebook, tmp_path)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert cells[0].outputs[0].text == "twenty 20\n"
+    assert cells[1].outputs[0].data["text/plain"] == "21"
+    tutorial.write(notebook, tmp_path / "t.ipynb")
+    tutorial.page(notebook, tmp_path / "t.html", "pt")
+    page = (tmp_path / "t.html").read_text()
+    assert "twenty 20" in page
+    assert 'lang="pt-BR"' in page
+    assert not re.findall(r'(?:src|href)="https?://[^"]+\.(?:js|css)', page)
+
+
+def test_a_cell_that_fails_is_told_in_one_line(small, tmp_path):
+    notebook = small(CODE.replace("x + 1", "x / 0"), WORDS)
+    with pytest.raises(InputError, match="ZeroDivisionError") as error:
+        tutorial.run(notebook, tmp_path)
+    assert "\n" not in str(error.value)

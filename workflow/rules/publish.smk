@@ -10,7 +10,7 @@ rule package_tables:
     log:
         "logs/publish/package_tables.log",
     conda:
-        "../../envs/analysis.yaml"
+        "../../envs/publish.yaml"
     params:
         studies=STUDIES,
         traffic=bool(TRAFFIC_CELLS),
@@ -29,7 +29,7 @@ rule spreadsheets:
     log:
         "logs/publish/spreadsheets.log",
     conda:
-        "../../envs/analysis.yaml"
+        "../../envs/publish.yaml"
     params:
         code=code_of("spreadsheets"),
     message:
@@ -47,7 +47,7 @@ rule crate:
     log:
         "logs/publish/crate.log",
     conda:
-        "../../envs/analysis.yaml"
+        "../../envs/publish.yaml"
     params:
         root=str(HERE),
         sources=["Snakefile", "README.md", "LICENSE", "CITATION.cff", "config", "envs", "workflow"],
@@ -56,3 +56,28 @@ rule crate:
         "Packing the run as an RO-Crate"
     script:
         "../scripts/crate.py"
+
+
+rule notebook:
+    input:
+        code="workflow/notebooks/tutorial.py",
+        words="workflow/notebooks/tutorial.{language}.md",
+    output:
+        notebook="results/tutorial/tutorial.{language}.ipynb",
+        page="results/tutorial/tutorial.{language}.html",
+    log:
+        "logs/publish/tutorial-{language}.log",
+    conda:
+        "../../envs/publish.yaml"
+    threads: workflow.cores
+    params:
+        code=code_of("notebook"),
+    message:
+        "Running the tutorial ({wildcards.language})"
+    script:
+        "../scripts/notebook.py"
+
+
+rule tutorial:
+    input:
+        expand("results/tutorial/tutorial.{language}.html", language=LANGUAGES),
