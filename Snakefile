@@ -50,6 +50,8 @@ localrules:
     tables,
     figures,
     paper,
+    symposium,
+    tutorial,
 
 
 rule all:
@@ -85,3 +87,13 @@ rule paper:
     input:
         SECTIONS,
         PDFS,
+
+
+rule symposium:
+    input:
+        [file for name in SCENARIO_FIGURES for file in figure_files(name)],
+
+
+rule tutorial:
+    input:
+        expand("results/tutorial/tutorial.{language}.html", language=LANGUAGES),

@@ -1,10 +1,6 @@
 # One figure a job, in every language, each as PDF for the paper, SVG for the report, PNG for a quick look.
 
 
-localrules:
-    symposium,
-
-
 rule draw_figure:
     input:
         tables=figure_tables,
@@ -71,8 +67,3 @@ rule draw_scenario_figure:
         "Drawing {wildcards.module} of {wildcards.scenario}"
     script:
         "../scripts/draw_figure.py"
-
-
-rule symposium:
-    input:
-        [file for name in SCENARIO_FIGURES for file in figure_files(name)],

@@ -76,8 +76,3 @@ rule notebook:
         "Running the tutorial ({wildcards.language})"
     script:
         "../scripts/notebook.py"
-
-
-rule tutorial:
-    input:
-        expand("results/tutorial/tutorial.{language}.html", language=LANGUAGES),

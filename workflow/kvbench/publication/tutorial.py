@@ -1,9 +1,9 @@
 """The tutorial: code and each language's words put together as a notebook, run, and shown as a page.
 
 ``python -m kvbench.publication.tutorial workflow/notebooks`` writes the notebooks of all languages
-anew, without outputs. The code stands once, in percent format (``# %% name``); each language has a file of words in Markdown
-that says with ``<!-- cell: name -->`` where a cell belongs, and whose head gives the labels that the
-code prints.
+anew, without outputs. The code stands once, in percent format (``# %% name``); each language has a
+file of words in Markdown that says with ``<!-- cell: name -->`` where a cell belongs, and whose head
+gives the labels that the code prints.
 """
 
 from __future__ import annotations
