@@ -111,7 +111,7 @@ def _arm(rows: Sequence[Sequence[np.ndarray]], seed: int) -> _Arm:
 
     A smoothed bootstrap: noise with the standard error's spread is added to each resampled unit,
     which undoes the shrinkage by ``sqrt((n-1)/n)`` and spreads the few values that the median of a
-    handful can take (Silverman and Young, 1987; Hesterberg, 2015, section 4.3).
+    handful can take (Silverman and Young, 1987; Hesterberg, 2015).
     """
     single = any(len(replicates) == 1 for replicates in rows)
     if single:
@@ -150,7 +150,7 @@ def _widened(estimate: float, arms: Sequence[_Arm], signs: Sequence[float]) -> t
     """Ends of the percentile interval of ``sum(sign * arm)``, widened for few units.
 
     The 2.5 and 97.5 % quantiles of the deviations are stretched by ``t / z``, Student's quantile
-    over the normal one (Hesterberg, 2015, section 4.3.2), with the degrees of freedom of
+    over the normal one (a variant of Hesterberg's expanded interval, 2015), with the degrees of freedom of
     Satterthwaite (1946) over the independent arms.
     """
     parts = [(sign**2 * arm.variance, arm.freedom) for sign, arm in zip(signs, arms, strict=True)]

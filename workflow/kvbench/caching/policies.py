@@ -477,8 +477,9 @@ class WTinyLFU(Policy):
     """W-TinyLFU: a small LRU window, then a segmented LRU that admits only what is asked for more.
 
     Einziger, Friedman and Manes, "TinyLFU: a highly efficient cache admission policy", ACM TOS
-    2017: a window of one hundredth, four fifths of the rest protected, counts halved after
-    ``10 * items`` requests. The counts are exact where the paper has a sketch, so what is measured
+    2017. The sizes are those of Caffeine, which implements it: a window of one hundredth, four fifths
+    of the rest protected, counts halved after ``10 * items`` requests. The counts are exact where the
+    paper has a sketch, so what is measured
     is the policy and not the sketch's collisions.
     """
 
@@ -733,7 +734,8 @@ def che_lru_hit_ratio(popularity: np.ndarray, capacity: int) -> float:
 def che_fifo_hit_ratio(popularity: np.ndarray, capacity: int) -> float:
     """Return the hit ratio of FIFO (and random) under independent requests.
 
-    As for LRU with occupancy ``p_i T / (1 + p_i T)``: Fricker, Robert and Roberts, ITC 24, 2012.
+    As for LRU with occupancy ``p_i T / (1 + p_i T)``: Martina, Garetto and Leonardi, INFOCOM
+    2014, arXiv 1307.6702; that FIFO and random agree is Gelenbe's (1973).
     """
     if capacity >= len(popularity):
         return 1.0

@@ -90,8 +90,9 @@ def forward_flops(
 
     ``batch·(2q·(projections + chosen experts) + 2kVh + 2H(d + d')q·a) + angles·q`` for ``q`` new
     tokens, ``k`` kept logits and ``a`` attended tokens, plus ``2a`` times what latent attention unpacks;
-    the last term is the table of rotary angles. Kaplan et al. (2020), "Scaling laws", table 1, without
-    their simplifications. Equals torch's FlopCounterMode with eager attention.
+    the last term is the table of rotary angles. After Kaplan et al. (2020), "Scaling laws", table 1,
+    with both attention products, gated MLPs and grouped heads. Equals torch's FlopCounterMode with
+    eager attention.
 
     Parameters
     ----------
@@ -124,8 +125,8 @@ def forward_flops(
 def masked_flops(arch: Architecture, new_tokens: int, batch: int = 1, past_tokens: int = 0) -> int:
     """FLOPs of attention from ``q`` new tokens to later ones, ``2LHd·q(q - 1)``, or beyond a window.
 
-    :func:`forward_flops` counts them, as FlopCounterMode does; a causal kernel (FlashAttention: Dao
-    et al. 2022) skips them, and so does the least time a machine could take.
+    :func:`forward_flops` counts them, as FlopCounterMode does; a causal kernel (FlashAttention-2,
+    Dao 2023, section 3.1) skips whole blocks of them, and so does the least time a machine could take.
     """
     q, growing, total = new_tokens, cached.Dynamic(), 0
     for layer, count in arch.kinds:

@@ -133,7 +133,8 @@ class KvpressSnapKV(Pressed):
     """Drops the half of the prompt that its last tokens attend to least (kvpress ``SnapKVPress``).
 
     Li et al. (2024), "SnapKV: LLM knows what you are looking for before generation", arXiv
-    2404.14469. The method looks from the last 64 tokens, its window, at those before them. A prompt
+    2404.14469. The method looks from a window of last tokens, 64 by kvpress' default,
+    at those before them. A prompt
     that is no longer stays whole, where kvpress itself would stop; one of less than about twice the
     window keeps only tokens of the window, which all score the same.
     """

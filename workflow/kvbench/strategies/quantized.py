@@ -21,7 +21,8 @@ from kvbench.strategies.base import GenerateSession, Session, Strategy, text_con
 class Quantized(Strategy):
     """A ``transformers.QuantizedCache``: old tokens in few bits, the newest in full precision.
 
-    After KIVI (Liu et al. 2024, arXiv 2402.02750), but per channel for keys and values alike.
+    After KIVI (Liu et al. 2024, arXiv 2402.02750), but per token, in groups of channels, for
+    keys and values alike, where KIVI takes its keys per channel.
     The whole history is quantised again whenever the full-precision rest is full, and
     dequantised at every step.
 

@@ -120,7 +120,7 @@ COLUMNS = {
     "opt_hit_ratio": "hit ratio of Belady's OPT at the same capacity: the limit",
     "gap_closed": "share of the way from FIFO to OPT: (h - h_fifo) / (h_opt - h_fifo)",
     "predicted_hit_ratio": "warm hit ratio by the characteristic-time approximation "
-    "(Che for LRU; Fricker, Robert and Roberts for FIFO and random), independent requests only",
+    "(Che for LRU; Martina, Garetto and Leonardi for FIFO and random), independent requests only",
     "requests_per_s": "requests per second of the pure Python policy",
     "samples": "maxmemory-samples of the server",
     "pace_s": "seconds over which the replay was spread by pauses",
