@@ -142,14 +142,17 @@ def draw_metric(
             )
             seen.append(centre)
     positive = [value for value in seen if value > 0]
-    if positive and len(positive) == len(seen) and max(positive) / min(positive) > 15:
+    logarithmic = (
+        bool(positive) and len(positive) == len(seen) and max(positive) / min(positive) > 15
+    )
+    if logarithmic:
         ax.set_xscale("log")
         plain_log_axis(ax.xaxis, min(positive), max(positive))
     elif seen:
         ax.set_xlim(left=min(0.0, min(seen)))
         # More labels than this touch each other.
         ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-    ax.set_xlabel(metric.axis)
+    ax.set_xlabel(f"{metric.axis}, logarithmic" if logarithmic else metric.axis)
     ax.grid(axis="x", color="0.9", linewidth=0.6)
     ax.set_axisbelow(True)
 

@@ -66,7 +66,8 @@ def draw(table: pd.DataFrame) -> Figure:
         loc="outside lower center",
         ncols=2,
         frameon=False,
-        title=f"{first['model']}, {first['dtype']}, {int(first['tokens']):,} tokens a conversation",
+        title=f"{first['model']}, {first['dtype']}, {int(first['tokens']):,} tokens a conversation, "
+        "bytes of weights and caches only, both axes logarithmic",
         title_fontsize=6.5,
     )
     return figure
