@@ -24,6 +24,7 @@ import yaml
 from kvbench import documents, physics, strategies, studies
 from kvbench.analysis import claims
 from kvbench.inputs import configuration, scenarios
+from kvbench.strategies import options
 
 ROOT = Path(__file__).resolve().parents[2]
 ENGLISH, PORTUGUESE, CONFIG = "README.md", "README.pt-BR.md", "config/README.md"
@@ -109,9 +110,9 @@ def key_table(properties: Mapping[str, Any], required: list[str], leave_out: tup
     return "\n".join(lines)
 
 
-def first_sentence(thing: object) -> str:
+def first_sentence(text: str) -> str:
     """The first paragraph of a docstring, as Markdown."""
-    paragraph = (inspect.getdoc(thing) or "").split("\n\n")[0].replace("\n", " ")
+    paragraph = text.split("\n\n")[0].replace("\n", " ")
     return paragraph.replace("``", "`")
 
 
@@ -124,9 +125,36 @@ def strategy_table() -> str:
     for name in strategies.names():
         strategy = strategies.get(name)
         exact = "yes" if strategy.exact else "no"
-        told = first_sentence(type(strategy))
+        told = first_sentence(strategies.description(name))
         lines.append(f"| `{name}` | {told} | {exact} | {places(strategy)} |")
     return "\n".join(lines)
+
+
+def option_table() -> str:
+    """One row per option of a strategy, with its meaning from the class's docstring."""
+    lines = [
+        "| strategy | option | in ids | takes | default | meaning |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, cls in strategies.classes().items():
+        for one in options.of(cls).values():
+            spelled = one.spell(True if one.default is False else one.default)
+            lines.append(
+                f"| `{name}` | `{one.name}` | `{spelled}` | {one.takes} | "
+                f"`{json.dumps(one.default)}` | {parameter(cls, one.name)} |"
+            )
+    return "\n".join(lines)
+
+
+def parameter(cls: type, name: str) -> str:
+    """What a class, or one that it derives from, says of a parameter in its docstring."""
+    for base in cls.__mro__:
+        found = re.search(
+            rf"^{name}:\n((?: {{4}}.+\n?)+)", inspect.cleandoc(base.__doc__ or ""), re.MULTILINE
+        )
+        if found:
+            return " ".join(found[1].split())
+    raise AssertionError(f"{cls.__name__} does not say what {name} is")
 
 
 def study_table() -> str:
@@ -174,6 +202,7 @@ def scenario_table(which: str) -> str:
 
 TABLES = {
     "strategies": strategy_table,
+    "strategy options": option_table,
     "studies": study_table,
     "study options": study_options,
     "config": lambda: object_table("config", leave_out=("kv", "app", "traffic", "aa_test")),

@@ -373,7 +373,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones():
 def test_a_strategy_documents_itself_and_its_record_is_plain_json(name):
     strategy = strategies.get(name)
     assert (type(strategy).__doc__ or "").strip()
-    assert strategy.name == name
+    assert strategy.id == name
     assert strategy.devices <= {"cpu", "cuda"}
     assert strategy.traffic(100).kind in physics.KINDS
     json.dumps({"options": strategy.options(), "traffic": strategy.traffic(100).as_dict()})

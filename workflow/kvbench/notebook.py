@@ -117,7 +117,7 @@ class KVCacheBenchmark:
             raise InputError(f"iterations is {iterations}; it must be at least 1")
         import torch
 
-        names = [type(strategies.get(name or "none")).name for name in cache_strategies]
+        names = [strategies.get(name or "none").id for name in cache_strategies]
         with lock.machine(), torch.inference_mode():
             seconds = self._take_turns(names, script, iterations)
             # Memory afterwards, when the sessions of the others are closed.

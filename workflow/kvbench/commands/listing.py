@@ -75,7 +75,7 @@ def _strategies() -> Iterator[tuple[str, str]]:
         strategy = strategies.get(name)
         exact = "exact" if strategy.exact else "lossy"
         devices = ", ".join(sorted(strategy.devices))
-        yield name, f"{first_sentence(type(strategy).__doc__)} ({exact}; {devices})"
+        yield name, f"{first_sentence(strategies.description(name))} ({exact}; {devices})"
 
 
 def _studies() -> Iterator[tuple[str, str]]:

@@ -184,9 +184,37 @@ def fill(config: Mapping[str, Any], source: str) -> dict[str, Any]:
         raise InputError(
             f"{source}: kv.experiments is empty; name an experiment, or take kv out of suites"
         )
+    for number, experiment in enumerate(filled["kv"]["experiments"]):
+        _expand_strategies(experiment, f"{source}: kv.experiments[{number}]")
     # The command line gives words: --config claims_must_hold=true.
     filled["claims_must_hold"] = str(filled["claims_must_hold"]).lower() == "true"
     return filled
+
+
+def _expand_strategies(experiment: dict[str, Any], where: str) -> None:
+    """Put the ids of strategies where the configuration has names, options, sweeps or ``all``."""
+    given = experiment["strategies"]
+    if given == "all":
+        engines = {"transformers", experiment["engine"]}
+        experiment["strategies"] = [
+            name for name in strategies.names() if strategies.get(name).engine in engines
+        ]
+    else:
+        found: dict[str, str] = {}
+        for position, entry in enumerate(given):
+            spot = f"{where}.strategies[{position}]"
+            for strategy in strategies.variants(entry, spot):
+                if strategy.id in found:
+                    raise InputError(
+                        f"{spot} names {strategy.id}, as does {found[strategy.id]}; keep one of them"
+                    )
+                found[strategy.id] = f"strategies[{position}]"
+        experiment["strategies"] = list(found)
+    experiment["once"] = [
+        strategy.id
+        for position, name in enumerate(experiment["once"])
+        for strategy in strategies.variants(name, f"{where}.once[{position}]")
+    ]
 
 
 def resolve_device(device: str) -> str:
@@ -269,7 +297,6 @@ def _check_experiment(
         _known("scenario", name, all_scenarios, spot, source, "config/scenarios")
     for position, name in enumerate(experiment["strategies"]):
         spot = f"{where}.strategies[{position}]"
-        _known("strategy", name, strategies.names(), spot, source)
         engine = strategies.get(name).engine
         if engine not in (experiment["engine"], "transformers"):
             raise InputError(
@@ -402,7 +429,7 @@ def plan_aa(
     """
     section, kv = config["aa_test"], config["kv"]
     _known("model", section["model"], models, "aa_test.model", source, "config/models")
-    _known("strategy", section["strategy"], strategies.names(), "aa_test.strategy", source)
+    (strategy,) = strategies.variants(section["strategy"], f"{source}: aa_test.strategy")
     device = resolve_device(kv["device"])
     copies = [("same", 0.0, number + 1) for number in range(section["same"])]
     copies += [("slowed", section["slowdown"], number + 1) for number in range(section["slowed"])]
@@ -413,8 +440,8 @@ def plan_aa(
                 experiment="aa_test",
                 model=section["model"],
                 scenario="insurance_claim_auto",
-                strategy=section["strategy"],
-                measured=section["strategy"],
+                strategy=strategy.id,
+                measured=strategy.id,
                 replicate=replicate,
                 device=device,
                 dtype=DEFAULT_DTYPE[device] if kv["dtype"] == "auto" else kv["dtype"],

@@ -107,7 +107,7 @@ def quality(
                 expected, _ = _distributions(model, exact, prompt, scored)
                 given, cache = _distributions(model, lossy, prompt, scored)
                 if expected is None or given is None:
-                    return _unsupported(f"{type(strategy).name} keeps no cache of the library's")
+                    return _unsupported(f"{strategy.id} keeps no cache of the library's")
                 turn = {"turn": number, "scored_tokens": len(scored) - 1}
                 turn |= _compared(expected, given, scored[1:])
                 turn["kv_bytes"] = cache_bytes(cache)

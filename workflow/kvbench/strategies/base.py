@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from kvbench.physics import Traffic
+from kvbench.strategies import options as _options
 from kvbench.strategies import shape
 
 if TYPE_CHECKING:
@@ -68,8 +69,26 @@ class Session:
 
 
 @dataclass(frozen=True)
+class Preset:
+    """A name of its own for certain options of a strategy.
+
+    Attributes
+    ----------
+    about:
+        What it is, in one sentence.
+    options:
+        The options that differ from the usual ones.
+    """
+
+    about: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Strategy:
     """A way to keep keys and values during generation. Fields are options.
+
+    A field declared with :func:`kvbench.strategies.options.option` has a letter in ids and bounds.
 
     Class attributes
     ----------------
@@ -85,7 +104,12 @@ class Strategy:
         Of a strategy that does: the name of the same cache made anew for every turn.
     layers:
         Kinds of decoder layers that the strategy's cache has (:data:`kvbench.strategies.shape.KINDS`).
+    presets:
+        Names of their own for certain options, the usual ones among them.
     """
+
+    name: ClassVar[str]
+    presets: ClassVar[Mapping[str, Preset]] = {}
 
     exact: ClassVar[bool] = True
     #: Who generates: the library, or an engine with a process of its own.
@@ -95,6 +119,15 @@ class Strategy:
     without_reuse: ClassVar[str | None] = None
     layers: ClassVar[frozenset[str]] = frozenset(shape.KINDS)
 
+    @property
+    def id(self) -> str:
+        """What the strategy with these options is called everywhere."""
+        return _options.id_of(self)
+
+    def contradiction(self) -> str | None:
+        """Return why these options do not go together, with a remedy, or None when they do."""
+        return None
+
     def available(self, model: LoadedModel | None, device: str) -> str | None:
         """Return why this strategy cannot run here, in one sentence, or None when it can.
 
@@ -102,7 +135,7 @@ class Strategy:
         nobody has tried is tried here, on a short conversation (:mod:`kvbench.strategies.trial`).
         """
         if device not in self.devices:
-            return f"{type(self).name} needs a {' or '.join(sorted(self.devices))} device"
+            return f"{self.id} needs a {' or '.join(sorted(self.devices))} device"
         if model is None:
             return None
         reason = self.misfit(model)
@@ -114,7 +147,7 @@ class Strategy:
 
     def misfit(self, model: LoadedModel) -> str | None:
         """Return which of the model's layers this cache cannot keep, or None."""
-        return shape.refusal(type(self).name, model, self.layers)
+        return shape.refusal(self.id, model, self.layers)
 
     def small(self) -> Strategy:
         """The same strategy with sizes so small that a short conversation reaches them."""

@@ -10,6 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from zlib import crc32
 
+from kvbench.errors import InputError
+from kvbench.strategies import Strategy, get, names, options
+
 
 @dataclass(frozen=True)
 class Look:
@@ -76,27 +79,130 @@ _SPARE_MARKERS = ((7, 1, 0), (8, 1, 0), (4, 0, 20), (7, 0, 0), (9, 1, 0), (3, 0,
 _SPARE_COLOURS = ("#5B5EA6", "#9B6A3C", "#B05A5A", "#3E8E8E")
 
 
+#: What classes with several named sets of options are called when a variant is none of them.
+_CLASSES = {
+    "quantized": ("quantised", "quantizado"),
+    "quantized_reuse": ("quantised (reused)", "quantizado (reaproveitado)"),
+}
+
+
 def look(strategy: str) -> Look:
-    """The look of a strategy; an unknown one gets a stable one derived from its name."""
+    """The look of a strategy.
+
+    One with options has the hue of its name's plain strategy, in another shade and with a marker of
+    its own, both derived from its id, and says the options in its label. An unknown one gets a stable
+    look derived from its name.
+    """
     if strategy in LOOKS:
         return LOOKS[strategy]
     number = crc32(strategy.encode())
-    label = strategy.replace("_", " ")
+    plain = _plain(strategy)
+    if plain is None:
+        label = strategy.replace("_", " ")
+        return Look(
+            _SPARE_COLOURS[number % len(_SPARE_COLOURS)],
+            _SPARE_MARKERS[number % len(_SPARE_MARKERS)],
+            label,
+            label,
+        )
+    base = LOOKS.get(plain) or look(plain)
+    sides, turn = 3 + number % 5, number // 5 % 90
+    label, label_pt = _labels_of(strategy, plain)
     return Look(
-        _SPARE_COLOURS[number % len(_SPARE_COLOURS)],
-        _SPARE_MARKERS[number % len(_SPARE_MARKERS)],
+        _shade(base.colour, (number // 450 % 101 - 50) / 100),
+        (sides, number // 45450 % 2, turn),
         label,
-        label,
+        label_pt,
     )
 
 
+def _plain(strategy: str) -> str | None:
+    """The named strategy that one with options is a variant of, or None for what nobody knows.
+
+    Of several named sets of options it is the one that shares most values with it.
+    """
+    known = _known(strategy)
+    if known is None:
+        return None
+    values = known.options()
+    named = [one for one in map(get, names()) if type(one) is type(known)]
+    shared = [sum(value == values[key] for key, value in one.options().items()) for one in named]
+    return named[shared.index(max(shared))].id
+
+
+def _known(strategy: str) -> Strategy | None:
+    try:
+        return get(strategy)
+    except InputError:
+        return None
+
+
+def _labels_of(strategy: str, plain: str) -> tuple[str, str]:
+    """The labels of a variant in both languages: those of its plain strategy and what differs.
+
+    Where no named set of options shares what an id always says, the words of the class stand first.
+    """
+    one, other = get(strategy), get(plain)
+    values, usual = one.options(), other.options()
+    known = options.of(type(one))
+    label, label_pt = look(plain).label, look(plain).label_pt
+    changed = [name for name in known if values[name] != usual[name]]
+    if any(known[name].always for name in changed):
+        label, label_pt = _CLASSES.get(type(one).name, (type(one).name,) * 2)
+        changed = [name for name in known if known[name].always or name in changed]
+    for name in changed:
+        word = known[name].label or f"{name.replace('_', ' ')} {{}}"
+        told = word.format(values[name])
+        told_pt = (known[name].label_pt or word).format(_decimal_comma(values[name]))
+        # A bare value belongs to the name: "sliding window 512".
+        comma = "" if word == "{}" else ","
+        label, label_pt = f"{label}{comma} {told}", f"{label_pt}{comma} {told_pt}"
+    return label, label_pt
+
+
+def _decimal_comma(value: object) -> str:
+    return str(value).replace(".", ",") if isinstance(value, float) else str(value)
+
+
+def _shade(colour: str, amount: float) -> str:
+    """The colour mixed with white (a positive amount) or black (a negative one)."""
+    target = 255 if amount > 0 else 0
+    parts = (int(colour[start : start + 2], 16) for start in (1, 3, 5))
+    mixed = (round(part + (target - part) * abs(amount)) for part in parts)
+    return "#" + "".join(f"{part:02X}" for part in mixed)
+
+
+class _Labels(dict[str, str]):
+    """Labels in one language, also of strategies that were not listed."""
+
+    def __init__(self, strategies: Iterable[str], language: str) -> None:
+        self._language = language
+        super().__init__({name: self[name] for name in strategies})
+
+    def __missing__(self, name: str) -> str:
+        found = look(name)
+        return found.label_pt if self._language == "pt" else found.label
+
+
 def labels(strategies: Iterable[str], language: str) -> dict[str, str]:
-    """What the reader of ``en`` or ``pt`` sees for each strategy."""
-    looks = {name: look(name) for name in strategies}
-    return {name: one.label_pt if language == "pt" else one.label for name, one in looks.items()}
+    """What the reader of ``en`` or ``pt`` sees for each strategy; asked for another, it knows that too."""
+    return _Labels(strategies, language)
 
 
 def in_order(strategies: Iterable[str]) -> list[str]:
-    """Strategies without repeats, in the order of the table; unknown ones follow, sorted by name."""
+    """Strategies without repeats, in the order of the table.
+
+    Those with options follow their plain strategy by the values of their options; unknown ones are
+    last, sorted by name.
+    """
     rank = {name: position for position, name in enumerate(LOOKS)}
-    return sorted(set(strategies), key=lambda name: (rank.get(name, len(rank)), name))
+
+    def place(name: str) -> tuple:
+        if name in rank:
+            return rank[name], (), name
+        plain = _plain(name)
+        if plain not in rank:
+            return len(rank), (), name
+        return rank[plain], tuple(get(name).options().values()), name
+
+    return sorted(set(strategies), key=place)

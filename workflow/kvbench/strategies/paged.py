@@ -12,6 +12,7 @@ from kvbench.inputs.models import LoadedModel
 from kvbench.physics import Traffic
 from kvbench.strategies import shape
 from kvbench.strategies.base import Generation, Session, Strategy
+from kvbench.strategies.options import option
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,10 @@ class Paged(Strategy):
         Whether requests with the same prefix share blocks.
     """
 
-    block_size: int = 16
-    block_sharing: bool = False
+    block_size: int = option(16, "b", least=1, label="blocks of {}", label_pt="blocos de {}")
+    block_sharing: bool = option(
+        False, "sharing", label="shared blocks", label_pt="blocos partilhados"
+    )
 
     name: ClassVar[str] = "paged"
     #: The engine reads windows from the configuration, but gave other tokens with them (5.15.1).

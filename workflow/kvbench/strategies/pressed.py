@@ -13,6 +13,7 @@ from kvbench import physics
 from kvbench.inputs.models import LoadedModel
 from kvbench.physics import Traffic
 from kvbench.strategies.base import Generation, Session, Strategy, text_config
+from kvbench.strategies.options import option
 
 PACKAGE = "kvpress"
 
@@ -27,7 +28,9 @@ class Pressed(Strategy):
         Share of the prompt's tokens that is dropped, in every layer and head.
     """
 
-    compression_ratio: float = 0.5
+    compression_ratio: float = option(
+        0.5, "c", least=0, most=0.99, label="{} dropped", label_pt="{} descartados"
+    )
 
     exact: ClassVar[bool] = False
     #: The presses score the keys and values of all tokens.
@@ -39,8 +42,8 @@ class Pressed(Strategy):
     def available(self, model: LoadedModel | None, device: str) -> str | None:
         """The package is optional and says which transformers it was written for."""
         if importlib.util.find_spec(PACKAGE) is None:
-            return f"{type(self).name} needs the package {PACKAGE} (pip install {PACKAGE})"
-        return _misfit(type(self).name) or super().available(model, device)
+            return f"{self.id} needs the package {PACKAGE} (pip install {PACKAGE})"
+        return _misfit(self.id) or super().available(model, device)
 
     def traffic(self, max_length: int) -> Traffic:
         """Decoding reads what is left of the prompt, and all new tokens."""

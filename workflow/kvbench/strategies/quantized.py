@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -13,8 +14,20 @@ from typing import Any, ClassVar
 from kvbench import physics
 from kvbench.inputs.models import LoadedModel
 from kvbench.physics import Traffic
+from kvbench.strategies import options as _options
 from kvbench.strategies import shape
-from kvbench.strategies.base import GenerateSession, Session, Strategy, text_config
+from kvbench.strategies.base import GenerateSession, Preset, Session, Strategy, text_config
+from kvbench.strategies.options import option
+
+#: Of each backend: the package it needs, that package's module, the axis along which it groups (of those
+#: it knows, the one the library takes), and the bits it stores.
+_BACKENDS = {
+    "quanto": ("optimum-quanto", "optimum.quanto", 0, (2, 4)),
+    "hqq": ("hqq", "hqq", 1, (1, 2, 3, 4, 8)),
+}
+
+#: The library's own backend, which has one format.
+_FP8 = "fp8"
 
 
 @dataclass(frozen=True)
@@ -24,68 +37,105 @@ class Quantized(Strategy):
     After KIVI (Liu et al. 2024, arXiv 2402.02750), but per token, in groups of channels, for
     keys and values alike, where KIVI takes its keys per channel.
     The whole history is quantised again whenever the full-precision rest is full, and
-    dequantised at every step.
+    dequantised at every step. The ``fp8`` backend keeps every token in eight-bit floating point
+    (E4M3), without groups or rest.
 
     Parameters
     ----------
+    backend:
+        Who packs: optimum-quanto (2 or 4 bits), HQQ (1, 2, 3, 4 or 8), or the library's own fp8 (8).
     bits:
         Bits per stored number.
     group_size:
         Numbers that share one scale.
-    residual_length:
+    residual:
         Newest tokens kept in full precision, at most.
     """
 
-    bits: int = 4
-    group_size: int = 64
-    residual_length: int = 128
+    backend: str = option("quanto", "", choices=(*_BACKENDS, _FP8), always=True, label="{}")
+    bits: int = option(4, "b", choices=(1, 2, 3, 4, 8), always=True, label="{} bits")
+    group_size: int = option(64, "g", least=8, label="groups of {}", label_pt="grupos de {}")
+    residual: int = option(128, "r", least=1, label="rest of {}", label_pt="resto de {}")
 
+    name: ClassVar[str] = "quantized"
     exact: ClassVar[bool] = False
     layers: ClassVar[frozenset[str]] = frozenset({"full"})
-    backend: ClassVar[str]
-    package: ClassVar[str]
-    axis: ClassVar[int]
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "quantized_int4": Preset("Four bits through optimum-quanto."),
+        "quantized_int2": Preset("Two bits through optimum-quanto.", {"bits": 2}),
+        "quantized_hqq_int8": Preset(
+            "Eight bits through HQQ (half-quadratic quantisation).", {"backend": "hqq", "bits": 8}
+        ),
+        "quantized_hqq_int4": Preset("Four bits through HQQ.", {"backend": "hqq"}),
+        "quantized_fp8": Preset(
+            "Eight-bit floating point (E4M3) with the library's own ``fp8`` backend.",
+            {"backend": _FP8, "bits": 8},
+        ),
+    }
+
+    def contradiction(self) -> str | None:
+        """Each backend has its own numbers of bits; fp8 has nothing else to choose."""
+        bits = (8,) if self.backend == _FP8 else _BACKENDS[self.backend][3]
+        if self.bits not in bits:
+            known = " or ".join(map(str, bits))
+            return (
+                f"backend {self.backend} stores {known} bits, not {self.bits}; set bits to {known}"
+            )
+        usual = _options.of(type(self))
+        for name in ("group_size", "residual"):
+            if self.backend == _FP8 and getattr(self, name) != usual[name].default:
+                return f"backend {_FP8} has no {name}; leave it out"
+        return None
 
     def needs(self) -> tuple[str, ...]:
         """Optional packages that transformers must see while this strategy runs."""
-        return (self.backend,)
+        return () if self.backend == _FP8 else (self.backend,)
 
     def available(self, model: LoadedModel | None, device: str) -> str | None:
-        """The backend is an optional package."""
-        module = {"quanto": "optimum.quanto", "hqq": "hqq"}[self.backend]
+        """The backend is an optional package, or came with a later transformers."""
+        if self.backend == _FP8:
+            # Its source says whether it is there.
+            if _FP8 not in _cache_source().lower():
+                return (
+                    f"{self.id} needs a transformers with the fp8 cache backend (5.23 has it); "
+                    f"installed is {metadata.version('transformers')}"
+                )
+            return super().available(model, device)
+        package, module = _BACKENDS[self.backend][:2]
         try:
             found = importlib.util.find_spec(module) is not None
         except ModuleNotFoundError:
             found = False
         if not found:
-            return (
-                f"{type(self).name} needs the package {self.package} (pip install {self.package})"
-            )
+            return f"{self.id} needs the package {package} (pip install {package})"
         return super().available(model, device)
 
     def misfit(self, model: LoadedModel) -> str | None:
         """Groups must divide what a head keeps of a token."""
         reason = super().misfit(model)
-        if reason:
+        if reason or self.backend == _FP8:
             return reason
         for size in _head_sizes(model):
             if size % self.group_size:
                 return (
-                    f"{type(self).name} groups {self.group_size} numbers under one scale, which does "
+                    f"{self.id} groups {self.group_size} numbers under one scale, which does "
                     f"not divide the model's head size of {size}"
                 )
         return None
 
     def small(self) -> Strategy:
         """A rest of few tokens, so that a short conversation packs it."""
-        return replace(self, residual_length=4)
+        return self if self.backend == _FP8 else replace(self, residual=4)
 
     def traffic(self, max_length: int) -> Traffic:
         """Bits, groups and the full-precision rest decide both size and traffic."""
+        if self.backend == _FP8:
+            # One byte per number, and two scales per layer.
+            return physics.Quantized(8, _FP8)
         # When the full-precision rest counts as full; see kvbench.physics.residual_tokens.
         counts_new = "key_states.shape[-2] >= self.residual_length" in _cache_source()
         return physics.Quantized(
-            self.bits, self.backend, self.group_size, self.residual_length, counts_new or None
+            self.bits, self.backend, self.group_size, self.residual, counts_new or None
         )
 
     def session(self, model: LoadedModel, max_length: int) -> Session:
@@ -97,14 +147,17 @@ class Quantized(Strategy):
         """A new, empty cache of this kind."""
         from transformers import QuantizedCache
 
+        if self.backend == _FP8:
+            return QuantizedCache(backend=_FP8, config=text_config(model))
+        axis = _BACKENDS[self.backend][2]
         return QuantizedCache(
             backend=self.backend,
             config=text_config(model),
             nbits=self.bits,
-            axis_key=self.axis,
-            axis_value=self.axis,
+            axis_key=axis,
+            axis_value=axis,
             q_group_size=self.group_size,
-            residual_length=self.residual_length,
+            residual_length=self.residual,
         )
 
 
@@ -139,69 +192,3 @@ def _head_sizes(model: LoadedModel) -> list[int]:
         heads = getattr(config, "num_attention_heads", None)
         return [size or config.hidden_size // heads] if size or heads else []
     return sorted({size for layer in arch.layers for size in (layer.key_size, layer.value_size)})
-
-
-@dataclass(frozen=True)
-class QuantizedInt4(Quantized):
-    """Four bits through optimum-quanto."""
-
-    name: ClassVar[str] = "quantized_int4"
-    backend: ClassVar[str] = "quanto"
-    package: ClassVar[str] = "optimum-quanto"
-    axis: ClassVar[int] = 0
-
-
-@dataclass(frozen=True)
-class QuantizedInt2(QuantizedInt4):
-    """Two bits through optimum-quanto."""
-
-    name: ClassVar[str] = "quantized_int2"
-    bits: int = 2
-
-
-@dataclass(frozen=True)
-class QuantizedHqqInt8(Quantized):
-    """Eight bits through HQQ (half-quadratic quantisation)."""
-
-    name: ClassVar[str] = "quantized_hqq_int8"
-    backend: ClassVar[str] = "hqq"
-    package: ClassVar[str] = "hqq"
-    axis: ClassVar[int] = 1
-    bits: int = 8
-
-
-@dataclass(frozen=True)
-class QuantizedHqqInt4(QuantizedHqqInt8):
-    """Four bits through HQQ."""
-
-    name: ClassVar[str] = "quantized_hqq_int4"
-    bits: int = 4
-
-
-@dataclass(frozen=True)
-class QuantizedFp8(Strategy):
-    """Eight-bit floating point (E4M3) with the library's own ``fp8`` backend."""
-
-    name: ClassVar[str] = "quantized_fp8"
-    exact: ClassVar[bool] = False
-    layers: ClassVar[frozenset[str]] = frozenset({"full"})
-
-    def available(self, model: LoadedModel | None, device: str) -> str | None:
-        """The backend came with a later transformers; its source says whether it is there."""
-        if "fp8" not in _cache_source().lower():
-            return (
-                "quantized_fp8 needs a transformers with the fp8 cache backend (5.23 has it); "
-                f"installed is {metadata.version('transformers')}"
-            )
-        return super().available(model, device)
-
-    def traffic(self, max_length: int) -> Traffic:
-        """One byte per number, and two scales per layer."""
-        return physics.Quantized(8, "fp8")
-
-    def session(self, model: LoadedModel, max_length: int) -> Session:
-        """Open a conversation; see :meth:`Strategy.session`."""
-        from transformers import QuantizedCache
-
-        config = text_config(model)
-        return GenerateSession(model, lambda: QuantizedCache(backend="fp8", config=config))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,13 +11,14 @@ from kvbench.strategies import shape
 from kvbench.strategies.base import (
     GenerateSession,
     Generation,
+    Preset,
     Session,
     allocated_static_cache,
     common_prefix,
     text_config,
 )
 from kvbench.strategies.dynamic import Dynamic
-from kvbench.strategies.quantized import QuantizedInt4
+from kvbench.strategies.quantized import Quantized
 from kvbench.strategies.static import Static
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ class _Reuses:
     def misfit(self, model: LoadedModel) -> str | None:
         """A state has no length that could be held against a history."""
         if {"state", "hybrid"} & set(shape.layer_kinds(model)):
-            return f"{type(self).name}: the state of this model's layers cannot say which tokens are in it"
+            return f"{self.id}: the state of this model's layers cannot say which tokens are in it"
         return super().misfit(model)
 
 
@@ -143,19 +144,22 @@ class StaticReuse(_Reuses, Static):
 
 
 @dataclass(frozen=True)
-class QuantizedInt4Reuse(_Reuses, QuantizedInt4):
-    """Four bits through optimum-quanto, kept from turn to turn.
+class QuantizedReuse(_Reuses, Quantized):
+    """A quantised cache kept from turn to turn.
 
     The first prompt is attended to in full precision by every quantised cache, and later prompts
     are so without reuse. With it they attend to what was stored, so the replies may differ from
-    those of ``quantized_int4``. Several tokens at once join the full-precision rest, which then may
-    be longer than ``residual_length`` until the next token arrives; the sizes follow
+    those of the same cache without it. Several tokens at once join the full-precision rest, which then may
+    be longer than ``residual`` until the next token arrives; the sizes follow
     :func:`kvbench.physics.residual_tokens`.
     """
 
-    name: ClassVar[str] = "quantized_int4_reuse"
+    name: ClassVar[str] = "quantized_reuse"
     reuses_turns: ClassVar[bool] = True
-    without_reuse: ClassVar[str] = "quantized_int4"
+    without_reuse: ClassVar[str] = "quantized"
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "quantized_int4_reuse": Preset("Four bits through optimum-quanto, kept from turn to turn."),
+    }
 
     def session(self, model: LoadedModel, max_length: int) -> Session:
         """Open a conversation; see :meth:`Strategy.session`."""

@@ -22,7 +22,7 @@ def outcome(strategy: Strategy, model: LoadedModel) -> str | None:
     An exact strategy must give the tokens of recomputation in float32; in other dtypes and for lossy
     strategies only errors count. The outcome is remembered with the model.
     """
-    name = type(strategy).name
+    name = strategy.id
     if name not in model.trials:
         model.trials[name] = _tried(strategy, model)
     return model.trials[name]
@@ -31,7 +31,7 @@ def outcome(strategy: Strategy, model: LoadedModel) -> str | None:
 def _tried(strategy: Strategy, model: LoadedModel) -> str | None:
     from kvbench.strategies.recompute import NoCache
 
-    name, kind = type(strategy).name, model.model.config.model_type
+    name, kind = strategy.id, model.model.config.model_type
     try:
         found = _talk(strategy.small(), model)
     except Exception as error:
@@ -41,7 +41,7 @@ def _tried(strategy: Strategy, model: LoadedModel) -> str | None:
             f"transformers {metadata.version('transformers')} cannot run {name} on {kind}: "
             f"{type(error).__name__}: {words}"
         )
-    if strategy.exact and str(model.model.dtype) == "torch.float32" and name != NoCache.name:
+    if strategy.exact and str(model.model.dtype) == "torch.float32" and strategy.id != NoCache.name:
         try:
             expected = _talk(NoCache(), model)
         except Exception:

@@ -14,6 +14,7 @@ from kvbench.engines import vllm
 from kvbench.inputs.models import LoadedModel
 from kvbench.physics import Traffic
 from kvbench.strategies.base import Generation, Session, Strategy
+from kvbench.strategies.options import option
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Vllm(Strategy):
         Tokens per block; attention on a CPU takes multiples of 32.
     """
 
-    block_size: int = 32
+    block_size: int = option(32, "b", least=1, label="blocks of {}", label_pt="blocos de {}")
 
     name: ClassVar[str] = "vllm"
     engine: ClassVar[str] = "vllm"

@@ -11,6 +11,7 @@ from kvbench.inputs.models import LoadedModel
 from kvbench.physics import Traffic
 from kvbench.strategies import shape
 from kvbench.strategies.base import GenerateSession, Session, Strategy, text_config
+from kvbench.strategies.options import option
 
 if TYPE_CHECKING:
     from transformers import Cache
@@ -35,7 +36,7 @@ class SlidingWindow(Strategy):
         Newest tokens that are kept, the current one included.
     """
 
-    window: int = 256
+    window: int = option(256, "w", least=1, label="{}", label_pt="{}")
 
     name: ClassVar[str] = "sliding_window"
     exact: ClassVar[bool] = False
@@ -44,7 +45,7 @@ class SlidingWindow(Strategy):
 
     def misfit(self, model: LoadedModel) -> str | None:
         """A window needs keys to drop, and positions that do not come from the mask's length."""
-        name = type(self).name
+        name = self.id
         reason = super().misfit(model)
         if reason:
             return reason
@@ -103,8 +104,8 @@ class AttentionSink(SlidingWindow):
         First tokens of the context that are never dropped.
     """
 
-    window: int = 252
-    sinks: int = 4
+    window: int = option(252, "w", least=1, label="{}", label_pt="{}")
+    sinks: int = option(4, "s", least=0, label="{} sinks", label_pt="{} sumidouros")
 
     name: ClassVar[str] = "attention_sink"
 

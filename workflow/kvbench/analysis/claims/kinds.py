@@ -452,10 +452,10 @@ def checked(
         )
     for key in ("numerator", "denominator", "strategy"):
         if key in measure:
-            one_of("strategy", measure[key], strategies.names(), f"{spot}.{key}")
+            _check_strategy(measure[key], f"{spot}.{key}")
     for key in ("among", "strategies"):
         for name in measure.get(key, ()):
-            one_of("strategy", name, strategies.names(), f"{spot}.{key}")
+            _check_strategy(name, f"{spot}.{key}")
     if "metric" in measure:
         one_of("metric", measure["metric"], METRICS, f"{spot}.metric")
     if "scenario" in measure:
@@ -463,3 +463,10 @@ def checked(
     for name in measure.get("model", ()):
         one_of("model", name, known["model"], f"{spot}.model")
     return kind.check(measure, spot, folder)
+
+
+def _check_strategy(name: str, where: str) -> None:
+    """Refuse what is no strategy's id: the tables know one name for the same options."""
+    (strategy,) = strategies.variants(name, where)
+    if strategy.id != name:
+        raise InputError(f"{where}: tables call {name!r} {strategy.id!r}; write that")

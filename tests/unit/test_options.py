@@ -1,0 +1,232 @@
+"""Options of strategies: checked in a configuration, swept, and readable back from a variant's id."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kvbench import strategies
+from kvbench.errors import InputError
+from kvbench.inputs import configuration
+from kvbench.records import digests
+from kvbench.strategies import looks, options
+
+CONFIG = Path(__file__).resolve().parents[2] / "config"
+SOURCE = "config/mine.yaml"
+EXPERIMENT = {
+    "name": "swept",
+    "models": ["embedded"],
+    "scenarios": ["banking_open_account"],
+    "turns": 1,
+    "max_new_tokens": 4,
+}
+
+
+def filled(entries: Any, **more: Any) -> dict[str, Any]:
+    experiment = {**copy.deepcopy(EXPERIMENT), "strategies": entries, **more}
+    return configuration.fill({"kv": {"experiments": [experiment]}}, SOURCE)
+
+
+def planned(entries: Any, **more: Any) -> list[str]:
+    return filled(entries, **more)["kv"]["experiments"][0]["strategies"]
+
+
+def refusal(entries: Any, **more: Any) -> str:
+    with pytest.raises(InputError) as error:
+        filled(entries, **more)
+    text = str(error.value)
+    assert "\n" not in text
+    assert text.startswith(f"{SOURCE}: kv.experiments[0].")
+    return text
+
+
+# Ids ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"name": "sliding_window", "window": 512}, "sliding_window-w512"),
+        ({"name": "sliding_window", "window": 256}, "sliding_window"),
+        ({"name": "attention_sink", "window": 64, "sinks": 0}, "attention_sink-w64-s0"),
+        ({"name": "paged", "block_sharing": True}, "paged-sharing"),
+        ({"name": "kvpress_knorm", "compression_ratio": 0.25}, "kvpress_knorm-c0.25"),
+        ({"name": "quantized", "residual": 32}, "quantized-quanto-b4-r32"),
+        ({"name": "quantized", "backend": "hqq", "bits": 3}, "quantized-hqq-b3"),
+    ],
+)
+def test_an_id_names_the_options_that_are_not_the_usual_ones(given, expected):
+    assert planned([given]) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("old", "backend", "bits"),
+    [
+        ("quantized_int4", "quanto", 4),
+        ("quantized_int2", "quanto", 2),
+        ("quantized_hqq_int8", "hqq", 8),
+        ("quantized_hqq_int4", "hqq", 4),
+        ("quantized_fp8", "fp8", 8),
+    ],
+)
+def test_an_earlier_name_is_the_id_of_its_options(old, backend, bits):
+    strategy = strategies.get(old)
+    assert (strategy.backend, strategy.bits) == (backend, bits)
+    assert planned([{"name": "quantized", "backend": backend, "bits": bits}]) == [old]
+
+
+def test_an_earlier_name_takes_further_options():
+    assert planned([{"name": "quantized_int2", "residual": 16}]) == ["quantized-quanto-b2-r16"]
+
+
+@pytest.mark.parametrize("name", list(strategies.classes()))
+def test_every_value_of_every_option_is_read_back_from_the_id(name):
+    cls = strategies.classes()[name]
+    for one in options.of(cls).values():
+        values = one.choices or ((True, False) if isinstance(one.default, bool) else (9, 1000))
+        if isinstance(one.default, float):
+            values = (0.0, 0.25, 0.9)
+        for value in values:
+            strategy = cls(**{one.name: value})
+            if strategy.contradiction() is None:
+                assert strategies.get(strategy.id) == strategy
+
+
+def test_an_id_that_spells_usual_values_is_the_plain_strategy():
+    assert strategies.get("sliding_window-w256").id == "sliding_window"
+    assert strategies.get("quantized-quanto-b4-r128").id == "quantized_int4"
+
+
+def test_a_reusing_variant_is_compared_with_the_same_options_without_reuse():
+    assert strategies.without_reuse("quantized_int4_reuse") == "quantized_int4"
+    assert strategies.without_reuse("quantized_reuse-hqq-b3-r16") == "quantized-hqq-b3-r16"
+    assert strategies.without_reuse("vllm_prefix_caching-b64") == "vllm-b64"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ("sliding_window-x3", "its options look like w256 (window)"),
+        ("sliding_window-w0", "at least 1"),
+        ("sliding_window-w5-w6", "'w6' is no option"),
+        ("none-w3", "it has none"),
+        ("quantized-quanto-b8", "set bits to 2 or 4"),
+        ("window-w3", "unknown strategy"),
+    ],
+)
+def test_an_id_that_stands_for_nothing_is_refused_with_what_there_is(wrong, told):
+    with pytest.raises(InputError, match="strategy") as error:
+        strategies.get(wrong)
+    assert told in str(error.value)
+
+
+def test_a_variant_is_out_of_date_when_its_plain_strategy_is():
+    assert digests.of_strategy("sliding_window-w512") == digests.of_strategy("sliding_window")
+
+
+# Configurations -------------------------------------------------------------------------------
+
+
+def test_lists_of_options_are_swept_as_a_full_cross():
+    swept = {"name": "quantized", "backend": "hqq", "bits": [2, 3], "residual": [16, 128]}
+    assert planned(["dynamic", swept]) == [
+        "dynamic",
+        "quantized-hqq-b2-r16",
+        "quantized-hqq-b2",
+        "quantized-hqq-b3-r16",
+        "quantized-hqq-b3",
+    ]
+
+
+def test_variants_are_cells_with_records_of_their_own():
+    known = configuration.load_scenarios_and_models(CONFIG)
+    config = filled(["dynamic", {"name": "sliding_window", "window": [64, 256]}])
+    cells = configuration.cells_of(configuration.plan_kv(config, *known, SOURCE).values())
+    start = "cpu/embedded/banking_open_account"
+    assert set(cells) == {
+        f"{start}/{name}/r1"
+        for name in ("dynamic", "control", "sliding_window-w64", "sliding_window")
+    }
+    assert cells[f"{start}/sliding_window-w64/r1"].quality
+
+
+def test_all_stands_for_every_named_strategy_of_the_engine():
+    found = planned("all")
+    assert {"none", "dynamic", "sliding_window", "quantized_int4"} <= set(found)
+    assert {strategies.get(name).engine for name in found} == {"transformers"}
+    assert set(planned("all", engine="vllm")) == set(strategies.names())
+
+
+def test_once_takes_the_ids_of_variants():
+    window = {"name": "sliding_window", "window": 64}
+    config = filled(["dynamic", window], once=["sliding_window-w64"])
+    known = configuration.load_scenarios_and_models(CONFIG)
+    (block,) = configuration.plan_kv(config, *known, SOURCE).values()
+    assert block.once == ("sliding_window-w64",)
+
+
+@pytest.mark.parametrize(
+    ("entry", "told"),
+    [
+        ({"name": "sliding_windw"}, "did you mean 'sliding_window'"),
+        ({"name": "sliding_window", "windw": 3}, "did you mean 'window'"),
+        ({"name": "sliding_window", "window": 0}, "a whole number at least 1"),
+        ({"name": "sliding_window", "window": 2.5}, "window is 2.5"),
+        ({"name": "sliding_window", "window": True}, "window is True"),
+        ({"name": "sliding_window", "window": []}, "empty list"),
+        ({"name": "paged", "block_sharing": "yes"}, "true or false"),
+        ({"name": "none", "window": 3}, "none has no options"),
+        ({"name": "quantized", "backend": "gguf"}, "quanto or hqq or fp8"),
+        ({"name": "quantized", "bits": [2, 8]}, "set bits to 2 or 4"),
+        ({"name": "quantized", "backend": "fp8"}, "set bits to 8"),
+        ({"name": "quantized", "backend": "fp8", "bits": 8, "residual": 4}, "has no residual"),
+        ({"window": 3}, "name"),
+        ("sliding_window-x3", "'x3' is no option"),
+        (3, "strategies[1]"),
+    ],
+)
+def test_a_wrong_option_is_refused_in_one_line(entry, told):
+    text = refusal(["dynamic", entry])
+    assert "strategies[1]" in text
+    assert told in text
+
+
+def test_one_variant_under_two_names_is_refused():
+    text = refusal(["quantized_int4", {"name": "quantized", "bits": 4}])
+    assert "strategies[1] names quantized_int4, as does strategies[0]" in text
+
+
+def test_a_word_that_is_not_all_is_refused():
+    assert "strategies" in refusal("every")
+
+
+# Looks ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("strategy", "english", "portuguese"),
+    [
+        ("sliding_window-w512", "sliding window 512", "janela deslizante 512"),
+        ("quantized-quanto-b2-r16", "int2 (quanto), rest of 16", "int2 (quanto), resto de 16"),
+        ("quantized-hqq-b3", "quantised hqq, 3 bits", "quantizado hqq, 3 bits"),
+        (
+            "kvpress_knorm-c0.25",
+            "key norms (kvpress), 0.25 dropped",
+            "normas das chaves (kvpress), 0,25 descartados",
+        ),
+    ],
+)
+def test_the_label_of_a_variant_says_its_options(strategy, english, portuguese):
+    assert looks.look(strategy).label == english
+    assert looks.labels([], "pt")[strategy] == portuguese
+
+
+def test_variants_of_one_strategy_are_told_apart_and_stand_together():
+    names = [f"sliding_window-w{window}" for window in (16, 32, 64, 128, 512, 1024)]
+    found = [looks.look(name) for name in ["sliding_window", *names]]
+    assert len({look.marker for look in found}) == len(found)
+    assert len({look.colour for look in found}) == len(found)
+    mixed = looks.in_order([*reversed(names), "attention_sink", "sliding_window", "none"])
+    assert mixed == ["none", "sliding_window", *names, "attention_sink"]
