@@ -84,6 +84,14 @@ def test_any_header_that_may_carry_an_identity_separates_tenants(start, upstream
     assert client.ask("my secret question", headers={name: "a"}).cache == "hit"
 
 
+def test_a_key_in_the_query_separates_tenants(start, upstream):
+    client = start()
+    body = client.body("my secret question")
+    for key, expected in (("a", "miss"), ("b", "miss"), ("a", "hit")):
+        reply = client.send("POST", f"/v1/chat/completions?key={key}", body)
+        assert reply.cache == expected
+
+
 def test_headers_that_say_nothing_of_who_asks_keep_a_hit(start, upstream):
     client = start()
     client.ask("hello", headers={"User-Agent": "one", "traceparent": "00-1", "X-B3-TraceId": "1"})

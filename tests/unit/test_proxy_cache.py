@@ -615,6 +615,10 @@ def test_the_proxy_says_that_it_is_well(start):
     client = start()
     client.ask("hello")
     assert json.loads(client.send("GET", "/healthz").body) == {"status": "ok", "entries": 1}
+    assert (client.send("HEAD", "/healthz").status, client.send("HEAD", "/healthz").body) == (
+        200,
+        b"",
+    )
 
 
 # --- forms ----------------------------------------------------------------------------------------

@@ -846,14 +846,16 @@ class _Server(uvicorn.Server):
 
 
 class _Only:
-    """An endpoint for one method; the rest is refused here, and never asked of the server."""
+    """An endpoint for one method (and HEAD for GET); the rest is never asked of the server."""
 
     def __init__(self, endpoint: Callable[[Request], Awaitable[Response]], method: str) -> None:
-        self._endpoint, self._method = endpoint, method
+        self._endpoint = endpoint
+        self._methods = ("GET", "HEAD") if method == "GET" else (method,)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["method"] != self._method:
-            response: Response = Response(status_code=405, headers={"allow": self._method})
+        if scope["method"] not in self._methods:
+            allowed = {"allow": ", ".join(self._methods)}
+            response: Response = Response(status_code=405, headers=allowed)
         else:
             response = await self._endpoint(Request(scope, receive))
         await response(scope, receive, send)
