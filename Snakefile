@@ -33,10 +33,16 @@ include: "workflow/rules/training.smk"
 
 
 onstart:
+    checkout.begin()
     keep_the_scheduler_quiet()
 
 
+onerror:
+    forget_journals()
+
+
 onsuccess:
+    forget_journals()
     print(closing_words())
 
 

@@ -462,6 +462,13 @@ def test_another_precision_goes_on_with_the_rounds_there_are(bench):
     assert found["none"]["block"]["rounds"] == 3
 
 
+def test_a_block_that_was_whole_goes_on_when_more_rounds_are_asked_for(bench):
+    bench.measure(bench.plan(precision=0.0001, min_rounds=2, max_rounds=2))
+    found = bench.measure(bench.plan(precision=0.0001, min_rounds=2, max_rounds=3))
+    assert found["none"]["block"]["resumed"] == [2]
+    assert found["none"]["block"]["rounds"] == 3
+
+
 def test_a_block_whose_last_record_was_not_written_measures_nothing_again(bench, monkeypatch):
     plan = bench.plan()
     first = bench.measure(plan)

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from kvbench.errors import InputError
 from kvbench.measurement import lock, noise
 from kvbench.measurement.clock import Clock, clock_for
 from kvbench.measurement.memory import CpuMemory, cache_bytes, meter_for
@@ -269,6 +270,37 @@ def test_a_lock_file_that_another_user_made_is_opened_without_creating(monkeypat
     monkeypatch.setattr(os, "open", protected)
     with lock.machine(path) as waited:
         assert waited < 30.0
+
+
+def test_who_waits_is_told_who_measures(child, tmp_path, caplog):
+    path = tmp_path / "lock"
+    holder = child(_HOLDER, str(path), "0.4")
+    assert holder.stdout.readline() == "held\n"
+    with caplog.at_level("INFO"), lock.machine(path, poll_s=0.01):
+        pass
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told.startswith("waiting for this machine: process ")
+    assert str(Path.cwd()) in told
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_a_lock_file_that_another_user_left_does_no_harm(monkeypatch, tmp_path, readable):
+    path = tmp_path / "lock"
+    path.touch()
+    real = os.open
+
+    def of_another(name: object, flags: int, *mode: int) -> int:
+        if not readable or flags & os.O_RDWR:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(name))
+        return real(name, flags, *mode)
+
+    monkeypatch.setattr(os, "open", of_another)
+    if readable:
+        with lock.machine(path) as waited:
+            assert waited < 30.0
+    else:
+        with pytest.raises(InputError, match="cannot be read; ask for it"), lock.machine(path):
+            pass
 
 
 STAT = """cpu  400 0 0 900 0 0 0 50

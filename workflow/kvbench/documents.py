@@ -55,11 +55,23 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read_text(path: Path, not_text: str = "save it as UTF-8") -> str:
+def read_text(path: Path, not_text: str = "save it as UTF-8") -> str:
+    """Read a text file.
+
+    Parameters
+    ----------
+    not_text:
+        The remedy where the file is not UTF-8.
+
+    Raises
+    ------
+    InputError
+        One line: the file is missing, a folder, not UTF-8, or cannot be read.
+    """
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
+        raise InputError(f"{path}: no such file; restore it or correct its name") from None
     except IsADirectoryError:
         raise InputError(f"{path}: a folder; name a file") from None
     except UnicodeDecodeError:
@@ -77,10 +89,15 @@ def read_yaml(path: Path) -> Any:
         One line naming the file and, where there is one, line or key: the file is missing, a folder,
         not UTF-8, malformed or nested too deeply, a key stands twice, or a number is not finite.
     """
-    text = _read_text(path)
+    text = read_text(path)
     try:
         document = yaml.load(text, _UniqueKeys)
         check_finite(document, str(path))
+    except yaml.reader.ReaderError as error:
+        raise InputError(
+            f"{path}: not valid YAML: the character U+{error.character:04X} stands at {error.position}; "
+            "remove it"
+        ) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" at line {mark.line + 1}" if mark else ""
@@ -109,8 +126,17 @@ def yaml_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.yaml"))
 
 
-def read_json(path: Path, schema_name: str | None = None) -> Any:
-    """Parse a JSON file that this program wrote, and check it against a schema if one is named.
+def read_json(
+    path: Path,
+    schema_name: str | None = None,
+    remedy: str = "delete the file and run again to make it anew",
+) -> Any:
+    """Parse a JSON file, and check it against a schema if one is named.
+
+    Parameters
+    ----------
+    remedy:
+        What helps when the file is broken; by default that of a file that this program wrote.
 
     Raises
     ------
@@ -118,22 +144,24 @@ def read_json(path: Path, schema_name: str | None = None) -> Any:
         One line naming the file, what is wrong and the remedy: missing, truncated, malformed,
         nested too deeply, with a number that is not finite, or not what the schema says.
     """
-    anew = "delete the file and run again to make it anew"
-    text = _read_text(path, anew)
+    text = read_text(path, remedy)
     try:
         document = json.loads(text, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
-        raise InputError(f"{path}: not valid JSON ({error}); {anew}") from None
+        raise InputError(f"{path}: not valid JSON ({error}); {remedy}") from None
     except RecursionError:
-        raise InputError(f"{path}: nested too deeply; {anew}") from None
+        raise InputError(f"{path}: nested too deeply; {remedy}") from None
     except ValueError:
-        check_finite(json.loads(text), str(path))
-        raise InputError(f"{path}: a number is out of range; {anew}") from None
+        try:
+            check_finite(json.loads(text), str(path))
+        except InputError as error:
+            raise InputError(f"{error}; {remedy}") from None
+        raise InputError(f"{path}: a number is out of range; {remedy}") from None
     if schema_name is not None:
         try:
             check_record(document, schema_name, str(path))
         except InputError as error:
-            raise InputError(f"{error}; {anew}") from None
+            raise InputError(f"{error}; {remedy}") from None
     return document
 
 
@@ -177,7 +205,9 @@ def write_bytes_atomic(path: Path, data: bytes) -> None:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, temporary = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}.", suffix=".part"
+        )
         with os.fdopen(handle, "wb") as stream:
             stream.write(data)
             stream.flush()

@@ -44,7 +44,7 @@ def kv_record(key: str, machine: str = HERE) -> str:
 
 
 def journal(block: str) -> str:
-    """Where the rounds of a block are kept until its records are written, by its id."""
+    """Where the rounds of a block are kept until its records are booked, by its id."""
     return f"results/journals/{block}.jsonl"
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import getpass
 import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -16,6 +18,8 @@ from typing import IO
 
 #: Seconds that a process is given to end by itself.
 STOP_S = 5.0
+
+_PR_SET_PDEATHSIG = 1
 
 #: Ends a child, and removes its folder, when its parent is killed without a chance to do so.
 _WATCHDOG = 'cat >/dev/null; kill -TERM "$1" 2>/dev/null; [ -z "$2" ] || rm -rf "$2"'
@@ -39,6 +43,12 @@ def settle_in(folder: Path) -> None:
     if not home or not os.access(home, os.W_OK):
         for variable, name in _CACHES.items():
             os.environ.setdefault(variable, str((folder / name).absolute()))
+
+
+def end_with_parent() -> None:
+    """Ask the kernel to end this process, by SIGTERM, when its parent is killed (Linux only)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def free_port() -> int:

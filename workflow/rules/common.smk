@@ -12,7 +12,7 @@ sys.path.insert(0, str(ROOT / "workflow"))
 # The report shows parameters: they name no folder of this machine.
 HERE = Path(os.path.relpath(ROOT))
 
-from kvbench import documents, figures as figure_modules, layout, studies
+from kvbench import checkout, documents, figures as figure_modules, layout, studies
 from kvbench.errors import InputError
 from kvbench.analysis import instrument
 from kvbench.inputs import configuration
@@ -24,6 +24,15 @@ from kvbench.traffic import cells as traffic, columns as traffic_columns
 def stop(error):
     """End with one line instead of a traceback: what the user wrote is wrong."""
     raise WorkflowError(str(error))
+
+
+if workflow.is_main_process:
+    for line in checkout.enter():
+        print(line, file=sys.stderr)
+elif workflow.subprocess_exec:
+    checkout.follow()
+else:
+    checkout.lead()
 
 
 def config_source():
@@ -402,6 +411,14 @@ def keep_the_scheduler_quiet():
     """
     if workflow.local_exec and hasattr(workflow.scheduler, "job_rate_limiter"):
         workflow.scheduler.job_rate_limiter = None
+
+
+def forget_journals():
+    """Remove the journals of blocks whose records lie: at a run's end Snakemake has booked them."""
+    for block in [*KV_BLOCKS.values(), *AA_BLOCKS.values()]:
+        path = layout.aa_record if block.id in AA_BLOCKS else layout.kv_record
+        if all(Path(path(cell.key)).exists() for cell in block.cells):
+            Path(layout.journal(block.id)).unlink(missing_ok=True)
 
 
 def closing_words():

@@ -19,6 +19,7 @@ def job(snakemake):
     # A log that cannot be written must not hide what the job has to say.
     logging.raiseExceptions, logging.lastResort = False, None
     try:
+        processes.end_with_parent()
         processes.settle_in(Path(".snakemake", "home"))
         log.parent.mkdir(parents=True, exist_ok=True)
         form = "%(asctime)s %(levelname)s %(name)s: %(message)s"

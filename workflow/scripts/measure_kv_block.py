@@ -21,7 +21,10 @@ def main(snakemake):
     )
     for path, name in zip(snakemake.output, plan["cells"], strict=True):
         records.write(Path(path), found[name])
-    journal.unlink(missing_ok=True)
+    # Snakemake deletes what it had no time to book; the journal then writes the same records again.
+    # It is removed at the end of the run. Why a cell failed stands in no journal.
+    if any(record["status"] not in {"ok", "unsupported"} for record in found.values()):
+        journal.unlink(missing_ok=True)
 
 
 if "snakemake" in globals():

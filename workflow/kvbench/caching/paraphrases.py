@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kvbench import documents
 from kvbench.errors import InputError, one_of
 from kvbench.layout import shipped
 
@@ -94,11 +94,7 @@ def load(path: Path = DEFAULT) -> Paraphrases:
         id occurs twice; an intent is in both halves, has no canonical text or two of them; or a
         follow-up or long intent is not a pair. The message names file and line or intent.
     """
-    try:
-        content = path.read_bytes()
-        lines = content.decode("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from error
+    lines = documents.read_text(path).splitlines()
     texts = [_text(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line]
     if not texts:
         raise InputError(f"{path}: empty; it needs one JSON object a line")
@@ -106,7 +102,7 @@ def load(path: Path = DEFAULT) -> Paraphrases:
     _check_intents(texts, path)
     if len({text.language for text in texts}) > 1:
         raise InputError(f"{path}: texts in two languages; a rate over two is a rate of none")
-    return Paraphrases(tuple(texts), hashlib.sha256(content).hexdigest())
+    return Paraphrases(tuple(texts), documents.sha256_of_file(path))
 
 
 def _text(line: str, place: str) -> Text:
@@ -114,6 +110,8 @@ def _text(line: str, place: str) -> Text:
         record: Any = json.loads(line)
     except json.JSONDecodeError as error:
         raise InputError(f"{place}: not JSON ({error.msg}); one object a line") from error
+    except RecursionError:
+        raise InputError(f"{place}: nested too deeply; one flat object a line") from None
     if not isinstance(record, dict):
         raise InputError(f"{place}: not a JSON object; one object a line")
     for name in _REQUIRED:

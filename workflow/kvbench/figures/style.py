@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import matplotlib
@@ -13,6 +14,7 @@ import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
 
+from kvbench import documents
 from kvbench.strategies.looks import look
 
 #: Widths of one and of two text columns, in inches.
@@ -77,7 +79,9 @@ def save(figure: Figure, base: Path, language: str | None = None) -> list[Path]:
     written = []
     for suffix, metadata in stamps.items():
         path = base.with_name(f"{base.name}.{suffix}")
-        figure.savefig(path, metadata=metadata)
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format=suffix, metadata=metadata)
+        documents.write_bytes_atomic(path, drawn.getvalue())
         written.append(path)
     plt.close(figure)
     return written

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from kvbench import documents, strategies, studies
+from kvbench import documents, physics, strategies, studies
 from kvbench.analysis import statistics
 from kvbench.errors import InputError, one_of
 from kvbench.inputs import scenarios
@@ -157,6 +158,10 @@ def read_models(folder: Path) -> dict[str, dict[str, Any]]:
                 f"{path}: name is {document['name']!r} but the file is called {path.name}; "
                 "make them equal"
             )
+        if "architecture" in document:
+            # Of a family that nothing is known of, the library knows the sizes.
+            with suppress(physics.UnknownFamily):
+                physics.Architecture.from_config(document["architecture"], f"{path}: architecture")
         found[document["name"]] = document
     return found
 
@@ -178,7 +183,7 @@ def fill(config: Mapping[str, Any], source: str) -> dict[str, Any]:
     """
     rules = documents.schema("config")
     documents.check_finite(config, source)
-    documents.check(dict(config), rules, source)
+    documents.check(config, rules, source)
     filled = documents.fill_defaults(dict(config), rules)
     if "kv" in filled["suites"] and config.get("kv", {}).get("experiments") == []:
         raise InputError(

@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -216,6 +217,7 @@ def check_checkpoint(folder: Path, named_by: str) -> None:
     """
     if not (folder / "config.json").is_file():
         raise InputError(f"{named_by}: {folder} has no config.json; it is not a model folder")
+    _check_config(folder / "config.json")
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         others = [p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt"}]
@@ -241,6 +243,17 @@ def check_checkpoint(folder: Path, named_by: str) -> None:
             raise InputError(
                 f"{path}: not a whole safetensors file ({error}); fetch it again"
             ) from None
+
+
+def _check_config(path: Path) -> None:
+    """Refuse sizes of which no model can be made; those of an unknown family are not looked at."""
+    from kvbench import physics
+
+    config = documents.read_json(path, remedy="fetch the checkpoint again")
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise InputError(f"{path}: model_type is missing; fetch the checkpoint again")
+    with suppress(physics.UnknownFamily):
+        physics.Architecture.from_config(config, str(path))
 
 
 @startup.collector_paused()

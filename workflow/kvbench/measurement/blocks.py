@@ -67,6 +67,11 @@ class _Block:
     def cells(self) -> Mapping[str, Mapping[str, Any]]:
         return self.plan["cells"]
 
+    @property
+    def effort(self) -> dict[str, Any]:
+        """What decides when enough is known."""
+        return {key: self.plan[key] for key in _EFFORT if key != "quiet_wait_s"}
+
     def take_up(self, piece: Mapping[str, Any]) -> None:
         """Take in a piece of finished work, just done or kept by the journal."""
         if "round" in piece:
@@ -122,7 +127,9 @@ def measure(
     if journal.differs:
         progress(f"rounds of an earlier start are left out: other {', '.join(journal.differs)}")
     for piece in journal.kept:
-        block.take_up(piece)
+        # What was enough for another precision or budget may not be enough now.
+        if "stopped" not in piece or piece.get("effort") == block.effort:
+            block.take_up(piece)
     if block.rounds:
         block.resumed.append(len(block.rounds))
         progress(f"taking up after {len(block.rounds)} rounds of an earlier start")
@@ -322,7 +329,8 @@ def _measure_part(
                 **result,
             }
         )
-    block.keep({"part": part, "stopped": stop, "members": list(workers)})
+    closing = {"part": part, "stopped": stop, "members": list(workers), "effort": block.effort}
+    block.keep(closing)
 
 
 def _enough(block: _Block, part: int, live: Mapping[str, Worker], parts: int) -> str | None:

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from kvbench import layout
+from kvbench import documents, layout
 from kvbench.errors import InputError
 
 #: A fixed moment for the engine's clock (2025-01-01 UTC), so that a PDF says nothing of its making.
@@ -41,7 +41,10 @@ def compile_pdf(main: Path, target: Path, log: Path) -> None:
     engine = shutil.which("latexmk") or shutil.which("tectonic")
     if engine is None:
         raise InputError(f"{target}: {layout.NO_LATEX}")
-    with tempfile.TemporaryDirectory() as temporary:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the target, where the next run finds what a kill left.
+    place = target.parent.absolute()
+    with tempfile.TemporaryDirectory(dir=place, prefix=".", suffix=".part") as temporary:
         work = Path(temporary) / "paper"
         shutil.copytree(main.parent, work, ignore=shutil.ignore_patterns("*.pdf"))
         for folder, name in ((main.parent.parent / "figures", "figures"),):
@@ -61,9 +64,7 @@ def compile_pdf(main: Path, target: Path, log: Path) -> None:
         made = work / f"{main.stem}.pdf"
         if done.returncode or not made.exists():
             raise InputError(f"{main}: LaTeX failed: {_first_error(done.stdout)} (see {log})")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(made, target.with_suffix(".part"))
-        target.with_suffix(".part").replace(target)
+        documents.write_bytes_atomic(target, made.read_bytes())
 
 
 def _command(engine: str, document: str) -> Sequence[str]:

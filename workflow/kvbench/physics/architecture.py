@@ -268,6 +268,8 @@ class _Sizes:
     def rotary(self, head_size: int) -> int:
         """Numbers of a head that are turned by rotary angles."""
         scaling = self.get("rope_parameters", {}) or {}
+        if not isinstance(scaling, Mapping):
+            raise InputError(f"{self.source}: rope_parameters is {scaling!r}; it must be an object")
         share = scaling.get("partial_rotary_factor") or self.get(
             "partial_rotary_factor", self.get("rotary_pct", 1.0)
         )

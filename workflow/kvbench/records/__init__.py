@@ -87,7 +87,11 @@ def read(path: Path) -> dict[str, Any]:
         The file is missing, corrupt, or of another schema.
     """
     record = documents.read_json(path)
-    _check(record, path)
+    try:
+        _check(record, path)
+    except InputError as error:
+        told = str(error)
+        raise InputError(told if told.endswith(_REMEDY) else f"{told}; {_REMEDY}") from None
     return record
 
 

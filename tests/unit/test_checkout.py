@@ -1,0 +1,120 @@
+"""One checkout, one run: what a killed run left, what is left alone, and jobs whose Snakemake is gone."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from kvbench import checkout
+
+
+@pytest.fixture(autouse=True)
+def given_back(monkeypatch):
+    """Give the locks back that a test takes, and keep its environment."""
+    monkeypatch.setenv(checkout._OWNER, "")
+    yield
+    while checkout._held:
+        os.close(checkout._held.pop())
+
+
+@pytest.fixture
+def left(tmp_path) -> Path:
+    """A folder as a killed run leaves it."""
+    for name in (
+        ".snakemake/locks/0.output.lock",
+        ".snakemake/scripts/tmpabc.draw.py",
+        "results/cells/kv/.r1.json.x.part",
+        "results/journals/.block.jsonl.new",
+        "results/cells/kv/r1.json",
+        "results/recorded/machine/.kept.part",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "results/inputs/.paper.part").mkdir(parents=True)
+    return tmp_path
+
+
+def files(folder: Path) -> set[str]:
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+
+
+def test_what_a_killed_run_left_is_cleared_and_its_lock_released(left):
+    (told,) = checkout.enter(left)
+    assert "its lock is released" in told
+    assert files(left) == {
+        ".snakemake/presence",
+        "results/cells/kv/r1.json",
+        "results/recorded/machine/.kept.part",
+    }
+    assert not (left / "results/inputs/.paper.part").exists()
+
+
+def test_beside_another_snakemake_nothing_is_touched(left):
+    other = os.open(left / ".snakemake/presence", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(other, fcntl.LOCK_SH)
+    before = files(left)
+    assert checkout.enter(left) == []
+    assert files(left) == before
+    os.close(other)
+
+
+def test_the_lock_of_another_host_stays_and_the_remedy_is_said(left):
+    (left / ".snakemake/presence").write_text("elsewhere")
+    (told,) = checkout.enter(left)
+    assert "a run on elsewhere" in told
+    assert told.endswith("snakemake --unlock")
+    assert (left / ".snakemake/locks/0.output.lock").exists()
+
+
+def test_a_run_that_ended_in_order_leaves_nothing_to_tell(tmp_path):
+    assert checkout.enter(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path):
+    (tmp_path / ".snakemake").touch()
+    assert checkout.enter(tmp_path) == []
+
+
+_JOB = """
+import subprocess, sys
+from kvbench import checkout
+checkout.follow()
+job = subprocess.Popen([sys.executable, "-c", "import time; print('ready', flush=True); time.sleep(600)"])
+print(job.pid, flush=True)
+job.wait()
+"""
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "pidfd_open"), reason="the kernel does not say when a process ends"
+)
+def test_a_job_and_what_it_started_end_with_their_snakemake():
+    owner = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    library = str(Path(checkout.__file__).resolve().parents[1])
+    job = subprocess.Popen(
+        [sys.executable, "-c", _JOB],
+        env={
+            **os.environ,
+            checkout._OWNER: f"{socket.gethostname()}:{owner.pid}",
+            "PYTHONPATH": library,
+        },
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    lines = {job.stdout.readline().strip() for _ in range(2)}
+    below = int(next(line for line in lines if line.isdigit()))
+    owner.send_signal(signal.SIGKILL)
+    owner.wait()
+    job.wait(timeout=30)
+    deadline = time.monotonic() + 30
+    while checkout._lives(below) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not checkout._lives(below)
+    job.stdout.close()

@@ -1,0 +1,192 @@
+"""A run that is killed again and again ends as if nothing had happened.
+
+``make kill-test`` kills fifty times; ``KVBENCH_KILLS`` and ``KVBENCH_KILL_SEED`` choose how often and when.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from kvbench import checkout
+from kvbench.measurement import lock
+from workflow_helpers import copy_repository, run_snakemake
+
+pytestmark = [
+    pytest.mark.end_to_end,
+    pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at /proc (Linux)"),
+]
+
+KILLS = int(os.environ.get("KVBENCH_KILLS", "4"))
+SEED = int(os.environ.get("KVBENCH_KILL_SEED", "11"))
+TINY = ("--configfile", "tests/workflow/tiny.yaml")
+TARGETS = ("--", "tables", "results/figures/kv_memory.en.svg")
+#: What is killed, and how. A killed group is a machine that lost its power.
+WAYS = ("group", "snakemake", "cell", "interrupt", "terminate")
+#: Longest seconds of work between two kills.
+LONGEST_S = 25.0
+
+
+def command() -> list[str]:
+    return [sys.executable, "-m", "snakemake", "--cores", "2", *TINY, *TARGETS]
+
+
+def start(folder: Path) -> subprocess.Popen:
+    with (folder / "run.log").open("ab") as output:
+        return subprocess.Popen(
+            command(),
+            cwd=folder,
+            env=environment(folder),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            # Where the tests run in the background, an interrupt would be ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+
+
+def environment(folder: Path) -> dict[str, str]:
+    tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    temporary = folder.parent / "tmp"
+    temporary.mkdir(exist_ok=True)
+    return {**os.environ, "PATH": tools, "TMPDIR": str(temporary)}
+
+
+def processes_in(folder: Path) -> dict[int, str]:
+    """Every living process that works in the folder, with its command."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (path / "cwd").readlink() == folder and checkout._lives(int(path.name)):
+                found[int(path.name)] = (
+                    (path / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                )
+    return found
+
+
+def wait_until(condition, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not (met := condition()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return met
+
+
+def kill(way: str, run: subprocess.Popen, folder: Path) -> None:
+    """Stop a run in one of the ways, and wait until nothing of it is left."""
+    if way == "cell":
+        scripts = [n for n, text in processes_in(folder).items() if ".snakemake/scripts/" in text]
+        for number in scripts[:1]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+        # The others go on, as after a cell that the kernel ended; then the run is over.
+        run.wait(timeout=240)
+    elif way == "group":
+        os.killpg(run.pid, signal.SIGKILL)
+    elif way == "snakemake":
+        os.kill(run.pid, signal.SIGKILL)
+    elif way == "interrupt":
+        os.killpg(run.pid, signal.SIGINT)
+    else:
+        os.kill(run.pid, signal.SIGTERM)
+    run.wait(timeout=240)
+
+
+def measured(folder: Path) -> dict[str, int]:
+    """Every record that is there, with the moment at which it was written."""
+    cells = (folder / "results" / "cells").rglob("*.json")
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in cells}
+
+
+def settled(folder: Path) -> dict[str, int]:
+    """The records whose job Snakemake has booked as finished: whole, and not to be measured again."""
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", "--cores", "2", "--summary", *TINY, *TARGETS],
+        cwd=folder,
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [line.split("\t") for line in done.stdout.splitlines() if "\t" in line]
+    booked = {row[0] for row in rows if row[-1] == "no update"}
+    return {name: moment for name, moment in measured(folder).items() if name in booked}
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory) -> tuple[Path, list[str]]:
+    """A checkout after a run that was killed many times and then ended; with what went wrong."""
+    folder = (tmp_path_factory.mktemp("kills") / "clone").resolve()
+    copy_repository(folder)
+    draw, wrong, finished = random.Random(SEED), [], {}
+    for number in range(KILLS):
+        way = WAYS[number % len(WAYS)]
+        run = start(folder)
+        moment = draw.uniform(2, LONGEST_S)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            run.wait(timeout=moment)
+        said = f"kill {number} ({way} after {moment:.1f} s)"
+        if run.poll() is None:
+            kill(way, run, folder)
+        if not wait_until(lambda: not processes_in(folder), 30):
+            wrong.append(f"{said}: left {processes_in(folder)}")
+        now = measured(folder)
+        wrong += [
+            f"{said}: {n} lost or measured twice" for n, t in finished.items() if now.get(n) != t
+        ]
+        for name in now:
+            json.loads((folder / name).read_text())
+        finished = settled(folder)
+        if run.returncode == 0:
+            # Over before its kill: begin again, so that there is something to stop.
+            for path in ("results", ".snakemake", "logs"):
+                subprocess.run(["rm", "-rf", str(folder / path)], check=True)
+            finished = {}
+    done = run_snakemake(folder, *TINY, *TARGETS)
+    assert done.returncode == 0, done.stdout[-6000:]
+    now = measured(folder)
+    wrong += [f"end: {n} lost or measured twice" for n, t in finished.items() if now.get(n) != t]
+    return folder, wrong
+
+
+def test_nothing_finished_is_lost_or_measured_again_and_no_process_stays(killed):
+    assert killed[1] == []
+
+
+def test_no_half_made_file_lock_or_temporary_folder_stays(killed):
+    folder, _ = killed
+    assert list(checkout.leftovers(folder)) == []
+    assert not list((folder / ".snakemake" / "locks").glob("*"))
+    assert not [path for path in (folder / "results/journals").rglob("*") if path.is_file()]
+    # The machine's lock is the kernel's, on a file that stays.
+    assert {path.name for path in (folder.parent / "tmp").iterdir()} <= {lock.LOCK_FILE.name}
+
+
+def test_what_is_not_timed_is_as_in_a_run_that_nobody_stopped(killed, tmp_path):
+    import pandas as pd
+
+    folder, _ = killed
+    whole = tmp_path / "whole"
+    copy_repository(whole)
+    done = run_snakemake(whole, *TINY, *TARGETS)
+    assert done.returncode == 0, done.stdout[-6000:]
+    name = "results/tables/README.md"
+    assert (folder / name).read_bytes() == (whole / name).read_bytes()
+    keys = ["model", "scenario", "strategy", "replicate"]
+    said = {}
+    for run in (folder, whole):
+        table = pd.read_csv(run / "results/tables/kv_summary.csv", keep_default_na=False)
+        fixed = [c for c in ("status", "reason", "kv_bytes", "token_digest") if c in table]
+        said[run] = table[[k for k in keys if k in table] + fixed].to_dict("records")
+    assert said[folder] == said[whole]
+    replies = "results/tables/kv_replies.csv"
+    assert (folder / replies).read_bytes() == (whole / replies).read_bytes()

@@ -1,0 +1,158 @@
+"""One checkout, one run: what a killed run left is cleared, and no job outlives its Snakemake."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import shutil
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+#: Seconds between asking a job to end and ending it.
+_GRACE_S = 8.0
+#: Names the Snakemake that a job belongs to, as ``<host>:<process>``.
+_OWNER = "KVBENCH_RUN"
+#: Where every Snakemake in a checkout holds a shared lock as long as it lives; holds the host of the
+#: last one that ran jobs.
+_PRESENCE = Path(".snakemake", "presence")
+
+#: Open until this process ends, however it ends: the kernel then gives the lock back.
+_held: list[int] = []
+
+
+def enter(folder: Path = Path()) -> list[str]:
+    """Take part in a checkout; if nobody else does, clear what a killed run left.
+
+    Every Snakemake holds a shared lock on one file. Whoever gets it alone knows that no other
+    lives here, so that Snakemake's own locks are stale, and half-made files nobody's. A run on
+    another machine may not be seen on a network folder, so what it locked is left alone.
+
+    Parameters
+    ----------
+    folder:
+        The working directory of the run.
+
+    Returns
+    -------
+    list of str
+        What is to be told, one line each.
+    """
+    try:
+        (folder / _PRESENCE).parent.mkdir(exist_ok=True)
+        handle = os.open(folder / _PRESENCE, os.O_RDWR | os.O_CREAT, 0o666)
+        _held.append(handle)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            alone = True
+        except BlockingIOError:
+            alone = False
+        told = _clear(folder, handle) if alone else []
+        fcntl.flock(handle, fcntl.LOCK_SH)
+    except OSError:
+        # A folder that cannot be written, or has no locks: Snakemake says what it needs itself.
+        return []
+    os.environ[_OWNER] = f"{socket.gethostname()}:{os.getpid()}"
+    return told
+
+
+def begin() -> None:
+    """Note that jobs are run from this host, for whoever finds their locks from another one."""
+    if _held:
+        with contextlib.suppress(OSError):
+            os.ftruncate(_held[-1], 0)
+            os.pwrite(_held[-1], socket.gethostname().encode(), 0)
+
+
+def _clear(folder: Path, handle: int) -> list[str]:
+    """Remove stale locks and half-made files; the caller is alone in the folder."""
+    locks = sorted((folder / ".snakemake" / "locks").glob("*.lock"))
+    host = os.pread(handle, 256, 0).decode(errors="replace") or socket.gethostname()
+    if locks and host != socket.gethostname():
+        return [
+            f"{folder / '.snakemake' / 'locks'}: held by a run on {host}; wait until it has ended, or, "
+            "if it is gone, run: snakemake --unlock"
+        ]
+    for path in locks:
+        path.unlink(missing_ok=True)
+    for path in leftovers(folder):
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    return ["Going on after a run that was cut short: its lock is released."] if locks else []
+
+
+def leftovers(folder: Path) -> Iterator[Path]:
+    """Files and folders that a killed run was still making, and Snakemake's temporary ones."""
+    own = folder / ".snakemake"
+    yield from [*own.glob("scripts/tmp*"), *own.glob("tmp.*")]
+    for path in [*(folder / "results").rglob(".*.part"), *(folder / "results").rglob(".*.new")]:
+        if "recorded" not in path.relative_to(folder).parts:
+            yield path
+
+
+def lead() -> None:
+    """Let the jobs below this process belong to it: on a cluster's node it stands alone."""
+    os.environ[_OWNER] = f"{socket.gethostname()}:{os.getpid()}"
+
+
+def follow() -> None:
+    """End this process and everything below it when the Snakemake that it belongs to is gone.
+
+    A job that outlives its Snakemake would measure on beside the next run. Nothing wakes up until
+    then: a thread waits for the kernel to say so. Without such a facility jobs end by themselves.
+    """
+    host, _, number = os.environ.get(_OWNER, "").rpartition(":")
+    if host != socket.gethostname() or not hasattr(os, "pidfd_open"):
+        return
+    try:
+        owner = os.pidfd_open(int(number))
+    except (OSError, ValueError):
+        return
+
+    def wait() -> None:
+        select.select([owner], [], [])
+        end_below(os.getpid())
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def end_below(process: int) -> None:
+    """End all processes below one, first by asking, and wait until they are gone."""
+    processes = list(_below(process))
+    for number, ask in ((signal.SIGTERM, _GRACE_S), (signal.SIGKILL, _GRACE_S)):
+        for found in processes:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(found, number)
+        deadline = time.monotonic() + ask
+        while time.monotonic() < deadline:
+            processes = [found for found in processes if _lives(found)]
+            if not processes:
+                return
+            time.sleep(0.05)
+
+
+def _below(process: int) -> Iterator[int]:
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            # The name, in brackets, may hold blanks.
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+    for found in parents:
+        above = found
+        while above in parents and above != process:
+            above = parents[above]
+        if above == process and found != process:
+            yield found
+
+
+def _lives(process: int) -> bool:
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"
