@@ -89,7 +89,7 @@ class _Handler(BaseHTTPRequestHandler):
         upstream = self.server.upstream
         body = self._note()
         chats = ("/chat/completions", "/embeddings", upstream.streams)
-        if not self.path.endswith(chats):
+        if not self.path.partition("?")[0].endswith(chats):
             self._reply(200, b'{"id": "x"}')
             return
         request = json.loads(body)
