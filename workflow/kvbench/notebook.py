@@ -159,7 +159,7 @@ class KVCacheBenchmark:
         script = conversation.script(document, {"max_new_tokens": max_new_tokens, "turns": 1})
         import torch
 
-        name = type(strategies.get(cache_strategy or "none")).name
+        name = strategies.get(cache_strategy or "none").id
         with lock.machine(), torch.inference_mode():
             seconds = self._take_turns([name], script, 1)[name]
             cell = self._cell(name, script)

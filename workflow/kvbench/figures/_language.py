@@ -107,6 +107,7 @@ def phrases(language: str) -> Phrases:
     """The phrase book of a language other than English, with the labels of the strategies."""
     labels = looks.labels(looks.LOOKS, language)
     named = {look.label: labels[name] for name, look in looks.LOOKS.items()}
+    named |= looks.words_of_options()
     return Phrases(named | documents.read_yaml(_FOLDER / f"words.{language}.yaml"))
 
 

@@ -172,6 +172,20 @@ def _shade(colour: str, amount: float) -> str:
     return "#" + "".join(f"{part:02X}" for part in mixed)
 
 
+def words_of_options() -> dict[str, str]:
+    """What labels say of options, English to Portuguese; ``{n}`` stands for a value, ``{}`` for words."""
+    found = {f"{english} {{}}": portuguese + " {}" for english, portuguese in _CLASSES.values()}
+    for name in names():
+        for option in options.of(type(get(name))).values():
+            if option.label == "{}":
+                base = look(name)
+                found[f"{base.label} {{n}}"] = f"{base.label_pt} {{n}}"
+            elif option.label:
+                english = option.label.replace("{}", "{n}")
+                found[english] = (option.label_pt or option.label).replace("{}", "{n}")
+    return found
+
+
 class _Labels(dict[str, str]):
     """Labels in one language, also of strategies that were not listed."""
 
