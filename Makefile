@@ -22,7 +22,7 @@ HARDWARE := /^(cuda-|nvidia-(cu|nccl|nvjitlink|nvshmem|nvtx)|triton==)/d
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install reproduce report test lint format bench lock rebuild-extensions install-vllm clean
+.PHONY: help install reproduce report snakemake-report test lint format bench lock rebuild-extensions install-vllm clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,8 +36,11 @@ install: $(STAMP) ## put the pinned packages into .venv (the targets below do th
 reproduce: $(STAMP) ## run the whole workflow: inputs, cells, tables, claims, figures, section, PDF
 	@$(RUN) snakemake --cores $(CORES) $(if $(CONFIG),--configfile "$(CONFIG)")
 
-report: $(STAMP) ## write results/report.html from what the last run made
-	@$(RUN) snakemake --cores $(CORES) $(if $(CONFIG),--configfile "$(CONFIG)") --report results/report.html
+report: $(STAMP) ## write results/report.en.html and report.pt.html: everything on one page
+	@$(RUN) snakemake report --cores $(CORES) $(if $(CONFIG),--configfile "$(CONFIG)")
+
+snakemake-report: $(STAMP) ## write results/snakemake-report.html: Snakemake's own, with the graph of jobs
+	@$(RUN) snakemake --cores $(CORES) $(if $(CONFIG),--configfile "$(CONFIG)") --report results/snakemake-report.html
 
 lint: $(STAMP) ## check format and style of the workflow and of Python
 	$(RUN) snakefmt --check $(SOURCES)
@@ -77,7 +80,8 @@ install-vllm: ## put the engine vLLM into .venv-vllm (3.5 GB; VLLM=vllm==0.33.0 
 	@.venv-vllm/bin/python -c 'import vllm; print("vLLM", vllm.__version__, "is ready")'
 
 clean: ## delete what is derived from records; measured cells and results/recorded stay
-	rm -rf results/tables results/claims results/figures results/paper results/report.html results/manifest.json
+	rm -rf results/tables results/claims results/figures results/paper results/report.*.html \
+	  results/snakemake-report.html results/manifest.json
 
 $(STAMP): $(LOCK) envs/build_extensions.py
 	@command -v "$(PYTHON)" >/dev/null || { \

@@ -27,19 +27,21 @@ from kvbench.inputs import configuration, scenarios
 from kvbench.strategies import options
 
 ROOT = Path(__file__).resolve().parents[2]
-ENGLISH, PORTUGUESE, CONFIG = "README.md", "README.pt-BR.md", "config/README.md"
+CONFIG = "config/README.md"
+#: Where the strategies and studies are listed, and where the examples of additions stand.
+STRATEGIES, STRATEGIES_PT = "docs/strategies.md", "docs/strategies.pt-BR.md"
+EXAMPLES = "docs/adding.md"
+#: Every page that there is in English and in Portuguese, found by its name.
+TRANSLATED = ("README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))
+TRANSLATED = tuple(name for name in TRANSLATED if not name.endswith(".pt-BR.md"))
 DOCUMENTS = (
-    ENGLISH,
-    PORTUGUESE,
+    *TRANSLATED,
+    *(name.replace(".md", ".pt-BR.md") for name in TRANSLATED),
     CONFIG,
     "workflow/README.md",
     "profiles/README.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
-    "docs/proxy.md",
-    "docs/proxy.pt-BR.md",
-    "docs/traffic.md",
-    "docs/traffic.pt-BR.md",
     "resources/embedded-llama/README.md",
     "resources/paraphrases/README.md",
     "resources/traffic/README.md",
@@ -227,7 +229,7 @@ def with_tables(text: str) -> str:
     return _TABLE.sub(fresh, text)
 
 
-@pytest.mark.parametrize("name", [ENGLISH, CONFIG])
+@pytest.mark.parametrize("name", [STRATEGIES, CONFIG])
 def test_tables_of_keys_options_strategies_and_studies_equal_the_code(name):
     written, expected = text_of(name).splitlines(), with_tables(text_of(name)).splitlines()
     differing = [line for line in expected if line not in written]
@@ -238,22 +240,24 @@ def test_tables_of_keys_options_strategies_and_studies_equal_the_code(name):
 
 
 def test_every_table_stands_in_a_document():
-    marked = {match[2] for name in (ENGLISH, CONFIG) for match in _TABLE.finditer(text_of(name))}
+    marked = {match[2] for name in DOCUMENTS for match in _TABLE.finditer(text_of(name))}
     assert marked == set(TABLES)
 
 
 @pytest.mark.parametrize("strategy", strategies.names())
-def test_the_portuguese_readme_lists_every_strategy_with_exactness_and_devices(strategy):
+def test_the_portuguese_page_lists_every_strategy_with_exactness_and_devices(strategy):
     found = strategies.get(strategy)
     exact = "sim" if found.exact else "não"
     row = rf"^\| `{strategy}` \| [^|]+ \| {exact} \| {places(found)} \|$"
-    assert re.search(row, text_of(PORTUGUESE), re.MULTILINE), row
+    assert re.search(row, text_of(STRATEGIES_PT), re.MULTILINE), row
 
 
-def test_the_portuguese_readme_lists_no_strategy_or_study_that_does_not_exist():
-    listed = set(re.findall(r"^\| `(\w+)` \| [^|]+ \| (?:sim|não) \|", text_of(PORTUGUESE), re.M))
+def test_the_portuguese_page_lists_no_strategy_or_study_that_does_not_exist():
+    listed = set(
+        re.findall(r"^\| `(\w+)` \| [^|]+ \| (?:sim|não) \|", text_of(STRATEGIES_PT), re.M)
+    )
     assert listed == set(strategies.names())
-    asked = set(re.findall(r"^\| `(\w+)` \| [^|]+\? \|$", text_of(PORTUGUESE), re.M))
+    asked = set(re.findall(r"^\| `(\w+)` \| [^|]+\? \|$", text_of(STRATEGIES_PT), re.M))
     assert asked == set(studies.names())
 
 
@@ -301,10 +305,16 @@ def test_every_make_target_in_the_documents_exists(name):
         assert {word for word in words if "=" not in word} <= known, words
 
 
-def test_the_readme_tells_of_every_target_a_user_may_ask_for():
-    asked = {word for words in commands(text_of(ENGLISH), "snakemake") for word in words}
+def test_the_pages_in_english_tell_of_every_target_a_user_may_ask_for():
+    asked = {
+        word
+        for name in TRANSLATED
+        for words in commands(text_of(name), "snakemake")
+        for word in words
+    }
     targets = set(re.findall(r"^rule (\w+):", text_of("Snakefile"), re.M)) - {"all"}
-    assert targets | {"claims", "record", "aa_test", "train_embedded_model"} <= asked
+    targets |= {"claims", "record", "aa_test", "train_embedded_model", "report"}
+    assert targets | {"symposium", "spreadsheets", "crate"} <= asked
 
 
 def slugs(text: str) -> set[str]:
@@ -325,32 +335,51 @@ def test_every_relative_link_leads_somewhere(name):
             assert anchor in slugs(target.read_text(encoding="utf-8")), f"{name}: {link}"
 
 
-@pytest.mark.parametrize("name", [ENGLISH, PORTUGUESE])
+@pytest.mark.parametrize("name", DOCUMENTS)
 def test_no_number_is_left_to_be_filled_in(name):
     assert not re.findall(r"\{\{.*?\}\}", text_of(name))
 
 
-def test_both_readmes_show_the_same_commands_and_examples():
+@pytest.mark.parametrize("name", ["README.md", "README.pt-BR.md"])
+def test_a_readme_is_short_and_keeps_its_measured_blocks(name):
+    text = text_of(name)
+    assert len(text.splitlines()) <= 250
+    assert re.findall(r"<!-- measured: (\w+) -->", text) == ["headline", "answers", "costs"]
+    assert text.count("<!-- end of measured -->") == 3
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "images").iterdir()), ids=lambda p: p.name)
+def test_a_picture_is_light_and_shown_by_a_readme(path):
+    assert path.stat().st_size < 60_000
+    assert any(
+        f"](docs/images/{path.name})" in text_of(f"README{end}") for end in (".md", ".pt-BR.md")
+    )
+
+
+@pytest.mark.parametrize("name", TRANSLATED)
+def test_both_languages_show_the_same_commands_and_examples(name):
     def code(name: str) -> list[str]:
         blocks = [block for language, _, block in _FENCE.findall(text_of(name)) if language]
-        return [re.sub(r"\s*# .*", "", block) for block in blocks]
+        # Comments are translated, and a page shows the output in its own language.
+        return [re.sub(r"\s*# .*| --language pt$", "", block, flags=re.M) for block in blocks]
 
-    assert code(ENGLISH) == code(PORTUGUESE)
+    assert code(name) == code(name.replace(".md", ".pt-BR.md"))
 
 
-def test_both_readmes_have_the_same_sections():
+@pytest.mark.parametrize("name", TRANSLATED)
+def test_both_languages_have_the_same_sections(name):
     def levels(name: str) -> list[str]:
         return re.findall(r"^(#+) ", _FENCE.sub("", text_of(name)), re.M)
 
-    assert levels(ENGLISH) == levels(PORTUGUESE)
+    assert levels(name) == levels(name.replace(".md", ".pt-BR.md"))
 
 
 # ------------------------------------------------------------- the examples of how to add something
 
 
 def example(path: str) -> str:
-    """The code block of the README that is labelled with a path."""
-    found = [block for _, label, block in _FENCE.findall(text_of(ENGLISH)) if label == path]
+    """The code block of the page on additions that is labelled with a path."""
+    found = [block for _, label, block in _FENCE.findall(text_of(EXAMPLES)) if label == path]
     assert len(found) == 1, path
     return found[0]
 
@@ -456,5 +485,5 @@ def test_the_example_of_a_figure_draws(tmp_path, run_example):
 
 
 if __name__ == "__main__":
-    for document in (ENGLISH, CONFIG):
+    for document in (STRATEGIES, CONFIG):
         (ROOT / document).write_text(with_tables(text_of(document)), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What adding something costs: the README's examples, put where they say, are all that is needed."""
+"""What adding something costs: the examples of docs/adding.md, put where they say, are all it takes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import yaml
 from workflow_helpers import ROOT, copy_repository, run_snakemake
 
-#: Kind of addition to the README's examples of it, by the path that they are labelled with.
+#: Kind of addition to the page's examples of it, by the path that they are labelled with.
 EXAMPLES = {
     "scenario": ["config/scenarios/parcel_delivery.yaml"],
     "model": ["config/models/my-model.yaml"],
@@ -39,7 +39,7 @@ CONFIG = {
 
 
 def example(path: str) -> str:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "adding.md").read_text(encoding="utf-8")
     (found,) = re.findall(rf"^```\w+ {re.escape(path)}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     return found
 

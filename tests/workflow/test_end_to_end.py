@@ -133,11 +133,25 @@ def test_published_files_are_byte_identical_when_rebuilt_from_the_same_records(f
     assert (folder / "results/manifest.json").read_bytes() == manifest
 
 
-def test_the_report_embeds_figures_and_tables(finished):
+def test_the_report_of_snakemake_embeds_figures_and_tables(finished):
     folder, _ = finished
-    done = run_snakemake(folder, *SMALL, "--report", "results/report.html")
+    done = run_snakemake(folder, *SMALL, "--report", "results/snakemake-report.html")
     assert done.returncode == 0, done.stdout[-4000:]
-    assert (folder / "results/report.html").stat().st_size > 100_000
+    assert (folder / "results/snakemake-report.html").stat().st_size > 100_000
+
+
+def test_the_report_shows_every_table_and_figure_of_the_run(finished):
+    folder, _ = finished
+    done = run_snakemake(folder, *SMALL, "--", "report")
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert "rule measure_kv" not in done.stdout
+    tables = {path.stem for path in (folder / "results/tables").glob("*.csv")}
+    figures = {path.name.split(".")[0] for path in (folder / "results/figures").glob("*.svg")}
+    for language in ("en", "pt"):
+        page = (folder / f"results/report.{language}.html").read_text(encoding="utf-8")
+        assert {name for name in tables if f'id="table-{name}"' not in page} == set()
+        shown = {name for name in figures if f'id="figure-{name}"' in page}
+        assert figures - shown <= {"symposium_symposium_turn"}
 
 
 def test_a_recorded_run_rebuilds_tables_and_paper_without_measuring(finished, tmp_path):

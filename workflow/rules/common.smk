@@ -461,3 +461,9 @@ def aa_records_present():
     What an older configuration left behind is of other settings and stays out.
     """
     return [path for path in AA_RECORDS if Path(path).exists()]
+
+
+def report_templates():
+    """What the report is rendered from, beside the tables and figures."""
+    found = (ROOT / "workflow/kvbench/publication/templates").iterdir()
+    return sorted(str(path.relative_to(ROOT)) for path in found)

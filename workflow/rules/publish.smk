@@ -50,7 +50,16 @@ rule crate:
         "../../envs/publish.yaml"
     params:
         root=str(HERE),
-        sources=["Snakefile", "README.md", "LICENSE", "CITATION.cff", "config", "envs", "workflow"],
+        sources=[
+            "Snakefile",
+            "README.md",
+            "LICENSE",
+            "CITATION.cff",
+            "config",
+            "docs",
+            "envs",
+            "workflow",
+        ],
         code=code_of("crate"),
     message:
         "Packing the run as an RO-Crate"
@@ -76,3 +85,34 @@ rule notebook:
         "Running the tutorial ({wildcards.language})"
     script:
         "../scripts/notebook.py"
+
+
+rule report:
+    input:
+        tables=CSV_TABLES,
+        claims=layout.claims("csv"),
+        # Which of the two a figure is shown as depends on its size.
+        figures=[figure for figure in FIGURES if not figure.endswith(".pdf")],
+        environments=environment_files(),
+        recorded=rules.verify_recorded.output[0],
+        templates=report_templates(),
+    output:
+        [f"results/report.{language}.html" for language in LANGUAGES],
+    log:
+        "logs/publish/report.log",
+    conda:
+        "../../envs/analysis.yaml"
+    params:
+        languages=LANGUAGES,
+        studies=STUDIES,
+        traffic=bool(TRAFFIC_CELLS),
+        machines=[str(machine) for machine in RECORDED],
+        pictures=[
+            *((name, name, "") for name in FIGURE_NAMES),
+            *((name, *drawn) for name, drawn in SCENARIO_FIGURES.items()),
+        ],
+        code=code_of("report"),
+    message:
+        "Writing the report: everything on one page"
+    script:
+        "../scripts/report.py"

@@ -1,0 +1,214 @@
+"""The report: headline, verdicts, figures, tables and machines on one page that needs no network."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+import synthetic_kv
+from kvbench.analysis import claims as claims_module
+from kvbench.analysis import tables as analysis_tables
+from kvbench.publication import report
+
+CHROMIUM = shutil.which("chromium")
+DRAWING = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 5"><rect width="9" height="5"/></svg>'
+)
+FACTS = {
+    "cpu": "Some processor",
+    "cores": 2,
+    "memory_bytes": 3 * 2**30,
+    "gpu": None,
+    "system": "Some system",
+    "python": "3.11.7",
+    "packages": {"torch": "2.13.0", "transformers": "5.15.1"},
+}
+#: Run in the page by the browser: its width, what sticks out of it, and boxes that overlap.
+PROBE = """
+<script>
+const box = e => e.getBoundingClientRect();
+const beside = (a, b) => a.right <= b.left + 1 || a.bottom <= b.top + 1;
+const apart = (a, b) => beside(a, b) || beside(b, a);
+let overlapping = 0;
+for (const those of ["header, section", "details.figure", ".first > *", ".chip"]) {
+  const boxes = [...document.querySelectorAll(those)].map(box).filter(b => b.width > 0);
+  for (let i = 0; i < boxes.length; i++)
+    for (let j = i + 1; j < boxes.length; j++) overlapping += apart(boxes[i], boxes[j]) ? 0 : 1;
+}
+const broken = [...document.images].filter(i => i.complete && !i.naturalWidth).length;
+const bottom = id => Math.round(box(document.getElementById(id)).bottom);
+parent.postMessage(`width ${innerWidth} content ${document.documentElement.scrollWidth} `
+  + `overlapping ${overlapping} broken ${broken} headline ${bottom("headline")} `
+  + `verdicts ${bottom("counts")}`, "*");
+</script>
+"""
+#: A browser's window is no narrower than 500 pixels; a frame in it is.
+FRAME = """<!doctype html><title>nothing heard</title>
+<script>addEventListener("message", event => { document.title = event.data; });</script>
+<iframe src="page.html" style="width: %dpx; height: 900px; border: 0"></iframe>
+"""
+
+
+def claim(**given) -> dict[str, object]:
+    row = dict.fromkeys(claims_module.COLUMNS, None)
+    return row | {
+        "id": "one",
+        "machine": "here",
+        "source": "a source",
+        "statement_en": "Caching <always> helps.",
+        "statement_pt": "Usar cache <sempre> ajuda.",
+        "figure_value": 1.5,
+        "unit": "x",
+        "value": 1.25,
+        "ci_low": 1.125,
+        "ci_high": 1.5,
+        "verdict": "reproduced",
+        **given,
+    }
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Results with one figure of each kind."""
+    (tmp_path / "figures").mkdir()
+    for name in ("kv_speedup", "claims", "traffic_time", "symposium_symposium_turn"):
+        for language in ("en", "pt"):
+            (tmp_path / "figures" / f"{name}.{language}.svg").write_text(DRAWING)
+    return tmp_path
+
+
+def page(folder, language="en", rows=None) -> str:
+    summary, samples = synthetic_kv.tables()
+    return report.render(
+        language,
+        summary,
+        pd.DataFrame(
+            rows or [claim(), claim(id="two", verdict="not tested", reason="no such cell")]
+        ),
+        {"kv_summary": summary, "kv_samples": samples},
+        {"kv_summary.csv": analysis_tables.SUMMARY_COLUMNS},
+        [
+            report.Picture("kv_speedup", "kv_speedup", ""),
+            report.Picture("claims", "claims", ""),
+            report.Picture("traffic_time", "traffic_time", ""),
+            report.Picture("symposium_symposium_turn", "symposium", "symposium_turn"),
+        ],
+        {"here": FACTS},
+        [],
+        folder,
+    )
+
+
+class Balanced(HTMLParser):
+    """Open elements, to see that every one is closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in {"meta", "link", "img", "br"}:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.mark.parametrize("language", ["en", "pt"])
+def test_every_element_is_closed(folder, language):
+    parser = Balanced()
+    parser.feed(page(folder, language))
+    assert parser.open == []
+
+
+@pytest.mark.parametrize("language", ["en", "pt"])
+def test_the_page_loads_nothing_from_elsewhere(folder, language):
+    text = page(folder, language)
+    assert re.findall(r'src="(?!data:)[^"]*"|url\((?!data:)', text) == []
+    assert "<script" not in text
+
+
+def test_the_verdicts_stand_before_the_figures_and_what_failed_comes_first(folder):
+    rows = [claim(), claim(id="two", verdict="refuted", statement_en="Wrong.")]
+    text = page(folder, rows=rows)
+    assert (
+        text.index("Wrong.")
+        < text.index("Caching &lt;always&gt; helps.")
+        < text.index("<h2>Figures")
+    )
+
+
+def test_an_interval_has_commas_in_english_and_semicolons_in_portuguese(folder):
+    assert "[1.125, 1.5]" in page(folder)
+    assert "[1,125; 1,5]" in page(folder, "pt")
+
+
+def test_a_single_run_has_no_interval(folder):
+    text = page(folder, rows=[claim(value=7.25, ci_low=float("nan"), ci_high=float("nan"))])
+    assert re.search(r"7\.25\s*x", text)
+
+
+def test_a_claim_without_a_verdict_shows_its_reason(folder):
+    assert "no such cell" in page(folder)
+
+
+def test_the_headline_has_the_source_beside_what_was_measured(folder):
+    table = re.search(r'<table class="data" id="headline">.*?</table>', page(folder), re.S)[0]
+    assert "314.4" in table
+    assert "5.36" in table
+
+
+def test_a_question_is_asked_in_the_language_of_the_page(folder):
+    assert "Your traffic: does a cache keep its worth?" in page(folder)
+    assert "Seu tráfego: um cache conserva o seu valor?" in page(folder, "pt")
+
+
+def test_a_long_table_says_how_much_of_it_is_shown(folder):
+    _, samples = synthetic_kv.tables()
+    assert len(samples) > report.MOST_ROWS
+    assert f"the first {report.MOST_ROWS} of {len(samples)} rows" in page(folder)
+
+
+def test_a_heavy_drawing_is_shown_as_a_bitmap(folder):
+    (folder / "figures" / "claims.en.svg").write_text(DRAWING + " " * report.HEAVIEST_DRAWING)
+    (folder / "figures" / "claims.en.png").write_bytes(b"a bitmap")
+    assert page(folder).count("data:image/png;base64,") == 1
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (apt install chromium)")
+@pytest.mark.parametrize("language", ["en", "pt"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_browser_shows_the_page_without_overlap_or_complaint(folder, language, width):
+    probed = page(folder, language).replace("</body>", PROBE + "</body>")
+    (folder / "page.html").write_text(probed, encoding="utf-8")
+    (folder / "frame.html").write_text(FRAME % width, encoding="utf-8")
+    done = subprocess.run(
+        [
+            CHROMIUM,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--enable-logging=stderr",
+            f"--user-data-dir={folder / 'profile'}",
+            "--window-size=1400,1000",
+            "--hide-scrollbars",
+            "--virtual-time-budget=3000",
+            "--dump-dom",
+            (folder / "frame.html").as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert "CONSOLE" not in done.stderr
+    found = re.search(r"<title>([^<]+)</title>", done.stdout)[1].split()
+    told = dict(zip(found[::2], map(int, found[1::2]), strict=True))
+    assert told["content"] <= told["width"] == width
+    assert told["overlapping"] == told["broken"] == 0
+    assert told["verdicts"] < 500, "the verdicts are not on the first screen"
+    assert told["headline"] < 900, "the headline is not on the first screen"

@@ -1,0 +1,285 @@
+"""The report: one page per language with headline, verdicts, figures, tables and machines.
+
+It is written from the published tables and figures alone, holds its pictures within it, and needs
+neither a network nor a script.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import pandas as pd
+
+from kvbench import documents, figures, layout
+from kvbench.figures import _language
+from kvbench.paper.numbers import DERIVED, PUBLISHED
+
+_TEMPLATES = Path(__file__).parent / "templates"
+#: Verdict to how it is shown: a colour's class, and a sign for who sees no colour. In reading order.
+_VERDICTS = {
+    "refuted": ("no", "✗"),
+    "not met": ("no", "✗"),
+    "inconclusive": ("open", "?"),
+    "reproduced": ("yes", "✓"),
+    "met": ("yes", "✓"),
+    "not enough rounds": ("none", "–"),
+    "not tested": ("none", "–"),
+}
+_UNJUDGED = ("not enough rounds", "not tested")
+#: Rows of the headline: the words' key, strategy, column of the summary, what the source gives.
+_HEADLINE = (
+    *((name, name, "e2e_s_median", PUBLISHED[name]["e2e"]) for name in PUBLISHED),
+    ("dynamic_vs_none", "dynamic", "speedup_vs_none", DERIVED["dynamic_vs_none"]),
+    ("static_vs_none", "static", "speedup_vs_none", DERIVED["static_vs_none"]),
+    ("static_vs_dynamic", "static", "speedup_vs_dynamic", DERIVED["static_vs_dynamic"]),
+)
+_SCENARIO = "symposium_turn"
+#: Figures about the numbers themselves; the others are told apart by the beginning of their names.
+_TRUST = ("claims", "instrument", "kv_drift", "training_loss")
+#: Rows of a table that the page shows; the file has all of them.
+MOST_ROWS = 60
+#: A drawing with more text than this is shown as a bitmap, so that the page stays light. In bytes.
+HEAVIEST_DRAWING = 150_000
+
+
+class Picture(NamedTuple):
+    """A figure of this run: its name, the module that draws it, its scenario or nothing."""
+
+    name: str
+    module: str
+    scenario: str
+
+
+def render(
+    language: str,
+    summary: pd.DataFrame,
+    claims: pd.DataFrame,
+    tables: Mapping[str, pd.DataFrame],
+    meanings: Mapping[str, Mapping[str, str]],
+    pictures: Sequence[Picture],
+    environments: Mapping[str, Mapping[str, Any]],
+    studies: Sequence[str],
+    folder: Path,
+) -> str:
+    """Return the page.
+
+    Parameters
+    ----------
+    language:
+        ``en`` or ``pt``.
+    summary, claims:
+        ``kv_summary.csv`` and ``claims.csv``.
+    tables, meanings:
+        Every table by its name, and what its columns mean, by the file's name.
+    pictures:
+        The figures, in the order in which they are shown.
+    environments:
+        Machine to its facts.
+    studies:
+        Studies that have a table: which tables a figure takes follows from them.
+    folder:
+        ``results``: where the figures are.
+    """
+    words = documents.read_yaml(_TEMPLATES / f"report.{language}.yaml")
+    page = _Page(words, language, folder)
+    rows = [page.claim(row) for row in _ranked(claims)]
+    drawn = [page.figure(picture, studies) for picture in pictures]
+    first = next((one for one in drawn if one["name"] == f"symposium_{_SCENARIO}"), None)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        undefined=jinja2.StrictUndefined,
+        autoescape=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template("report.html.j2").render(
+        words=words,
+        counts=[
+            (page.verdict(name), int((claims["verdict"] == name).sum()))
+            for name in _VERDICTS
+            if (claims["verdict"] == name).any()
+        ],
+        headline=page.headline(summary),
+        symposium=first,
+        judged=[row for row in rows if row["verdict"]["name"] not in _UNJUDGED],
+        unjudged=[row for row in rows if row["verdict"]["name"] in _UNJUDGED],
+        gallery=[
+            {"title": title, "figures": found}
+            for group, title in words["groups"].items()
+            if (found := [one for one in drawn if one["group"] == group and one is not first])
+        ],
+        tables=[
+            page.table(name, table, meanings.get(f"{name}.csv", {}))
+            for name, table in tables.items()
+        ],
+        machines=[page.machine(*item, summary) for item in environments.items()],
+    )
+
+
+class _Page:
+    """What a page says, in the words and numbers of its language."""
+
+    def __init__(self, words: Mapping[str, Any], language: str, folder: Path) -> None:
+        self.words, self.language, self.folder = words, language, folder
+
+    def number(self, value: object) -> str:
+        """A number with four significant digits, or a dash."""
+        if not isinstance(value, (int, float)) or not math.isfinite(value):
+            return "–"
+        if float(value).is_integer() and abs(value) < 1e15:
+            return str(int(value))
+        return f"{value:.4g}".replace(".", self.words["decimal"])
+
+    def measured(self, value: object, low: object, high: object) -> dict[str, str]:
+        """A value with its interval, if it has one; a count and a formula's result have none."""
+        ends = [self.number(end) for end in (low, high)]
+        interval = "" if "–" in ends or low == value == high else self.words["list"].join(ends)
+        return {"text": self.number(value), "interval": interval}
+
+    def verdict(self, name: str) -> dict[str, str]:
+        """A verdict's word, sign and colour."""
+        kind, sign = _VERDICTS[name]
+        return {"name": name, "kind": kind, "sign": sign, "word": self.words["verdicts"][name]}
+
+    def claim(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """One row of the verdicts."""
+        unjudged = row["verdict"] in _UNJUDGED
+        return {
+            "verdict": self.verdict(row["verdict"]),
+            "statement": row[f"statement_{self.language}"],
+            "source": _text(row["source"]),
+            "figure": self.figures_number(row),
+            "value": self.measured(*(row[key] for key in ("value", "ci_low", "ci_high"))),
+            "unit": "" if self.number(row["value"]) == "–" else _unit(row["unit"]),
+            "reason": _text(row["reason"]) if unjudged else "",
+            "machine": _text(row["machine"]),
+        }
+
+    def figures_number(self, row: Mapping[str, Any]) -> str:
+        """The source's number with its unit; empty where it gives none."""
+        found = self.number(row["figure_value"])
+        return "" if found == "–" else f"{found} {_unit(row['unit'])}".strip()
+
+    def headline(self, summary: pd.DataFrame) -> dict[str, Any]:
+        """The published cell: one column per machine and model that measured it."""
+        ours = summary[(summary["scenario"] == _SCENARIO) & summary["strategy"].isin(PUBLISHED)]
+        groups = list(ours.groupby(["machine", "model", "device", "dtype"], sort=False))
+        return {
+            "columns": [
+                {"machine": key[0], "model": f"{key[1]}, {key[2]}, {key[3]}"} for key, _ in groups
+            ],
+            "rows": [
+                {
+                    "name": self.words[name],
+                    "printed": self.number(printed),
+                    "values": [self._headline_value(own, strategy, column) for _, own in groups],
+                }
+                for name, strategy, column, printed in _HEADLINE
+            ],
+        }
+
+    def _headline_value(self, own: pd.DataFrame, strategy: str, column: str) -> dict[str, str]:
+        rows = own[own["strategy"] == strategy]
+        if rows.empty:
+            return {"text": "–", "interval": ""}
+        base = column.removesuffix("_median")
+        row = rows.iloc[0]
+        return self.measured(row[column], row[f"{base}_ci_low"], row[f"{base}_ci_high"])
+
+    def figure(self, picture: Picture, studies: Sequence[str]) -> dict[str, Any]:
+        """One figure with its question, its picture and the tables it is drawn from."""
+        file = f"{picture.name}.{self.language}"
+        drawing = self.folder / "figures" / f"{file}.svg"
+        if drawing.stat().st_size > HEAVIEST_DRAWING:
+            drawing = drawing.with_suffix(".png")
+        question = figures.question(picture.module)
+        if self.language != "en":
+            question = _language.phrases(self.language).say(question)
+        return {
+            "name": picture.name,
+            "file": file,
+            "scenario": picture.scenario,
+            "question": question,
+            "group": _group(picture.name),
+            "type": "image/png" if drawing.suffix == ".png" else "image/svg+xml",
+            "data": base64.b64encode(drawing.read_bytes()).decode(),
+            "tables": [
+                path.removeprefix("results/")
+                for path in map(layout.table, figures.tables_of(picture.module, studies))
+                if path.startswith("results/")
+            ],
+        }
+
+    def table(self, name: str, table: pd.DataFrame, meanings: Mapping[str, str]) -> dict[str, Any]:
+        """The beginning of a table, without the columns that are empty throughout."""
+        shown = table.head(MOST_ROWS)
+        columns = [column for column in table if not _empty(table[column])]
+        return {
+            "name": name,
+            "count": len(table),
+            "left": len(table) > MOST_ROWS,
+            "columns": [
+                {"name": column, "meaning": meanings.get(str(column), "")} for column in columns
+            ],
+            "rows": [
+                [self._entry(value) for value in row]
+                for row in shown[columns].itertuples(index=False, name=None)
+            ],
+        }
+
+    def _entry(self, value: object) -> dict[str, str]:
+        if isinstance(value, bool) or not hasattr(value, "__float__"):
+            text = _text(value)
+            return {"text": text, "kind": "words" if len(text) > 40 else ""}
+        return {"text": self.number(float(value)).replace("–", ""), "kind": "number"}
+
+    def machine(
+        self, name: str, facts: Mapping[str, Any], summary: pd.DataFrame
+    ) -> dict[str, object]:
+        """A machine's facts, and how many of its cells ended how."""
+        ended = summary.loc[summary["machine"] == name, "status"].value_counts()
+        packages = facts["packages"]
+        gpu = facts.get("gpu")
+        return {
+            "name": name,
+            "cpu": facts["cpu"],
+            "cores": facts["cores"],
+            "memory": self.number(round(facts["memory_bytes"] / 2**30, 1)),
+            "gpu": gpu.get("name", "") if isinstance(gpu, Mapping) else gpu,
+            "system": facts["system"],
+            "python": facts["python"],
+            "torch": packages.get("torch", "–"),
+            "transformers": packages.get("transformers", "–"),
+            "cells": self.words["list"].join(f"{status}: {n}" for status, n in ended.items()),
+        }
+
+
+def _ranked(claims: pd.DataFrame) -> Iterable[Mapping[str, Any]]:
+    """Rows by verdict, what failed first, otherwise in the order of the claims."""
+    rank = {name: place for place, name in enumerate(_VERDICTS)}
+    order = claims["verdict"].map(rank).sort_values(kind="stable").index
+    return claims.loc[order].to_dict("records")
+
+
+def _group(name: str) -> str:
+    if name in _TRUST:
+        return "trust"
+    return {"app": "front", "traffic": "traffic"}.get(name.partition("_")[0], "inside")
+
+
+def _text(value: object) -> str:
+    """A text; nothing where an entry is empty."""
+    return "" if value is None or value != value else str(value)
+
+
+def _unit(value: object) -> str:
+    """A unit as it is printed."""
+    return {"us": "µs"}.get(_text(value), _text(value))
+
+
+def _empty(column: pd.Series) -> bool:
+    return bool((column.isna() | (column.astype(str) == "")).all())
