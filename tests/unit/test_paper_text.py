@@ -330,6 +330,20 @@ def test_the_pdf_has_no_overfull_box_no_undefined_reference_and_no_bitmap_font(
     assert "coração" in text and "[U+1F600]" in text and "R$ 1.000" in text
 
 
+@pytest.mark.skipif(shutil.which("latexmk") is None, reason="latexmk is not installed")
+def test_the_pdf_is_built_beside_its_sources_and_nothing_else_stays(tmp_path, monkeypatch):
+    from kvbench.paper import typesetting
+
+    monkeypatch.chdir(ROOT)
+    paper = tmp_path / "paper"
+    paper.mkdir()
+    (tmp_path / "figures").mkdir()
+    main = paper / "main.en.tex"
+    main.write_text("\\documentclass{article}\\begin{document}Text.\\end{document}\n")
+    typesetting.compile_pdf(main, paper / "paper.en.pdf", tmp_path / "log")
+    assert sorted(path.name for path in paper.iterdir()) == ["main.en.tex", "paper.en.pdf"]
+
+
 def test_a_sign_without_a_glyph_is_numbered_and_named_in_the_log(caplog):
     assert tex.escape("cafe\u0301 α 😀") == "café \\ensuremath{\\alpha} [U+1F600]"
     assert "GRINNING FACE" in caplog.text

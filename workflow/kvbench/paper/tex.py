@@ -66,6 +66,8 @@ UNITS = {
     "GFLOP/s": "GFLOP/s",
     "tokens/s": "tokens/s",
     "req/s": "req/s",
+    "nats": "nats",
+    "bytes": r"\byte",
     "1/s": r"\per\second",
     "%": r"\percent",
 }

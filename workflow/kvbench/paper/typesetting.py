@@ -46,7 +46,8 @@ def compile_pdf(main: Path, target: Path, log: Path) -> None:
     place = target.parent.absolute()
     with tempfile.TemporaryDirectory(dir=place, prefix=".", suffix=".part") as temporary:
         work = Path(temporary) / "paper"
-        shutil.copytree(main.parent, work, ignore=shutil.ignore_patterns("*.pdf"))
+        # The sources lie beside the target, and so beside this very folder.
+        shutil.copytree(main.parent, work, ignore=shutil.ignore_patterns("*.pdf", ".*"))
         for folder, name in ((main.parent.parent / "figures", "figures"),):
             (Path(temporary) / name).symlink_to(folder.resolve())
         shutil.copyfile(Path("paper/references.bib"), work / "references.bib")
