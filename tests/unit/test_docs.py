@@ -138,11 +138,16 @@ def option_table() -> str:
         "| strategy | option | in ids | takes | default | meaning |",
         "|---|---|---|---|---|---|",
     ]
-    for name, cls in strategies.classes().items():
+    shared = options.of(strategies.Strategy)
+    rows = [("every one of the library's", strategies.Strategy)]
+    rows += [(f"`{name}`", cls) for name, cls in strategies.classes().items()]
+    for name, cls in rows:
         for one in options.of(cls).values():
+            if one.name in shared and cls is not strategies.Strategy:
+                continue
             spelled = one.spell(True if one.default is False else one.default)
             lines.append(
-                f"| `{name}` | `{one.name}` | `{spelled}` | {one.takes} | "
+                f"| {name} | `{one.name}` | `{spelled}` | {one.takes} | "
                 f"`{json.dumps(one.default)}` | {parameter(cls, one.name)} |"
             )
     return "\n".join(lines)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
+import families
 import pytest
 from kvbench import strategies
 from kvbench.errors import InputError
@@ -55,6 +57,8 @@ def refusal(entries: Any, **more: Any) -> str:
         ({"name": "kvpress_knorm", "compression_ratio": 0.25}, "kvpress_knorm-c0.25"),
         ({"name": "quantized", "residual": 32}, "quantized-quanto-b4-r32"),
         ({"name": "quantized", "backend": "hqq", "bits": 3}, "quantized-hqq-b3"),
+        ({"name": "dynamic", "attention": "eager"}, "dynamic-eager"),
+        ({"name": "sliding_window", "attention": "eager", "window": 8}, "sliding_window-eager-w8"),
     ],
 )
 def test_an_id_names_the_options_that_are_not_the_usual_ones(given, expected):
@@ -108,10 +112,10 @@ def test_a_reusing_variant_is_compared_with_the_same_options_without_reuse():
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
-        ("sliding_window-x3", "its options look like w256 (window)"),
+        ("sliding_window-x3", "w256 (window)"),
         ("sliding_window-w0", "at least 1"),
         ("sliding_window-w5-w6", "'w6' is no option"),
-        ("none-w3", "it has none"),
+        ("none-w3", "'w3' is no option of none"),
         ("quantized-quanto-b8", "set bits to 2 or 4"),
         ("window-w3", "unknown strategy"),
     ],
@@ -177,12 +181,14 @@ def test_once_takes_the_ids_of_variants():
         ({"name": "sliding_window", "window": True}, "window is True"),
         ({"name": "sliding_window", "window": []}, "empty list"),
         ({"name": "paged", "block_sharing": "yes"}, "true or false"),
-        ({"name": "none", "window": 3}, "none has no options"),
+        ({"name": "none", "window": 3}, "unknown option of none 'window'"),
         ({"name": "quantized", "backend": "gguf"}, "quanto or hqq or fp8"),
         ({"name": "quantized", "bits": [2, 8]}, "set bits to 2 or 4"),
         ({"name": "quantized", "backend": "fp8"}, "set bits to 8"),
         ({"name": "quantized", "backend": "fp8", "bits": 8, "residual": 4}, "has no residual"),
         ({"window": 3}, "name"),
+        ({"name": "paged", "attention": "eager"}, "brings its own attention"),
+        ({"name": "dynamic", "attention": "fast"}, "sdpa or eager"),
         ("sliding_window-x3", "'x3' is no option"),
         (3, "strategies[1]"),
     ],
@@ -230,3 +236,40 @@ def test_variants_of_one_strategy_are_told_apart_and_stand_together():
     assert len({look.colour for look in found}) == len(found)
     mixed = looks.in_order([*reversed(names), "attention_sink", "sliding_window", "none"])
     assert mixed == ["none", "sliding_window", *names, "attention_sink"]
+
+
+# Attention ------------------------------------------------------------------------------------
+
+
+def test_a_variant_gives_the_model_its_attention_and_keeps_the_tokens():
+    model = families.build("llama")
+    ids, found = list(range(5, 30)), {}
+    for name in ("dynamic", "dynamic-eager", "static-eager"):
+        strategy = strategies.get(name)
+        assert strategy.available(model, "cpu") is None
+        assert strategy.adapt(model) is None
+        found[name] = strategy.session(model, 40).generate(ids, 6, lambda: None).tokens
+        usual = "sdpa" if name == "dynamic" else "eager"
+        assert model.model.config._attn_implementation == usual
+    assert found["dynamic-eager"] == found["static-eager"] == found["dynamic"]
+
+
+@pytest.mark.parametrize("name", ["sliding_window-w8", "attention_sink-w8-s2", "static_reuse"])
+def test_attention_changes_no_token_of_a_bounded_or_kept_cache(name):
+    model = families.build("llama")
+    found = []
+    for attention in ("sdpa", "eager"):
+        strategy = dataclasses.replace(strategies.get(name), attention=attention)
+        assert strategy.adapt(model) is None
+        session = strategy.session(model, 60)
+        first = session.generate(list(range(5, 30)), 6, lambda: None).tokens
+        longer = [*range(5, 30), *first, *range(40, 50)]
+        found.append((first, session.generate(longer, 6, lambda: None).tokens))
+    assert found[0] == found[1]
+
+
+def test_flash_attention_is_unsupported_on_a_cpu_with_one_reason():
+    reason = strategies.get("dynamic-flash_attention_2").available(None, "cpu")
+    assert reason == (
+        "dynamic-flash_attention_2 needs a cuda device: flash_attention_2 has no other kernels"
+    )

@@ -117,7 +117,7 @@ class KVCacheBenchmark:
             raise InputError(f"iterations is {iterations}; it must be at least 1")
         import torch
 
-        names = [strategies.get(name or "none").id for name in cache_strategies]
+        names = [_named(name) for name in cache_strategies]
         with lock.machine(), torch.inference_mode():
             seconds = self._take_turns(names, script, iterations)
             # Memory afterwards, when the sessions of the others are closed.
@@ -159,7 +159,7 @@ class KVCacheBenchmark:
         script = conversation.script(document, {"max_new_tokens": max_new_tokens, "turns": 1})
         import torch
 
-        name = strategies.get(cache_strategy or "none").id
+        name = _named(cache_strategy)
         with lock.machine(), torch.inference_mode():
             seconds = self._take_turns([name], script, 1)[name]
             cell = self._cell(name, script)
@@ -351,3 +351,14 @@ def _told(
     yield f"  Speed: {summary['avg_tokens_per_second']:.1f} tok/s"
     yield f"  Tokens: {summary['total_tokens_generated']}"
     yield f"  Success: {summary['success_rate']:.0%} ({done}/{len(times)})"
+
+
+def _named(name: str | None) -> str:
+    """The id of a strategy that can share a model with others."""
+    strategy = strategies.get(name or "none")
+    if strategy.attention != "auto":
+        raise InputError(
+            f"{strategy.id}: here all strategies share one model and its attention; "
+            "measure it in an experiment of the workflow"
+        )
+    return strategy.id

@@ -116,7 +116,8 @@ class Cell:
                 self._model = models.load(
                     self._job.model_folder, self._device, cell["dtype"], keep=keep
                 )
-        if reason := self._strategy.available(self._model, self._device):
+        reason = self._strategy.available(self._model, self._device)
+        if reason := reason or self._strategy.adapt(self._model):
             raise Unsupported(reason)
         if self._turns is None:
             self._turns = script(documents.read_json(self._job.prompts_file), cell)

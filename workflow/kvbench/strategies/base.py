@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -68,6 +69,10 @@ class Session:
         """Give back threads and memory. The session is not used afterwards."""
 
 
+#: The attention that the library chooses for a model, and the one that needs a package.
+AUTO, FLASH = "auto", "flash_attention_2"
+
+
 @dataclass(frozen=True)
 class Preset:
     """A name of its own for certain options of a strategy.
@@ -88,6 +93,11 @@ class Preset:
 class Strategy:
     """A way to keep keys and values during generation. Fields are options.
 
+    Parameters
+    ----------
+    attention:
+        Implementation of attention in the library's models; auto is the model's own choice.
+
     A field declared with :func:`kvbench.strategies.options.option` has a letter in ids and bounds.
 
     Class attributes
@@ -107,6 +117,15 @@ class Strategy:
     presets:
         Names of their own for certain options, the usual ones among them.
     """
+
+    attention: str = _options.option(
+        AUTO,
+        "",
+        kw_only=True,
+        choices=(AUTO, "sdpa", "eager", FLASH),
+        label="{} attention",
+        label_pt="atenção {}",
+    )
 
     name: ClassVar[str]
     presets: ClassVar[Mapping[str, Preset]] = {}
@@ -136,6 +155,11 @@ class Strategy:
         """
         if device not in self.devices:
             return f"{self.id} needs a {' or '.join(sorted(self.devices))} device"
+        if self.attention == FLASH:
+            if device != "cuda":
+                return f"{self.id} needs a cuda device: {FLASH} has no other kernels"
+            if importlib.util.find_spec("flash_attn") is None:
+                return f"{self.id} needs the package flash-attn (pip install flash-attn)"
         if model is None:
             return None
         reason = self.misfit(model)
@@ -144,6 +168,23 @@ class Strategy:
 
             reason = trial.outcome(self, model)
         return reason
+
+    def adapt(self, model: LoadedModel) -> str | None:
+        """Give a model of the process's own this attention; return why that cannot be, or None.
+
+        Whatever runs on the model afterwards has it too: the exact cache that quality is held against.
+        """
+        if self.attention == AUTO:
+            return None
+        kind = model.model.config.model_type
+        try:
+            model.model.set_attn_implementation(self.attention)
+        except (ImportError, ValueError) as error:
+            words = " ".join(str(error).split())[:160]
+            return f"{self.id}: {kind} does not take {self.attention} attention: {words}"
+        if model.model.config._attn_implementation != self.attention:
+            return f"{self.id}: the attention of {kind} cannot be set"
+        return None
 
     def misfit(self, model: LoadedModel) -> str | None:
         """Return which of the model's layers this cache cannot keep, or None."""

@@ -98,8 +98,9 @@ class Option:
 
 
 def option(default: Any, letter: str, **more: Any) -> Any:
-    """A dataclass field that is an option; ``more`` are further fields of :class:`Option`."""
-    return field(default=default, metadata={"letter": letter, **more})
+    """A dataclass field that is an option; ``more`` are ``kw_only`` and fields of :class:`Option`."""
+    keyword_only = more.pop("kw_only", False)
+    return field(default=default, kw_only=keyword_only, metadata={"letter": letter, **more})
 
 
 def of(cls: type[Strategy]) -> dict[str, Option]:
@@ -120,8 +121,6 @@ def made(cls: type[Strategy], given: Mapping[str, Any], where: str) -> Strategy:
     """
     known = of(cls)
     for name in given:
-        if not known:
-            raise InputError(f"{where}.{name}: {cls.name} has no options; leave {name} out")
         one_of(f"option of {cls.name}", name, known, f"{where}.{name}", "or leave it out")
     values = {name: known[name].value(value, f"{where}.{name}") for name, value in given.items()}
     strategy = cls(**values)
@@ -181,6 +180,6 @@ def parsed(cls: type[Strategy], parts: Sequence[str], strategy: str) -> Strategy
             spelled = ", ".join(f"{one.spell(one.default)} ({name})" for name, one in known.items())
             raise InputError(
                 f"strategy {strategy!r}: {part!r} is no option of {cls.name}; "
-                + (f"its options look like {spelled}" if spelled else "it has none")
+                f"its options look like {spelled}"
             )
     return made(cls, given, f"strategy {strategy!r}")

@@ -11,7 +11,7 @@ from kvbench import physics
 from kvbench.inputs.models import LoadedModel
 from kvbench.physics import Traffic
 from kvbench.strategies import shape
-from kvbench.strategies.base import Generation, Session, Strategy
+from kvbench.strategies.base import AUTO, Generation, Session, Strategy
 from kvbench.strategies.options import option
 
 
@@ -38,6 +38,12 @@ class Paged(Strategy):
     name: ClassVar[str] = "paged"
     #: The engine reads windows from the configuration, but gave other tokens with them (5.15.1).
     layers: ClassVar[frozenset[str]] = frozenset({"full"})
+
+    def contradiction(self) -> str | None:
+        """The attention is the engine's own."""
+        if self.attention != AUTO:
+            return f"{type(self).name} brings its own attention; leave attention out"
+        return None
 
     def available(self, model: LoadedModel | None, device: str) -> str | None:
         """The engine came with transformers 4.53."""

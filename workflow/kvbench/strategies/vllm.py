@@ -13,7 +13,7 @@ from kvbench import physics
 from kvbench.engines import vllm
 from kvbench.inputs.models import LoadedModel
 from kvbench.physics import Traffic
-from kvbench.strategies.base import Generation, Session, Strategy
+from kvbench.strategies.base import AUTO, Generation, Session, Strategy
 from kvbench.strategies.options import option
 
 
@@ -48,6 +48,12 @@ class Vllm(Strategy):
     name: ClassVar[str] = "vllm"
     engine: ClassVar[str] = "vllm"
     prefix_caching: ClassVar[bool] = False
+
+    def contradiction(self) -> str | None:
+        """The attention is the engine's own."""
+        if self.attention != AUTO:
+            return f"{type(self).name} brings its own attention; leave attention out"
+        return None
 
     def available(self, model: LoadedModel | None, device: str) -> str | None:
         """VLLM has an environment of its own."""
