@@ -22,7 +22,7 @@ HARDWARE := /^(cuda-|nvidia-(cu|nccl|nvjitlink|nvshmem|nvtx)|triton==)/d
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install reproduce report snakemake-report test lint format bench lock rebuild-extensions install-vllm clean
+.PHONY: help install reproduce report snakemake-report test kill-test slurm-test lint format bench lock rebuild-extensions install-vllm clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,12 @@ lint: $(STAMP) ## check format and style of the workflow and of Python
 
 test: lint ## lint, then every test
 	$(RUN) pytest
+
+kill-test: $(STAMP) ## kill a run fifty times at random moments and go on each time (KVBENCH_KILL_SEED=n)
+	$(RUN) KVBENCH_KILLS=50 pytest tests/workflow/test_kills.py
+
+slurm-test: $(STAMP) ## run the workflow on a Slurm of one machine (as root; Debian's slurmctld slurmd slurm-client munge)
+	$(RUN) KVBENCH_SLURM=1 pytest tests/workflow/test_slurm.py
 
 bench: $(STAMP) ## print what the harness itself costs (tests/benchmarks)
 	@set -e; for script in tests/benchmarks/*.py; do \

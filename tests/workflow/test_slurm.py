@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from kvbench import processes
 from workflow_helpers import copy_repository
 
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel")
@@ -37,7 +38,7 @@ def lacking() -> str | None:
         )
     if os.geteuid() != 0:
         return "needs root: slurmd starts jobs as their users"
-    if SYSTEM_CONF.exists() or SYSTEM_CONF.is_symlink():
+    if SYSTEM_CONF.exists():
         return f"{SYSTEM_CONF} is there: this machine belongs to a cluster"
     try:
         import snakemake_executor_plugin_slurm  # noqa: F401
@@ -65,28 +66,6 @@ def free_ports(number: int) -> list[int]:
     for one in sockets:
         one.close()
     return ports
-
-
-@contextlib.contextmanager
-def daemon(command: list[str], log: Path) -> Iterator[None]:
-    """A service in the foreground, ended when the block ends."""
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "PATH": tools()},
-            start_new_session=True,
-        )
-    try:
-        yield
-    finally:
-        process.terminate()
-        try:
-            process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -128,11 +107,15 @@ ReturnToService=2
 MinJobAge=600
 KillWait=5
 SchedulerParameters=sched_interval=2
-NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=8000 State=UNKNOWN
+GresTypes=gpu
+SlurmdParameters=config_overrides
+NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=70000 Gres=gpu:1 State=UNKNOWN
 PartitionName=cpu Nodes=n1 Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
 PartitionName=gpu Nodes=n1 MaxTime=INFINITE State=UP OverSubscribe=NO
 """
     )
+    # A device that is only counted: nothing here computes on it.
+    (place / "gres.conf").write_text("Name=gpu File=/dev/null\n")
     munged = [
         *("munged", "--foreground", "--force", f"--key-file={key}", f"--socket={bus}"),
         *(f"--pid-file={place / 'munge.pid'}", f"--log-file={place / 'munged.log'}"),
@@ -140,17 +123,21 @@ PartitionName=gpu Nodes=n1 MaxTime=INFINITE State=UP OverSubscribe=NO
     ]
     with contextlib.ExitStack() as stack:
         SYSTEM_CONF.parent.mkdir(exist_ok=True)
+        # What a killed test left points to a folder that is gone.
+        SYSTEM_CONF.unlink(missing_ok=True)
         SYSTEM_CONF.symlink_to(conf)
         stack.callback(SYSTEM_CONF.unlink)
-        stack.enter_context(daemon(munged, place / "munge.out"))
-        wait_until(bus.exists, "munged")
-        stack.enter_context(
-            daemon(["slurmctld", "-D", "-c", "-f", str(conf)], place / "slurmctld.log")
-        )
-        stack.enter_context(
-            daemon(["slurmd", "-D", "-N", "n1", "-f", str(conf)], place / "slurmd.log")
-        )
-        wait_until(lambda: "idle" in slurm("sinfo", "--noheader", "--format=%T"), "slurmd")
+        for command in (
+            munged,
+            ["slurmctld", "-D", "-c", "-f", str(conf)],
+            ["slurmd", "-D", "-N", "n1", "-f", str(conf)],
+        ):
+            output = stack.enter_context((place / f"{command[0]}.out").open("wb"))
+            found = shutil.which(command[0], path=tools())
+            stack.enter_context(processes.child([found, *command[1:]], output))
+            if command is munged:
+                wait_until(bus.exists, "munged")
+        wait_until(lambda: "idle" in slurm("sinfo", "--noheader", "--format=%T"), "slurmd", 15)
         yield place
         slurm("scancel", "--user=root")
         wait_until(lambda: not queued(), "the queue")
@@ -176,12 +163,12 @@ def queued() -> list[str]:
 
 
 def command(*arguments: str) -> list[str]:
-    """Snakemake as the profile says, with what a cluster's user changes there (yours) and waits."""
+    """Snakemake as the profile says, on two processors, without accounting and with short waits."""
     return [
         *(sys.executable, "-m", "snakemake", "--profile", "profiles/slurm", *TINY),
-        *("--cores", "2", "--latency-wait", "10", "--slurm-status-command", "squeue"),
-        *("--seconds-between-status-checks", "3", "--slurm-init-seconds-before-status-checks", "3"),
-        *("--default-resources", "slurm_account=root", "slurm_partition=cpu", "mem_mb=2000"),
+        *("--config", "suites=['kv']", "--cores", "2", "--slurm-status-command", "squeue"),
+        *("--latency-wait", "10", "--seconds-between-status-checks", "3"),
+        *("--slurm-init-seconds-before-status-checks", "3"),
         *arguments,
     ]
 
@@ -213,9 +200,11 @@ def test_the_profile_carries_a_run_through_failure_cancelling_and_resuming(clust
     records = folder / "results/cells"
     run = start(folder, "--", "tables")
     try:
+        journals = folder / "results/journals"
+        # The first block is whole, the second has begun.
         wait_until(
-            lambda: run.poll() is not None or list((folder / "results/journals").rglob("*.jsonl")),
-            "a block to begin",
+            lambda: run.poll() is not None or len(list(journals.rglob("*.jsonl"))) == 2,
+            "the second block to begin",
             300,
         )
         assert run.poll() is None, (folder / "run.log").read_text()[-6000:]
@@ -229,6 +218,7 @@ def test_the_profile_carries_a_run_through_failure_cancelling_and_resuming(clust
             run.wait()
     assert (folder / "failed-once").exists()
     before = {path: path.stat().st_mtime_ns for path in records.rglob("*.json")}
+    assert before
     done = start(folder, "--", "tables")
     assert done.wait(timeout=420) == 0, (folder / "run.log").read_text()[-6000:]
     assert {path: path.stat().st_mtime_ns for path in before} == before

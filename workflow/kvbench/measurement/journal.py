@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +48,17 @@ class Journal:
 
     def _write(self, lines: list[dict[str, Any]]) -> None:
         """Write the file anew, without what a kill left half-written at its end."""
+        temporary = self.path.with_name(f".{self.path.name}.new")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self.path.with_name(f".{self.path.name}.new")
             with temporary.open("w", encoding="utf-8") as stream:
                 stream.writelines(_line(line) for line in lines)
                 stream.flush()
                 os.fsync(stream.fileno())
             temporary.replace(self.path)
         except OSError as error:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
             raise self._unwritable(error) from None
 
     def append(self, piece: Mapping[str, Any]) -> None:
