@@ -91,8 +91,7 @@ rule report:
     input:
         tables=CSV_TABLES,
         claims=layout.claims("csv"),
-        # Which of the two a figure is shown as depends on its size.
-        figures=[figure for figure in FIGURES if not figure.endswith(".pdf")],
+        figures=[figure for figure in FIGURES if figure.endswith(".png")],
         environments=environment_files(),
         recorded=rules.verify_recorded.output[0],
         templates=report_templates(),

@@ -7,6 +7,7 @@ neither a network nor a script.
 from __future__ import annotations
 
 import base64
+import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jinja2
 import pandas as pd
+from PIL import Image
 
 from kvbench import documents, figures, layout
 from kvbench.figures import _language
@@ -43,8 +45,8 @@ _SCENARIO = "symposium_turn"
 _TRUST = ("claims", "instrument", "kv_drift", "training_loss")
 #: Rows of a table that the page shows; the file has all of them.
 MOST_ROWS = 60
-#: A drawing with more text than this is shown as a bitmap, so that the page stays light. In bytes.
-HEAVIEST_DRAWING = 150_000
+#: Colours of a bitmap in the page: charts have few, and with a palette the page stays light.
+COLOURS = 64
 
 
 class Picture(NamedTuple):
@@ -120,6 +122,18 @@ def render(
     )
 
 
+def bitmap(path: Path) -> bytes:
+    """A PNG with a palette.
+
+    Not the SVG: its text is text, and where its font is missing another one runs out of the picture.
+    """
+    with Image.open(path) as picture:
+        few = picture.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+    written = io.BytesIO()
+    few.save(written, "PNG", optimize=True)
+    return written.getvalue()
+
+
 class _Page:
     """What a page says, in the words and numbers of its language."""
 
@@ -193,9 +207,6 @@ class _Page:
     def figure(self, picture: Picture, studies: Sequence[str]) -> dict[str, Any]:
         """One figure with its question, its picture and the tables it is drawn from."""
         file = f"{picture.name}.{self.language}"
-        drawing = self.folder / "figures" / f"{file}.svg"
-        if drawing.stat().st_size > HEAVIEST_DRAWING:
-            drawing = drawing.with_suffix(".png")
         question = figures.question(picture.module)
         if self.language != "en":
             question = _language.phrases(self.language).say(question)
@@ -205,8 +216,7 @@ class _Page:
             "scenario": picture.scenario,
             "question": question,
             "group": _group(picture.name),
-            "type": "image/png" if drawing.suffix == ".png" else "image/svg+xml",
-            "data": base64.b64encode(drawing.read_bytes()).decode(),
+            "data": base64.b64encode(bitmap(self.folder / "figures" / f"{file}.png")).decode(),
             "tables": [
                 path.removeprefix("results/")
                 for path in map(layout.table, figures.tables_of(picture.module, studies))
