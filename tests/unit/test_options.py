@@ -188,6 +188,7 @@ def test_once_takes_the_ids_of_variants():
         ({"name": "quantized", "backend": "fp8", "bits": 8, "residual": 4}, "has no residual"),
         ({"window": 3}, "name"),
         ({"name": "paged", "attention": "eager"}, "brings its own attention"),
+        ({"name": "dynamic_reuse", "prefill_chunk": 8}, "leave prefill_chunk out"),
         ({"name": "dynamic", "attention": "fast"}, "sdpa or eager"),
         ("sliding_window-x3", "'x3' is no option"),
         (3, "strategies[1]"),
@@ -272,4 +273,29 @@ def test_flash_attention_is_unsupported_on_a_cpu_with_one_reason():
     reason = strategies.get("dynamic-flash_attention_2").available(None, "cpu")
     assert reason == (
         "dynamic-flash_attention_2 needs a cuda device: flash_attention_2 has no other kernels"
+    )
+
+
+# Prefill --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2"])
+def test_a_prompt_read_in_chunks_gives_the_same_tokens_from_smaller_passes(family):
+    model = families.build(family)
+    widths, ids = [], list(range(5, 30))
+    embedding = model.model.get_input_embeddings()
+    hook = embedding.register_forward_hook(lambda _, given, __: widths.append(given[0].shape[-1]))
+    found = [
+        strategies.get(name).session(model, 60).generate(ids, 4, lambda: None).tokens
+        for name in ("dynamic", "dynamic-chunk8")
+    ]
+    hook.remove()
+    assert found[0] == found[1]
+    assert widths == [25, 1, 1, 1, 8, 8, 8, 1, 1, 1, 1]
+
+
+def test_a_state_is_not_read_in_chunks():
+    reason = strategies.get("dynamic-chunk8").available(families.build("mamba"), "cpu")
+    assert reason == (
+        "dynamic-chunk8: the library reads prompts in chunks only where no layer keeps a state"
     )

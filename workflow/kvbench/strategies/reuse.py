@@ -115,6 +115,12 @@ class DynamicReuse(_Reuses, Dynamic):
     reuses_turns: ClassVar[bool] = True
     without_reuse: ClassVar[str] = "dynamic"
 
+    def contradiction(self) -> str | None:
+        """The library's chunks begin at the first token, whatever the cache holds (5.15.1)."""
+        if self.prefill_chunk:
+            return f"{type(self).name} reads what is new in one pass; leave prefill_chunk out"
+        return super().contradiction()
+
     def session(self, model: LoadedModel, max_length: int) -> Session:
         """Open a conversation; see :meth:`Strategy.session`."""
         from transformers import DynamicCache
