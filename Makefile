@@ -34,6 +34,7 @@ help: ## show this list
 install: $(STAMP) ## put the pinned packages into .venv (the targets below do this by themselves)
 
 reproduce: $(STAMP) ## run the whole workflow: inputs, cells, tables, claims, figures, section, PDF
+	@$(if $(CONFIG),$(RUN) PYTHONPATH=workflow python -m kvbench.inputs.readable "$(CONFIG)")
 	@$(RUN) snakemake --cores $(CORES) $(if $(CONFIG),--configfile "$(CONFIG)")
 
 report: $(STAMP) ## write results/report.en.html and report.pt.html: everything on one page

@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at /proc (Linux)"),
 ]
 
-KILLS = int(os.environ.get("KVBENCH_KILLS", "4"))
+KILLS = int(os.environ.get("KVBENCH_KILLS", "3"))
 SEED = int(os.environ.get("KVBENCH_KILL_SEED", "11"))
 TINY = ("--configfile", "tests/workflow/tiny.yaml")
 TARGETS = ("--", "tables", "results/figures/kv_memory.en.svg")
