@@ -186,7 +186,12 @@ def _commands() -> Iterator[Finding]:
             "the test of the report in a browser",
             f"{_APT} chromium",
         ),
-        ("conda", ("conda", "mamba"), "snakemake --sdm conda", "install Miniforge, see the README"),
+        (
+            "conda",
+            ("conda", "mamba"),
+            "snakemake --sdm conda",
+            "install Miniforge, see docs/running.md",
+        ),
         (
             "Slurm",
             ("sbatch",),
@@ -249,7 +254,7 @@ def _gpu() -> Iterator[Finding]:
         "note",
         "torch sees none" if built else f"this torch ({torch.__version__}) is built without CUDA",
         "device: cuda; strategies: static_graph, offloaded, offloaded_static",
-        "" if built else "on a machine with a GPU: install torch's CUDA build, see the README",
+        "" if built else "on a machine with a GPU: install torch's CUDA build, see docs/running.md",
     )
 
 
