@@ -204,6 +204,13 @@ def test_no_difference_comes_with_the_difference_that_would_have_been_found(valu
     assert "a difference of 3.4\\,\\% would have been found nine times out of ten" in text
 
 
+def test_the_instruments_test_decides_the_answer_on_trust(values, write):
+    held = flat("".join(write(values | aa_values()).values()))
+    assert "are met from 60 rounds on" in held and "From 60 rounds on, yes" in held
+    parts = write(values)
+    assert "no machine of this edition holds that test whole" in flat(parts["section"])
+
+
 def test_cells_that_were_not_measured_in_rounds_are_said_so(values, write):
     one_by_one = write(values | {"all_rounds": Value(0, digits=0)})["section"]
     assert "one after the other" in flat(one_by_one)
@@ -291,6 +298,16 @@ def any_figure(folder: Path, names, lang: str) -> None:
         shutil.copy(folder / "any.pdf", folder / f"{name}.{lang}.pdf")
 
 
+def aa_values() -> dict[str, Value]:
+    """An instrument's test with one number of rounds, which meets its aims."""
+    shared = {"machine": "lab", "cells": 4, "blocks": 1, "rounds": 60, "comparisons": 100}
+    shared |= {"measuring_s": 20.0, "smallest_slowdown": 0.03}
+    same = {"arm": "same", "slowdown": 0.0, "share": 0.03}
+    slowed = {"arm": "slowed", "slowdown": 0.05, "share": 0.95}
+    ends = {"share_ci_low": 0.01, "share_ci_high": 0.99}
+    return numbers.aa_values(pd.DataFrame([shared | arm | ends for arm in (same, slowed)]))
+
+
 def pdf_of(parts: dict[str, str], folder: Path, lang: str) -> tuple[Path, str]:
     """Build the PDF as the rule does; returns it with LaTeX's log of the last run."""
     for part, text in parts.items():
@@ -319,6 +336,7 @@ def test_the_pdf_has_no_overfull_box_no_undefined_reference_and_no_bitmap_font(
     drawn = [*figure_names(), "symposium_symposium_turn"]
     any_figure(tmp_path / "figures", drawn, lang)
     (tmp_path / "made").mkdir()
+    values = values | {"all_rounds": Value(60, digits=0)} | aa_values()
     pdf, log = pdf_of(write(values, lang, claims=claims, figures=drawn), tmp_path / "made", lang)
     assert "Overfull \\hbox" not in log
     assert "undefined" not in log.lower()
