@@ -38,7 +38,7 @@ class Sweep:
     strategy, option:
         What is swept: a class of strategies and one of its options.
     others:
-        The options that all rows share, as ids spell them.
+        What ids say of the options that all rows share.
     """
 
     rows: pd.DataFrame
@@ -79,7 +79,9 @@ def _alike(rows: pd.DataFrame) -> dict[tuple, dict[float, object]]:
             if not isinstance(one.default, int | float) or isinstance(one.default, bool):
                 continue
             others = tuple(
-                other.spell(getattr(strategy, key)) for key, other in known.items() if key != name
+                other.spell(getattr(strategy, key))
+                for key, other in known.items()
+                if key != name and (other.always or getattr(strategy, key) != other.default)
             )
             values = found.setdefault((type(strategy).name, name, others), {})
             values[getattr(strategy, name)] = index
