@@ -56,6 +56,15 @@ def test_what_a_killed_run_left_is_cleared_and_its_lock_released(left):
     assert not (left / "results/inputs/.paper.part").exists()
 
 
+def test_the_temporary_folders_of_killed_snakemakes_are_removed_and_no_others(left):
+    for name in ("snakemakeabc", "somebody"):
+        (left / name).mkdir()
+        checkout.note(left / name, left)
+    checkout.enter(left)
+    assert not (left / "snakemakeabc").exists()
+    assert (left / "somebody").exists()
+
+
 def test_beside_another_snakemake_nothing_is_touched(left):
     other = os.open(left / ".snakemake/presence", os.O_RDWR | os.O_CREAT)
     fcntl.flock(other, fcntl.LOCK_SH)

@@ -21,6 +21,8 @@ _OWNER = "KVBENCH_RUN"
 #: Where every Snakemake in a checkout holds a shared lock as long as it lives; holds the host of the
 #: last one that ran jobs.
 _PRESENCE = Path(".snakemake", "presence")
+#: The temporary folders of the Snakemakes of a checkout, one a line.
+_TEMPORARY = Path(".snakemake", "temporary")
 
 #: Open until this process ends, however it ends: the kernel then gives the lock back.
 _held: list[int] = []
@@ -69,6 +71,12 @@ def begin() -> None:
             os.pwrite(_held[-1], socket.gethostname().encode(), 0)
 
 
+def note(temporary: Path, folder: Path = Path()) -> None:
+    """Note the temporary folder of this Snakemake, which a kill would leave behind."""
+    with contextlib.suppress(OSError), (folder / _TEMPORARY).open("a") as stream:
+        stream.write(f"{temporary}\n")
+
+
 def _clear(folder: Path, handle: int) -> list[str]:
     """Remove stale locks and half-made files; the caller is alone in the folder."""
     locks = sorted((folder / ".snakemake" / "locks").glob("*.lock"))
@@ -82,12 +90,17 @@ def _clear(folder: Path, handle: int) -> list[str]:
         path.unlink(missing_ok=True)
     for path in leftovers(folder):
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    (folder / _TEMPORARY).unlink(missing_ok=True)
     return ["Going on after a run that was cut short: its lock is released."] if locks else []
 
 
 def leftovers(folder: Path) -> Iterator[Path]:
     """Files and folders that a killed run was still making, and Snakemake's temporary ones."""
     own = folder / ".snakemake"
+    with contextlib.suppress(OSError):
+        for line in (folder / _TEMPORARY).read_text().splitlines():
+            if Path(line).name.startswith("snakemake") and Path(line).is_dir():
+                yield Path(line)
     yield from [*own.glob("scripts/tmp*"), *own.glob("tmp.*")]
     for path in [*(folder / "results").rglob(".*.part"), *(folder / "results").rglob(".*.new")]:
         if "recorded" not in path.relative_to(folder).parts:

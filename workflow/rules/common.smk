@@ -33,6 +33,7 @@ elif workflow.subprocess_exec:
     checkout.follow()
 else:
     checkout.lead()
+checkout.note(workflow.snakemake_tmp_dir)
 
 
 def config_source():
