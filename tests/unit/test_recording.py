@@ -176,7 +176,7 @@ def test_readme_says_what_when_and_how_long(recorded):
         "suite app: 1 unsupported",
         "A/A test: 1 ok",
         "- commit: abc123",
-        "- kv: `aaaa`",
+        "- kv/dynamic: `aaaa`",
         "- app/stampede: `cccc`",
     ):
         assert part in text
@@ -341,5 +341,5 @@ def test_mixed_digests_are_allowed_and_listed(run):
     put(run / KV / "dynamic/r2.json", kv_record(replicate=2, code_digest="bbbb"))
     folder = machines.record(run, run / "recorded", "box")
     machine = machines.read_machine(folder)
-    assert machines.digests(machine) == {"kv": ["aaaa", "bbbb"], "app/stampede": ["cccc"]}
+    assert machines.digests(machine) == {"kv/dynamic": ["aaaa", "bbbb"], "app/stampede": ["cccc"]}
     assert "mixed" in (folder / machines.README).read_text()

@@ -221,7 +221,7 @@ def aa_input(function):
 
 
 AA_OUTPUTS = [
-    layout.aa_record(cell.key.replace("/b1-", "/b{number}-"))
+    layout.aa_record(cell.key.replace("b1-", "b{number}-"))
     for block in AA_BLOCKS.values()
     for cell in block.cells
     if cell.replicate == 1

@@ -306,9 +306,14 @@ def _digests(found: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
     parts: dict[str, set[str]] = {}
     for document in found:
         cell = document["cell"]
-        part = "kv" if cell["suite"] == "kv" else f"app/{cell['study']}"
+        # Every strategy and every study has code of its own, so a digest of its own.
+        part = f"kv/{cell['strategy']}" if cell["suite"] == "kv" else f"app/{cell['study']}"
         parts.setdefault(part, set()).add(document["code_digest"])
-    return {part: sorted(parts[part]) for part in sorted(parts, key=lambda p: (p != "kv", p))}
+    return {part: sorted(parts[part]) for part in sorted(parts, key=_kv_first)}
+
+
+def _kv_first(part: str) -> tuple[bool, str]:
+    return not part.startswith("kv/"), part
 
 
 # ---------------------------------------------------------------------------- reading
@@ -459,6 +464,6 @@ def _read_sums(folder: Path) -> dict[str, str]:
 
 
 def digests(machine: RecordedMachine) -> dict[str, list[str]]:
-    """Digests of the measuring code by part (``kv``, ``app/<study>``); more than one are mixed."""
+    """Digests of the measuring code by part (``kv/<strategy>``, ``app/<study>``); several are mixed."""
     paths = [*machine.kv, *machine.aa, *(path for found in machine.app.values() for path in found)]
     return _digests(map(records.read, paths))
