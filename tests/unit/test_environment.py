@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from kvbench.errors import InputError
-from kvbench.measurement import conversation, environment
+from kvbench.measurement import blocks, environment
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def describe(tmp_path):
 def test_the_facts_are_plain_json_and_have_what_records_keep(describe):
     found = describe()
     assert json.loads(json.dumps(found)) == found
-    kept = conversation._environment_facts(found)
+    kept = blocks._environment_facts(found)
     assert kept["torch"] == torch.__version__
     assert kept["digest"] == found["digest"]
 
