@@ -35,10 +35,11 @@ RENAMED = [
 
 
 def table_of(figure: str) -> pd.DataFrame:
-    """The table of a study as it comes out of the committed records."""
+    """The table of a study as it comes out of the committed records of one machine."""
     study = studies.get(figure.removeprefix("app_"))
-    files = sorted(RECORDED.glob(f"*/cells/app/{study.name}/*.json"))
-    assert files, f"no committed record of {study.name}"
+    folders = sorted(RECORDED.glob(f"*/cells/app/{study.name}"))
+    assert folders, f"no committed record of {study.name}"
+    files = sorted(folders[-1].glob("*.json"))
     records = [json.loads(file.read_text()) for file in files]
     return tables.app_table(study.columns, {"here": records}, study.aggregate)
 
