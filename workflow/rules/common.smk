@@ -70,7 +70,7 @@ except InputError as error:
 KV_CELLS = configuration.cells_of(KV_BLOCKS.values())
 KV_ORDER = configuration.measuring_order(KV_BLOCKS, CONFIG["kv"]["seed"])
 AA_ORDER = configuration.measuring_order(AA_BLOCKS, CONFIG["kv"]["seed"])
-# A rule per experiment: its blocks differ in place, model, scenario and replicate only.
+# One rule an experiment, as its blocks differ in place, model, scenario and replicate only.
 KV_EXPERIMENTS = {}
 for block in KV_BLOCKS.values():
     KV_EXPERIMENTS.setdefault(block.first.experiment, []).append(block)
