@@ -67,6 +67,9 @@ def answer_to(text: str) -> str:
 
 
 class _Server(ThreadingHTTPServer):
+    #: Twenty clients connect at once; with the usual five in the queue some are turned away.
+    request_queue_size = 128
+
     def handle_error(self, *_arguments) -> None:
         """Say nothing of callers that went away in the middle of a request."""
 

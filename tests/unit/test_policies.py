@@ -301,6 +301,12 @@ def test_two_q_looks_for_the_ghost_of_a_key_before_making_room_for_it():
     assert replay("two_q", 2, [1, 2, 3, 1, 4, 2, 1])[-1]
 
 
+def test_two_q_with_two_places_hits_as_often_as_counted_elsewhere():
+    # 393 where the ghost of a key made room for the key itself.
+    stream = workload.zipf(20_000, 5_000, 1, 0.9).tolist()
+    assert sum(replay("two_q", 2, stream)) == 1_109
+
+
 @given(CAPACITIES, STREAMS)
 def test_opt_hits_as_often_as_its_naive_reference(capacity, stream):
     # Only the total is determined: keys that never return may leave in any order.

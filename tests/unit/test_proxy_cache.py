@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import random
 import sqlite3
 import stat
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import fake_openai
 import pytest
@@ -18,9 +21,10 @@ from kvbench.caching import proxy as proxies
 from kvbench.caching import server as servers
 from kvbench.caching.proxy import answers, directives, stores
 from kvbench.caching.proxy.questions import NotCacheable, parsed
+from kvbench.caching.proxy.semantic import Semantic
 from kvbench.caching.resilience import refused_port
 from kvbench.errors import InputError, Unsupported
-from proxying import said, until
+from proxying import Client, WordEncoder, said, until
 
 USAGE = {"prompt_tokens": 30, "completion_tokens": 20, "total_tokens": 50}
 
@@ -348,17 +352,106 @@ def test_answers_outlive_the_process(upstream, place):
     seen = []
     for _ in range(2):
         with proxies.serving(settings) as proxy:
-            from proxying import Client
-
             reply = Client(proxy).ask("hello")
             seen.append((reply.cache, reply.text))
     assert seen == [("miss", seen[0][1]), ("hit", seen[0][1])]
 
 
 @pytest.mark.parametrize("place", ["sqlite", "redis"], indirect=True)
-def test_another_secret_finds_nothing(upstream, place, tmp_path):
-    from proxying import Client
+def test_questions_alike_are_found_after_a_restart(upstream, place):
+    settings = proxies.Settings(upstream=upstream.url, threshold=0.8, **place)
+    with proxies.serving(settings, WordEncoder()) as proxy:
+        Client(proxy).ask("how long is the warranty on a lamp")
+        gone = {"x-cache-tags": "gone"}
+        Client(proxy).ask("who made this chair of beech wood", headers=gone)
+        Client(proxy).send("DELETE", "/cache/tags/gone")
+    with proxies.serving(settings, WordEncoder()) as proxy:
+        until(lambda: proxy._semantic.footprint()[0] == 1)
+        reply = Client(proxy).ask("how long is the warranty on the lamp")
+        assert (reply.cache, reply.headers["x-cache-kind"]) == ("hit", "semantic")
+        assert Client(proxy).ask("who made that chair of beech wood").cache == "miss"
 
+
+@pytest.mark.parametrize("place", ["sqlite", "redis"], indirect=True)
+def test_without_a_threshold_no_question_is_kept(upstream, place):
+    with proxies.serving(proxies.Settings(upstream=upstream.url, **place)) as proxy:
+        Client(proxy).ask("hello")
+        assert asyncio.run(questions_at(place)) == []
+
+
+async def questions_at(place):
+    """Return what a further store at the same place says was asked."""
+    secret = bytes.fromhex(Path(place["secret_file"]).read_text())
+    store = stores.opened(place["store"], 100, 10**6, secret)
+    try:
+        return await store.questions()
+    finally:
+        await store.close()
+
+
+def test_what_is_deleted_while_the_index_is_built_again_does_not_come_back():
+    settings = proxies.Settings(upstream="http://127.0.0.1:1/v1", threshold=0.8)
+
+    class Slow(WordEncoder):
+        def __call__(self, text):
+            begun.set()
+            assert goes_on.wait(10)
+            return super().__call__(text)
+
+    async def run():
+        index = Semantic(settings, Slow(), None)
+        life = time.time() + 100
+        asked = [stores.Asked(key, "", f"question {key}", life) for key in "abc"]
+        restoring = asyncio.create_task(index.restore(asked))
+        await asyncio.to_thread(begun.wait, 10)
+        deleting = asyncio.create_task(index.discard(["a", "b"]))
+        await asyncio.sleep(0)
+        goes_on.set()
+        await asyncio.gather(restoring, deleting)
+        index.close()
+        return index.footprint()[0]
+
+    begun, goes_on = threading.Event(), threading.Event()
+    assert asyncio.run(run()) == 1
+
+
+def test_a_redis_server_is_bounded_in_bytes_too(tmp_path):
+    async def fill(store):
+        for number in range(12):
+            await store.put(str(number), entry(b"x" * 1000, life=100.0 + number, now=time.time()))
+        found = [str(n) for n in range(12) if await store.get(str(n)) is not None]
+        measured = await store.footprint()
+        await store.put("huge", entry(b"x" * 5000, now=time.time()))
+        huge = await store.get("huge")
+        await store.delete("11", "")
+        after = await store.footprint()
+        await store.close()
+        return found, measured, huge, after
+
+    try:
+        with servers.running(None, tmp_path) as server:
+            address = f"unix://{server.address.removeprefix('unix:')}"
+            found, measured, huge, after = asyncio.run(
+                fill(stores.RedisStore(address, "t:", 100, 5_000))
+            )
+            redis = server.client()
+            kept = {name.decode() for name in redis.keys("t:entry:*")}
+            sizes = redis.hgetall("t:sizes")
+    except Unsupported as reason:
+        pytest.skip(str(reason))
+    assert found
+    # What expires first made room.
+    assert found == [str(number) for number in range(12 - len(found), 12)]
+    assert measured[0] == len(found)
+    assert len(found) * 1_000 < measured[1] <= 5_000
+    assert huge is None
+    assert after[0] == len(found) - 1
+    assert kept == {f"t:entry:{number}" for number in found[:-1]}
+    assert {name.decode() for name in sizes} == set(found[:-1])
+
+
+@pytest.mark.parametrize("place", ["sqlite", "redis"], indirect=True)
+def test_another_secret_finds_nothing(upstream, place, tmp_path):
     for secret in ("one", "two"):
         place["secret_file"] = str(tmp_path / secret)
         with proxies.serving(proxies.Settings(upstream=upstream.url, **place)) as proxy:

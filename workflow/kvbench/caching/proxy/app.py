@@ -9,9 +9,11 @@ import socket
 import sys
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, MutableMapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import uvicorn
@@ -42,10 +44,19 @@ _LOG = logging.getLogger("kvbench.proxy")
 #: Bodies above this are parsed in a thread, so that no other request waits for them; answers above
 #: it are sent in pieces.
 _LARGE = 64 * 2**10
+#: Keys of bodies up to this are remembered by the bytes, and of how many: 16 MiB at most.
+_SMALL = 16 * 2**10
+_MOST_QUESTIONS = 1024
 #: A body may take longer than the limit only if it comes at least this fast, in bytes a second.
 _SLOWEST = 16 * 2**10
 #: Window of an answer that only passes through.
 _PASSING = 2**20
+
+#: Letters of a question that is kept for a later process; no encoder here reads as many.
+_LONGEST_KEPT = 8 * 2**10
+
+#: Ends of the paths whose answers are cached.
+_CACHED = (b"/chat/completions", b"/embeddings")
 
 #: Reasons for which a stored answer was passed over.
 _RENEWING = frozenset({"no-cache", "max-age", "min-fresh", "form"})
@@ -126,9 +137,11 @@ class Proxy:
             raise InputError("--threshold needs a sentence encoder")
         self.settings = settings
         self.metrics = Metrics()
+        self._money_saved = self.metrics.money.labels(settings.currency)
         self._secret = secret_of(settings)
         self._neutral = frozenset(name.lower().encode() for name in settings.neutral_headers)
         self._reasons = Reasons()
+        self._questions: OrderedDict[bytes, Question] = OrderedDict()
         self._semantic: Semantic | None = None
         if settings.threshold is not None and encoder is not None:
             self._semantic = Semantic(settings, encoder, _guards(settings, second_opinion))
@@ -198,7 +211,16 @@ class Proxy:
             scope["exchange"] = exchange
             try:
                 self._admit(exchange)
-                await inner(scope, receive, self._counted(exchange))
+                sender = self._counted(exchange)
+                if (
+                    scope["method"] == "POST"
+                    and scope["raw_path"].endswith(_CACHED)
+                    and not scope["path"].startswith("/cache/")
+                ):
+                    # Where the time counts, no table of routes is walked.
+                    await self._answer(scope, receive, sender)
+                else:
+                    await inner(scope, receive, sender)
             except _Refused as refusal:
                 self.metrics.refused.labels(refusal.reason).inc()
                 exchange.reason = refusal.reason
@@ -224,8 +246,11 @@ class Proxy:
     @asynccontextmanager
     async def _lifespan(self, _: Any) -> AsyncIterator[None]:
         self._upstream = Upstream(self.settings)
+        restoring = asyncio.create_task(self._restore_index())
         self._ready()
         yield
+        restoring.cancel()
+        await asyncio.gather(restoring, return_exceptions=True)
         await self._flights.close()
         await self._upstream.close()
         try:
@@ -233,6 +258,16 @@ class Proxy:
         finally:
             if self._semantic is not None:
                 self._semantic.close()
+
+    async def _restore_index(self) -> None:
+        """Fill the index of the semantic cache from a store that outlived another process."""
+        if self._semantic is None:
+            return
+        try:
+            await self._semantic.restore(await self.store.questions())
+        except StoreError as error:
+            self.metrics.store_errors.inc()
+            _LOG.warning("store: %s", error)
 
     def _admit(self, exchange: _Exchange) -> None:
         """Refuse what is not for this proxy.
@@ -268,8 +303,8 @@ class Proxy:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange: _Exchange = scope["exchange"]
         exchange.send = send
-        path = scope["raw_path"].decode("ascii").rstrip("/")
-        if not path.endswith(("/chat/completions", "/embeddings")):
+        path = scope["raw_path"].rstrip(b"/")
+        if not path.endswith(_CACHED):
             exchange.reason = "path"
             await self._pass_through(exchange)
             return
@@ -328,7 +363,18 @@ class Proxy:
 
         if len(body) > _LARGE or encoding:
             return await asyncio.to_thread(read)
-        return read()
+        if len(body) > _SMALL:
+            return read()
+        # A repeat is mostly one to the byte: it has the keys that were worked out before.
+        name = digest(self._secret, place, target.encode("latin-1"), body)
+        question = self._questions.get(name)
+        if question is None:
+            question = self._questions[name] = read()
+            if len(self._questions) > _MOST_QUESTIONS:
+                self._questions.popitem(last=False)
+        else:
+            self._questions.move_to_end(name)
+        return question
 
     # --- hits -------------------------------------------------------------------------------------
 
@@ -391,11 +437,12 @@ class Proxy:
             content_type = answers.content_type_of(question.form)
         prompt, completion = entry.tokens or (0, 0)
         metrics, prices = self.metrics, self.settings.prices
-        metrics.hits.labels(kind).inc()
-        metrics.tokens.labels("prompt", "cache").inc(prompt)
-        metrics.tokens.labels("completion", "cache").inc(completion)
-        saved = (prompt * prices[0] + completion * prices[1]) / 1e6
-        metrics.money.labels(self.settings.currency).inc(saved)
+        (metrics.exact_hits if kind == "exact" else metrics.hits.labels(kind)).inc()
+        if prompt or completion:
+            metrics.saved_prompt.inc(prompt)
+            metrics.saved_completion.inc(completion)
+            saved = (prompt * prices[0] + completion * prices[1]) / 1e6
+            self._money_saved.inc(saved)
         headers = [
             (b"content-type", content_type.encode("latin-1")),
             (b"content-length", b"%d" % len(body)),
@@ -602,6 +649,7 @@ class Proxy:
             tokens=tokens,
             tenant=owner.hex(),
             groups=tuple(self._group(owner, *group) for group in groups),
+            question=self._to_keep(question),
         )
         try:
             await self.store.put(question.exact, entry)
@@ -614,6 +662,13 @@ class Proxy:
         self._reasons.note(question, "expired")
         if self._semantic is not None and question.text:
             await self._semantic.add(question.text, question.context, question.exact, ttl_s)
+
+    def _to_keep(self, question: Question) -> tuple[str, str] | None:
+        """Return context and text of a question that a later process shall compare, too."""
+        lasting = self.settings.store != "memory" and self._semantic is not None
+        if not lasting or not question.text or len(question.text) > _LONGEST_KEPT:
+            return None
+        return question.context, question.text
 
     def _judged(self, flight: Flight, question: Question, body: bytes, content_type: str) -> str:
         """Return why an answer may not be kept, or ""."""
@@ -639,6 +694,11 @@ class Proxy:
         length = exchange.header(b"content-length")
         if length.isdigit() and int(length) > most:
             raise _Refused(413, "the request is larger than the proxy accepts", "body")
+        if exchange.scope["state"]["received"]():
+            body = (await exchange.receive()).get("body", b"")
+            if len(body) > most:
+                raise _Refused(413, "the request is larger than the proxy accepts", "body")
+            return body
         pieces, size = [], 0
         try:
             async with asyncio.timeout(self.settings.receive_timeout_s):
@@ -707,11 +767,20 @@ class Proxy:
         )
 
     async def _write(self, exchange: _Exchange, body: bytes, last: bool = False) -> None:
+        """Send a part of the answer; each piece of it has to be taken within the limit."""
+        if len(body) > _LARGE:
+            for start in range(0, len(body), _LARGE):
+                end = start + _LARGE
+                await self._write(exchange, body[start:end], last and end >= len(body))
+            return
+        message = {"type": "http.response.body", "body": body, "more_body": not last}
+        if not exchange.scope["state"]["congested"]():
+            # Nothing to wait for, so no clock has to be set.
+            await exchange.send(message)
+            return
         try:
             async with asyncio.timeout(self.settings.send_timeout_s):
-                await exchange.send(
-                    {"type": "http.response.body", "body": body, "more_body": not last}
-                )
+                await exchange.send(message)
         except TimeoutError:
             exchange.reason = "client too slow"
             raise _Left from None
@@ -773,7 +842,7 @@ class Proxy:
         try:
             entries, size = await self.store.footprint()
             metrics.entries.set(entries)
-            metrics.bytes.set(float("nan") if size is None else size)
+            metrics.bytes.set(size)
         except StoreError:
             metrics.store_errors.inc()
         if self._semantic is not None:
@@ -912,6 +981,7 @@ def _value(headers: list[Header], name: bytes) -> str:
     return next((v.decode("latin-1") for n, v in headers if n == name), "")
 
 
+@lru_cache(64)
 def _hostname(host: str) -> str:
     """Return the name in a Host header, without its port."""
     if host.startswith("["):

@@ -48,6 +48,13 @@ def wishes(headers: Iterable[Header]) -> Wishes:
     ValueError
         If one of the proxy's own headers cannot be read; the message is for the client.
     """
+    headers = [
+        (name, value)
+        for name, value in headers
+        if name == b"cache-control" or name == b"pragma" or name.startswith(b"x-cache-")
+    ]
+    if not headers:
+        return _NO_WISHES
     said = directives(headers)
     own = {
         name: value.decode("latin-1").strip()
@@ -77,6 +84,9 @@ def wishes(headers: Iterable[Header]) -> Wishes:
         namespace=namespace,
         tags=tags,
     )
+
+
+_NO_WISHES = Wishes()
 
 
 def freshness(headers: Iterable[Header]) -> float | None:

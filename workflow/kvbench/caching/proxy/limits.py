@@ -104,6 +104,8 @@ def protocol(settings: Settings, metrics: Metrics) -> type[HttpToolsProtocol]:
                 "abort": self.transport.abort,
                 "cork": self.transport.cork,  # type: ignore[attr-defined]
                 "uncork": self.transport.uncork,  # type: ignore[attr-defined]
+                "congested": self._congested,
+                "received": self._received,
             }
             self._begun = True
             self._size = 0
@@ -133,6 +135,17 @@ def protocol(settings: Settings, metrics: Metrics) -> type[HttpToolsProtocol]:
             if not self.transport.is_closing():
                 metrics.refused.labels("malformed").inc()
                 super().send_400_response(msg)
+
+        def _congested(self) -> bool:
+            """Whether a write has to wait for the client to take what was written before."""
+            return self.flow.write_paused
+
+        def _received(self) -> bool:
+            """Whether the body of the request that is answered now is there, to its end.
+
+            ``cycle`` is the last request whose head was read; those before it are whole.
+            """
+            return not self.cycle.more_body
 
         def _count(self, size: int) -> None:
             self._size += size

@@ -49,7 +49,7 @@ class Metrics:
         )
         self.money = counter("money_saved_total", "Price of the tokens saved.", "currency")
         self.entries = gauge("entries", "Answers in the store.")
-        self.bytes = gauge("store_bytes", "Bytes of the answers in the store, if it knows.")
+        self.bytes = gauge("store_bytes", "Bytes of the answers in the store.")
         self.index_entries = gauge("index_entries", "Questions in the semantic index.")
         self.index_bytes = gauge("index_bytes", "Bytes of the semantic index.")
         self.flights = gauge("calls_in_flight", "Calls to the server under way.")
@@ -65,6 +65,10 @@ class Metrics:
             _UPSTREAM_BUCKETS,
             "until",
         )
+        #: What every hit counts, looked up once.
+        self.exact_hits = self.hits.labels("exact")
+        self.saved_prompt = self.tokens.labels("prompt", "cache")
+        self.saved_completion = self.tokens.labels("completion", "cache")
         self.encoder_seconds = histogram(
             "semantic_duration_seconds", "Lookups in the semantic cache.", _UPSTREAM_BUCKETS
         )

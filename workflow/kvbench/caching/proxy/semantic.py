@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 from kvbench.caching.proxy.settings import Settings
+from kvbench.caching.proxy.stores import Asked
 from kvbench.caching.semantic_cache import Lookup, SemanticCache
 
 Guard = Callable[[str, str], bool]
@@ -67,6 +70,8 @@ class Semantic:
         )
         self._most = settings.max_encoding
         self._waiting = 0
+        #: Keys deleted while the index is built again, or None when it is not.
+        self._restoring: set[str] | None = None
         # One thread: the encoder and the index take one at a time anyway, and a long text that is
         # encoded must not hold up anything but other questions that need the encoder.
         self._thread = ThreadPoolExecutor(1, "proxy-semantic")
@@ -96,8 +101,31 @@ class Semantic:
         A deletion is asked for so that nothing of it stays: it waits for its turn, however many
         questions wait for the encoder.
         """
+        if self._restoring is not None:
+            self._restoring.update(keys)
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._thread, self._cache.discard, frozenset(keys))
+
+    async def restore(self, asked: Sequence[Asked]) -> None:
+        """Build the index from the questions of a store, while others are answered between.
+
+        What is deleted meanwhile does not come back.
+        """
+        self._restoring = set()
+        loop = asyncio.get_running_loop()
+        try:
+            for one in asked:
+                life_s = one.expires - time.time()
+                if life_s <= 0 or one.key in self._restoring:
+                    continue
+                arguments = one.text, one.key, one.context, life_s
+                with suppress(ValueError, RuntimeError):
+                    await loop.run_in_executor(self._thread, self._cache.put, *arguments)
+                if one.key in self._restoring:
+                    forget = self._cache.invalidate, one.text, one.context
+                    await loop.run_in_executor(self._thread, *forget)
+        finally:
+            self._restoring = None
 
     def refused(self) -> Mapping[str, int]:
         """Return how often each guard refused."""

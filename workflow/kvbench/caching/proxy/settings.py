@@ -8,6 +8,7 @@ import re
 import socket
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Literal, get_args
 from urllib.parse import urlsplit
 
@@ -220,6 +221,7 @@ class Settings:
                 raise InputError(f"--upstream {shown}: is the proxy itself")
 
 
+@lru_cache(64)
 def is_loopback(host: str) -> bool:
     """Whether a host name or address is this machine, as seen by itself alone."""
     host = host.rstrip(".").lower()

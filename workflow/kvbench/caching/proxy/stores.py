@@ -1,13 +1,15 @@
 """Where answers are kept: memory, SQLite, or a Redis or Valkey server; all bounded, all deletable.
 
 Entries are JSON and bytes with a checksum, never pickles. Group names (of a namespace or a tag)
-are keyed digests already: no store sees a tenant, a namespace or a tag in plain text.
+are keyed digests already: no store sees a tenant, a namespace or a tag in plain text. Where
+questions are compared, a store that outlives the process keeps them beside their answers.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import math
 import sqlite3
 import time
 import zlib
@@ -32,7 +34,23 @@ _OVERHEAD = 1024
 _REDIS_TIMEOUT_S = 0.25
 _REDIS_REST_S = 1.0
 
+#: The bytes in a Redis server are counted anew after this; in between its own are added, so that
+#: what other proxies write meanwhile is the most by which the bound is missed.
+_REDIS_COUNT_S = 1.0
+#: Entries that make room or are cleared away at once.
+_REDIS_BATCH = 256
+
 _SEPARATOR = b"\n"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A stored question, from which the index of the semantic cache is built again."""
+
+    key: str
+    context: str
+    text: str
+    expires: float
 
 
 class StoreError(RuntimeError):
@@ -55,6 +73,8 @@ class Entry:
         Keyed digest of whom it belongs to.
     groups:
         Keyed digests of its namespace and tags.
+    question:
+        Context and text of the question, where questions alike are answered too.
     """
 
     body: bytes
@@ -66,6 +86,7 @@ class Entry:
     tokens: tuple[int, int] | None = None
     tenant: str = ""
     groups: tuple[str, ...] = ()
+    question: tuple[str, str] | None = None
 
     @property
     def size(self) -> int:
@@ -75,6 +96,7 @@ class Entry:
             + _OVERHEAD
             + sum(len(name) + len(value) for name, value in self.headers)
             + sum(map(len, self.groups))
+            + sum(map(len, self.question or ()))
         )
 
 
@@ -93,8 +115,11 @@ class Store(Protocol):
     async def delete_group(self, group: str) -> list[str]:
         """Delete the entries of a namespace or tag; return their keys."""
 
-    async def footprint(self) -> tuple[int, int | None]:
-        """Return entries and bytes; None where the store does not know."""
+    async def questions(self) -> list[Asked]:
+        """Return what was asked, the entries that make room first at the beginning."""
+
+    async def footprint(self) -> tuple[int, int]:
+        """Return entries and bytes."""
 
     async def close(self) -> None:
         """Let go of files and connections."""
@@ -149,7 +174,11 @@ class MemoryStore:
             self._drop(key)
         return keys
 
-    async def footprint(self) -> tuple[int, int | None]:
+    async def questions(self) -> list[Asked]:
+        """Return nothing: a store in memory begins empty, and so does the index."""
+        return []
+
+    async def footprint(self) -> tuple[int, int]:
         """Return entries and bytes."""
         return len(self._entries), self._bytes
 
@@ -200,7 +229,11 @@ class SQLiteStore:
         members = "key IN (SELECT key FROM members WHERE name = ?)"
         return await self._run(self._forget, members, (group,))
 
-    async def footprint(self) -> tuple[int, int | None]:
+    async def questions(self) -> list[Asked]:
+        """Return what was asked, the least recently used first."""
+        return await self._run(self._questions)
+
+    async def footprint(self) -> tuple[int, int]:
         """Return entries and bytes."""
         return await self._run(self._footprint)
 
@@ -245,6 +278,8 @@ class SQLiteStore:
             database.executemany(
                 "INSERT INTO members VALUES (?, ?)", [(group, key) for group in entry.groups]
             )
+            if entry.question is not None:
+                database.execute("INSERT INTO questions VALUES (?, ?, ?)", (key, *entry.question))
             self._forget("expires <= ?", (self._clock(),))
             entries, size = self._footprint()
             while entries > self._capacity or size > self._max_bytes:
@@ -267,6 +302,14 @@ class SQLiteStore:
         statement = f"DELETE FROM entries WHERE {where} RETURNING key"
         return [key for (key,) in self._database.execute(statement, values).fetchall()]
 
+    def _questions(self) -> list[Asked]:
+        rows = self._database.execute(
+            "SELECT key, context, text, expires FROM questions JOIN entries USING (key)"
+            " WHERE expires > ? ORDER BY used, entries.rowid",
+            (self._clock(),),
+        )
+        return [Asked(*row) for row in rows]
+
     def _footprint(self) -> tuple[int, int]:
         return self._database.execute("SELECT count, bytes FROM totals").fetchone()
 
@@ -281,6 +324,9 @@ CREATE INDEX IF NOT EXISTS entries_expires ON entries (expires);
 CREATE TABLE IF NOT EXISTS members (name TEXT NOT NULL, key TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS members_name ON members (name);
 CREATE INDEX IF NOT EXISTS members_key ON members (key);
+CREATE TABLE IF NOT EXISTS questions (
+    key TEXT PRIMARY KEY, context TEXT NOT NULL, text TEXT NOT NULL
+);
 CREATE TABLE IF NOT EXISTS totals (count INTEGER NOT NULL, bytes INTEGER NOT NULL);
 INSERT INTO totals SELECT 0, 0 WHERE NOT EXISTS (SELECT 1 FROM totals);
 CREATE TRIGGER IF NOT EXISTS entry_in AFTER INSERT ON entries BEGIN
@@ -289,6 +335,9 @@ END;
 CREATE TRIGGER IF NOT EXISTS entry_out AFTER DELETE ON entries BEGIN
     UPDATE totals SET count = count - 1, bytes = bytes - old.size;
     DELETE FROM members WHERE key = old.key;
+END;
+CREATE TRIGGER IF NOT EXISTS question_out AFTER DELETE ON entries BEGIN
+    DELETE FROM questions WHERE key = old.key;
 END;
 """
 
@@ -305,8 +354,9 @@ def _open_database(path: Path) -> sqlite3.Connection:
 class RedisStore:
     """Entries in a Redis or Valkey server, shared by all proxies with the same secret.
 
-    The number of entries is bounded here, their bytes by the server's ``maxmemory``. Every key
-    has a time to live. After a failure the server is left alone for a second.
+    Entries and bytes are bounded over all of them; the one that expires first makes room. Bytes
+    are those of the stored entries, without what the server needs for itself. Every key has a time
+    to live. After a failure the server is left alone for a second.
 
     Parameters
     ----------
@@ -314,8 +364,8 @@ class RedisStore:
         ``redis://``, ``rediss://`` or ``unix://``; never part of a message.
     namespace:
         Prefix of every key.
-    capacity:
-        Most entries.
+    capacity, max_bytes:
+        Most entries, and most bytes of them.
     """
 
     def __init__(
@@ -323,6 +373,7 @@ class RedisStore:
         url: str,
         namespace: str,
         capacity: int,
+        max_bytes: int,
         clock: Callable[[], float] = time.time,
     ) -> None:
         import redis.asyncio
@@ -330,7 +381,9 @@ class RedisStore:
         from redis.backoff import NoBackoff
 
         self._errors: tuple[type[Exception], ...] = (redis.RedisError, OSError, ValueError)
-        self._prefix, self._capacity, self._clock = namespace, capacity, clock
+        self._prefix, self._clock = namespace, clock
+        self._capacity, self._max_bytes = capacity, max_bytes
+        self._bytes, self._counted_at = 0, -math.inf
         self._rest_until = 0.0
         try:
             # Both read the address lazily; the port is parsed when it is asked for.
@@ -359,27 +412,59 @@ class RedisStore:
         """Keep an entry until it expires, and list it in its groups."""
         life = max(1, round((entry.expires - self._clock()) * 1000))
         groups = [self._name("group", group) for group in entry.groups]
+        lists = [self._name(name) for name in ("all", "sizes", "questions")]
+        value = encoded(entry)
+        if len(value) > self._max_bytes:
+            return
 
         async def write() -> None:
-            async with self._client.pipeline(transaction=True) as ages:
+            async with self._client.pipeline(transaction=True) as before:
+                before.zrangebyscore(lists[0], "-inf", self._clock(), 0, _REDIS_BATCH)
                 for group in groups:
-                    ages.pttl(group)
-                left = await ages.execute() if groups else []
+                    before.pttl(group)
+                expired, *left = await before.execute()
             async with self._client.pipeline(transaction=True) as commands:
-                commands.set(self._name("entry", key), encoded(entry), px=life)
-                commands.zadd(self._name("all"), {key: entry.expires})
-                commands.zremrangebyscore(self._name("all"), "-inf", self._clock())
-                commands.pexpire(self._name("all"), 31 * 86_400_000)
+                commands.set(self._name("entry", key), value, px=life)
+                self._unlist(commands, expired)
+                commands.zadd(lists[0], {key: entry.expires})
+                commands.hset(lists[1], key, len(value))
+                if entry.question is not None:
+                    commands.hset(lists[2], key, json.dumps(entry.question))
+                for name in lists:
+                    commands.pexpire(name, 31 * 86_400_000)
                 for group, age in zip(groups, left, strict=True):
                     commands.sadd(group, key)
                     commands.pexpire(group, max(life, age))
-                commands.zcard(self._name("all"))
-                entries = (await commands.execute())[-1]
-            if entries > self._capacity:
-                out = await self._client.zpopmin(self._name("all"), entries - self._capacity)
-                await self._client.unlink(*(self._name("entry", _text(name)) for name, _ in out))
+                await commands.execute()
+            self._bytes += len(value)
+            await self._make_room()
 
         await self._ask("SET", write)
+
+    async def _make_room(self) -> None:
+        """Delete what expires first until both bounds are kept."""
+        if time.monotonic() - self._counted_at > _REDIS_COUNT_S:
+            await self._count()
+        while True:
+            entries = await self._client.zcard(self._name("all"))
+            surplus = entries - self._capacity
+            if surplus <= 0 and self._bytes <= self._max_bytes:
+                return
+            # By bytes a few at a time: how many are needed is known only when they are gone.
+            count = min(max(surplus, 1 if self._bytes <= self._max_bytes else 8), _REDIS_BATCH)
+            names = await self._client.zrange(self._name("all"), 0, count - 1)
+            if not names:
+                return
+            await self._unlink([_text(name) for name in names])
+            await self._count()
+
+    async def _count(self) -> tuple[int, int]:
+        """Return the live entries and their bytes, and remember the bytes."""
+        names = await self._client.zrangebyscore(self._name("all"), self._clock(), "+inf")
+        sizes = await self._client.hmget(self._name("sizes"), names) if names else []
+        self._bytes = sum(int(size) for size in sizes if size is not None)
+        self._counted_at = time.monotonic()
+        return len(names), self._bytes
 
     async def delete(self, key: str, tenant: str) -> list[str]:
         """Delete an entry of a tenant."""
@@ -400,12 +485,28 @@ class RedisStore:
 
         return await self._ask("UNLINK", sweep)
 
-    async def footprint(self) -> tuple[int, int | None]:
-        """Return entries; the server knows the bytes of all its users only."""
-        entries = await self._ask(
-            "ZCOUNT", lambda: self._client.zcount(self._name("all"), self._clock(), "+inf")
-        )
-        return entries, None
+    async def questions(self) -> list[Asked]:
+        """Return what was asked, the one that expires first at the beginning."""
+
+        async def read() -> list[Asked]:
+            live = await self._client.zrangebyscore(
+                self._name("all"), self._clock(), "+inf", withscores=True
+            )
+            held = await self._client.hgetall(self._name("questions"))
+            found = []
+            for name, expires in live:
+                if (data := held.get(name)) is not None:
+                    # Damaged data is no question.
+                    with suppress(ValueError, TypeError):
+                        context, text = json.loads(data)
+                        found.append(Asked(_text(name), context, text, expires))
+            return found
+
+        return await self._ask("HGETALL", read)
+
+    async def footprint(self) -> tuple[int, int]:
+        """Return entries and their bytes."""
+        return await self._ask("ZRANGE", self._count)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -415,11 +516,18 @@ class RedisStore:
     async def _unlink(self, keys: Sequence[str]) -> list[str]:
         """Delete entries; return the keys of those that were still there."""
         async with self._client.pipeline(transaction=True) as commands:
-            commands.zrem(self._name("all"), *keys)
             for key in keys:
                 commands.unlink(self._name("entry", key))
-            _, *found = await commands.execute()
+            self._unlist(commands, keys)
+            found = (await commands.execute())[: len(keys)]
         return [key for key, count in zip(keys, found, strict=True) if count]
+
+    def _unlist(self, commands: Any, keys: Sequence[str | bytes]) -> None:
+        """Take keys out of the lists, as part of a transaction."""
+        if keys:
+            commands.zrem(self._name("all"), *keys)
+            commands.hdel(self._name("sizes"), *keys)
+            commands.hdel(self._name("questions"), *keys)
 
     def _name(self, *parts: str) -> str:
         return self._prefix + ":".join(parts)
@@ -452,7 +560,7 @@ def opened(
     if store.startswith(("redis://", "rediss://", "unix://")):
         # Two installations on one server cannot read each other's entries: their keys differ.
         install = zlib.crc32(b"install" + secret)
-        return RedisStore(store, f"kvbench:proxy:{install:08x}:", capacity, clock)
+        return RedisStore(store, f"kvbench:proxy:{install:08x}:", capacity, max_bytes, clock)
     raise InputError("--store: one of memory, sqlite:PATH, redis://..., rediss://..., unix://...")
 
 
