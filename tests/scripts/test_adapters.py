@@ -398,7 +398,7 @@ def test_claims_get_their_verdicts_and_are_shown(run, cells, capsys):
             studies=[],
         ),
         output=Files(csv="results/claims/claims.csv"),
-        params=SimpleNamespace(studies=[], must_hold=False),
+        params=SimpleNamespace(studies=[], machines=[], must_hold=False),
     )
     listed = {entry["id"] for entry in documents.read_yaml(ROOT / "config/claims.yaml")["claims"]}
     found = gathering.read_csv(Path("results/claims/claims.csv"))
@@ -504,7 +504,7 @@ def test_a_verdict_other_than_expected_fails_the_default_target_where_claims_mus
         "evaluate_claims",
         input={"claims": "claims.yaml", "aa_test": cells.aa_test, "studies": [], **tables},
         output={"csv": "results/claims/claims.csv"},
-        params={"studies": [], "must_hold": True},
+        params={"studies": [], "machines": [], "must_hold": True},
     )
     assert "bytes (formula) is reproduced, expected refuted" in line
 

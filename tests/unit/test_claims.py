@@ -682,7 +682,7 @@ def test_files_agree_and_can_be_read_again(tmp_path, shipped, one):
     assert [row["cells"] for row in from_csv] == [row["cells"] for row in from_json]
     assert claims.claims_table(from_csv) == claims.claims_table(from_json)
     text = (tmp_path / "claims.md").read_text(encoding="utf-8")
-    assert text.count("\n| **") == len(rows)
+    assert all(text.count(f"`{one.id}`") <= 1 for one in shipped)
 
 
 def test_a_file_that_is_no_claims_table_is_refused(tmp_path):
@@ -717,6 +717,80 @@ def test_claims_are_judged_without_torch_and_plotting():
     assert done.returncode == 0, done.stderr
 
 
+# ------------------------------------------------------------------------------ the pages
+
+
+def row(name="one", machine="here", verdict="reproduced", **given):
+    """A row of the table of claims."""
+    found = dict.fromkeys(claims.COLUMNS)
+    found |= {"id": name, "machine": machine, "verdict": verdict, "document": "S1", "unit": "s"}
+    found |= {"statement_en": f"Claim {name}.", "statement_pt": f"Afirmação {name}."}
+    found |= {"place": "section 4", "bound": "> 1 s", "measured_on": "", "source": "a document"}
+    return found | given
+
+
+def test_a_page_has_a_claim_once_with_the_machines_that_tested_it():
+    rows = [
+        row(value=2.5, ci_low=2.0, ci_high=3.0),
+        row(machine="lab", verdict="not tested", reason="study http was not measured"),
+        row(
+            machine="box",
+            verdict="not enough rounds",
+            value=4.0,
+            reason="not enough rounds: 2 of 10",
+        ),
+    ]
+    text = claims.page(rows, "en", {"here": {"cpu": "Some CPU", "cores": 2, "gpu": None}})
+    assert text.count("Claim one.") == 1
+    assert "- ✓ **reproduced**, this machine: 2.5 s [2, 3]" in text
+    assert "- – **not enough rounds**, box: 4 s; 2 of 10 rounds" in text
+    assert "was not measured" not in text
+    assert "| this machine (Some CPU, 2 cores) | 1 | 0 | 0 |" in text
+
+
+def test_what_no_machine_tested_stands_once_at_the_end_with_its_reasons():
+    rows = [
+        row("absent", machine, "not tested", reason="study http was not measured")
+        for machine in ("here", "lab")
+    ]
+    text = claims.page([row(value=1.0), *rows], "en", {})
+    end = text.partition("## Tested on no machine")[2]
+    assert end.count("Claim absent. *study http was not measured.*") == text.count("absent") == 1
+
+
+def test_the_portuguese_page_has_portuguese_reasons_commas_and_semicolons():
+    rows = [
+        row(value=2.5, ci_low=2.25, ci_high=3.5),
+        row("b", verdict="not tested", reason="study http was not measured"),
+    ]
+    text = claims.page(rows, "pt", {})
+    assert "**reproduzida**, esta máquina: 2,5 s [2,25; 3,5]" in text
+    assert "o estudo http não foi medido" in text and "seção 4" in text
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "outcome"),
+    [
+        (("reproduced", "met", "not tested"), "held"),
+        (("refuted", "not enough rounds"), "failed"),
+        (("reproduced", "refuted"), "mixed"),
+        (("inconclusive",), "mixed"),
+        (("not enough rounds", "not tested"), "open"),
+    ],
+)
+def test_the_verdicts_of_all_machines_make_one_outcome(verdicts, outcome):
+    rows = [row(machine=f"m{n}", verdict=one) for n, one in enumerate(verdicts)]
+    assert claims.outcomes(rows)[outcome] == 1
+    assert sum(claims.outcomes(rows).values()) == 1
+
+
+def test_every_shipped_claim_has_a_label_of_its_own_in_each_language(shipped):
+    for language in ("en", "pt"):
+        labels = [one.named(language) for one in shipped]
+        assert len(set(labels)) == len(labels)
+        assert not [label for label in labels if "_" in label.replace("lru_cache", "")]
+
+
 # ---------------------------------------------------------------------------- the figure
 
 
@@ -737,7 +811,7 @@ def test_the_figure_has_a_row_per_claim_and_a_panel_per_machine(shipped):
     figure = draw(rows)
     assert len(figure.axes) == 2
     labels = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
-    assert labels == [one.id.replace("_", " ") for one in shipped]
+    assert labels == [one.label["en"] for one in shipped]
 
 
 def test_the_figure_prints_the_measurement_of_every_row(shipped, one):

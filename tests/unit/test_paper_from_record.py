@@ -8,7 +8,9 @@ import re
 import pandas as pd
 import pytest
 import recorded_tables
-from kvbench import figures
+from kvbench import figures, strategies
+from kvbench.analysis import claims
+from kvbench.analysis.claims import pages
 from kvbench.figures import style
 from kvbench.paper import numbers, sections
 from kvbench.records import gathering
@@ -120,3 +122,25 @@ def test_every_template_is_rendered(tables, tmp_path, language):
     assert len(re.findall(r"\\subsection|\\section", text)) >= len(STUDIES)
     for name, path in parts.items():
         assert not re.search(r"\bnan\b|\{None\}|\\VAR|\\BLOCK", path.read_text("utf-8")), name
+
+
+#: Parts of reasons and places that are names, or the same in both languages.
+SAME = re.compile(
+    r"[\w.]*(_\w+)+|[\w.-]*llama[\w.-]*|float\d+|bfloat16|cpu|cuda|embedded|kvpress|hqq|"
+    r"(app|http|expiry|memoization|prefix|semantic|stampede|resilience|eviction|layered)|"
+    r"KV caching|TTL|https?:.*|R(\.|aushan) Turganbay|Unlocking Longer .*|\[.*|.*\]|"
+    r"[\d., ]+ (s|ms|tokens/s|GiB|%|x)( \[.*)?|(AMD|NVIDIA|Intel).*|pip install \w+"
+)
+
+
+def test_every_reason_and_place_of_the_shipped_records_is_said_in_portuguese(tables):
+    rows = claims.plain(tables["claims"])
+    reasons = {one["reason"] for one in rows} | {one["place"] for one in rows}
+    reasons |= {one["measured_on"] for one in rows} | set(tables["kv_summary"]["not_judged"])
+    reasons |= set(tables["kv_summary"]["reason"])
+    book = pages._book("pt")
+    book.unknown.clear()
+    for text in filter(None, (one for one in reasons if isinstance(one, str))):
+        claims.say(text, "pt")
+    left = {part for part in book.unknown if not SAME.fullmatch(part)}
+    assert left - set(strategies.names()) == set()

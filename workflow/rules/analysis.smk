@@ -166,6 +166,8 @@ rule evaluate_claims:
         quality=rules.aggregate_kv.output.quality,
         aa_test=rules.aggregate_aa_test.output[0],
         studies=APP_TABLES,
+        environments=environment_files(),
+        recorded=rules.verify_recorded.output[0],
     output:
         csv=report(
             "results/claims/claims.csv",
@@ -174,13 +176,15 @@ rule evaluate_claims:
             labels={"table": "Verdicts"},
         ),
         json="results/claims/claims.json",
-        markdown="results/claims/claims.md",
+        english="results/claims/claims.md",
+        portuguese="results/claims/claims.pt.md",
     log:
         "logs/analysis/claims.log",
     conda:
         "../../envs/analysis.yaml"
     params:
         studies=STUDIES,
+        machines=[str(machine) for machine in RECORDED],
         must_hold=CONFIG["claims_must_hold"],
         code=code_of("evaluate_claims"),
     message:

@@ -17,15 +17,16 @@ def main(snakemake):
     tables["kv_quality"] = gathering.read_csv(Path(given.quality))
     summary = gathering.read_csv(Path(given.summary))
     aa_test = gathering.read_csv(Path(given.aa_test))
-    machines = summary["machine"].unique()
     rows = claims.evaluate(
         claims.load(Path(given.claims)),
         gathering.read_csv(Path(given.samples)),
         summary,
         tables,
-        {machine: instrument.evidence(aa_test, machine) for machine in machines},
+        {machine: instrument.evidence(aa_test, machine) for machine in summary["machine"].unique()},
     )
-    claims.write(Path(snakemake.output.csv).parent, rows)
+    recorded = gathering.machines(snakemake.params.machines)
+    facts = gathering.environments(given.get("environments", []), recorded)
+    claims.write(Path(snakemake.output.csv).parent, rows, facts, Path(given.claims))
     if snakemake.params.must_hold:
         claims.hold(rows)
 

@@ -1,14 +1,12 @@
 """The words of a figure in another language: what its module writes in English, replaced before saving.
 
-Modules write English. ``words.<language>.yaml`` maps each phrase to its translation; ``{}`` stands for
-anything, ``{n}`` for a number. What is no phrase is parted at line breaks, dots, colons, commas and
-brackets, and names of models, machines and scenarios stay as they are.
+Modules write English. ``words.<language>.yaml`` maps each phrase to its translation, as
+:class:`kvbench.phrases.Phrases` reads it.
 """
 
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -18,88 +16,12 @@ from matplotlib.text import Text
 from matplotlib.ticker import Formatter
 
 from kvbench import documents
+from kvbench.phrases import Phrases
 from kvbench.strategies import looks
 
 log = logging.getLogger(__name__)
 
 _FOLDER = Path(__file__).parent
-#: Where a text that is no phrase is parted, the widest first.
-_JOINTS = ("\n", " · ", "; ", ": ", ", ", " / ", " | ")
-#: Outside of brackets.
-_OUTSIDE = r"(?![^()]*\))"
-#: A number that stands by itself or before a unit: not part of a name such as ``llama-3.2-1b``.
-_NUMBER = re.compile(r"(?<![\w.,-])[-−]?\d[\d,]*(?:\.\d+)?(?![\w.-]*[A-Za-z_]{3})(?![\d.])")
-#: A text without any word: numbers, signs and the units that all languages share.
-_WORDLESS = re.compile(
-    r"[^A-Za-z]*(?:(?:[eE]|x|[kKMG]i?B|ms|s|µs|us|k|M|n|p\d+|MiB|GiB)?[^A-Za-z]*)*"
-)
-
-
-#: What stands for a part in a phrase: anything, or a number.
-_PLACE = re.compile(r"\{n?\}")
-
-
-def _pattern(phrase: str) -> str:
-    pieces, last = [], 0
-    for place in _PLACE.finditer(phrase):
-        pieces.append(re.escape(phrase[last : place.start()]))
-        pieces.append(r"([\d.,]+)" if place.group() == "{n}" else "(.+?)")
-        last = place.end()
-    return "".join([*pieces, re.escape(phrase[last:])])
-
-
-class Phrases:
-    """The phrase book of one language.
-
-    Parameters
-    ----------
-    words:
-        Phrase to translation. In both ``{}`` and ``{n}`` stand for parts, themselves looked up, which
-        keep their order.
-    decimal:
-        The decimal sign.
-    """
-
-    def __init__(self, words: Mapping[str, str], decimal: str = ",") -> None:
-        self.words = words
-        self.decimal = decimal
-        self.patterns = [
-            (re.compile(_pattern(phrase), re.S), said)
-            for phrase, said in words.items()
-            if _PLACE.search(phrase)
-        ]
-        #: Parts with letters that no phrase covers; names are among them.
-        self.unknown: set[str] = set()
-
-    def say(self, text: str) -> str:
-        """A text in the language."""
-        if not text.strip():
-            return text
-        if text in self.words:
-            return self.words[text]
-        if text.endswith(" *"):
-            return f"{self.say(text[:-2])} *"
-        if found := re.fullmatch(r"([^()]+?)( ?)\(([^()]+)\)", text):
-            before, blank, inside = found.groups()
-            return f"{self.say(before)}{blank}({self.say(inside)})"
-        for pattern, said in self.patterns:
-            if found := pattern.fullmatch(text):
-                parts = tuple(map(self.say, found.groups()))
-                return _PLACE.sub("%s", said.replace("%", "%%")) % parts
-        for joint in _JOINTS:
-            parted = re.split(re.escape(joint) + _OUTSIDE, text)
-            if len(parted) > 1:
-                return joint.join(map(self.say, parted))
-        if not _WORDLESS.fullmatch(text):
-            self.unknown.add(text)
-        return self.numbers(text)
-
-    def numbers(self, text: str) -> str:
-        """Decimal points and thousands' commas as the language writes them."""
-        if self.decimal == ".":
-            return text
-        swap = {",": ".", ".": ","}
-        return _NUMBER.sub(lambda found: "".join(swap.get(c, c) for c in found[0]), text)
 
 
 @cache
@@ -141,6 +63,15 @@ def _all_axes(figure: Figure) -> Iterator:
         yield from _all_axes(part)
 
 
+#: Attribute of a figure that brings words of its own, which no phrase book can know.
+_OWN = "words_by_language"
+
+
+def bring(figure: Figure, words: Mapping[str, Mapping[str, str]]) -> None:
+    """Give a figure words that come from its data: language to phrase to translation."""
+    setattr(figure, _OWN, words)
+
+
 def localise(figure: Figure, language: str) -> Sequence[str]:
     """Put a figure into a language; English is what it was drawn in.
 
@@ -152,6 +83,8 @@ def localise(figure: Figure, language: str) -> Sequence[str]:
     if language == "en":
         return []
     book = phrases(language)
+    if own := getattr(figure, _OWN, None):
+        book = Phrases(book.words | own[language], book.decimal)
     book.unknown.clear()
     axes = list(dict.fromkeys(_all_axes(figure)))
     ticks = set()

@@ -14,7 +14,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from kvbench.analysis import claims, selection
 from kvbench.analysis.claims import verdict
-from kvbench.figures import _kv, style
+from kvbench.figures import _kv, _language, style
 
 QUESTION = "What do the source documents claim, and what was measured?"
 
@@ -53,6 +53,7 @@ def draw(table: pd.DataFrame | Sequence[Mapping[str, Any]]) -> Figure:
     if not rows:
         return _kv.empty(QUESTION, "there are no claims")
     order = list(dict.fromkeys(row["id"] for row in rows))
+    called = {row["id"]: row["label_en"] for row in rows}
     named = pd.DataFrame({"machine": [row["machine"] or None for row in rows]})
     found = selection.machines(named) or [""]
     shown = found[:_MOST_MACHINES]
@@ -66,7 +67,8 @@ def draw(table: pd.DataFrame | Sequence[Mapping[str, Any]]) -> Figure:
                 _mark(ax, place, own[name])
         _frame(ax, len(order), len(shown))
         ax.set_title(machine or "computed", fontsize=7.5, style="italic")
-    axes[0].set_yticks(range(len(order)), [name.replace("_", " ") for name in order], fontsize=6)
+    axes[0].set_yticks(range(len(order)), [called[name] for name in order], fontsize=6)
+    _language.bring(figure, {"pt": {row["label_en"]: row["label_pt"] for row in rows}})
     axes[0].set_ylim(len(order) - 0.5, -0.7)
     figure.suptitle(QUESTION, fontsize=9)
     handles = [

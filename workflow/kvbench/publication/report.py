@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,9 @@ import pandas as pd
 from PIL import Image
 
 from kvbench import documents, figures, layout
+from kvbench.analysis.claims import Entry, entries, plain, say
+from kvbench.analysis.claims.pages import reason_text
+from kvbench.analysis.claims.verdict import OPEN
 from kvbench.figures import _language
 from kvbench.paper.numbers import DERIVED, PUBLISHED
 
@@ -32,7 +35,13 @@ _VERDICTS = {
     "not enough rounds": ("none", "–"),
     "not tested": ("none", "–"),
 }
-_UNJUDGED = ("not enough rounds", "not tested")
+#: What all machines together say of a claim, likewise.
+_OUTCOMES = {
+    "failed": ("no", "✗"),
+    "mixed": ("open", "?"),
+    "held": ("yes", "✓"),
+    "open": ("none", "–"),
+}
 #: Rows of the headline: the words' key, strategy, column of the summary, what the source gives.
 _HEADLINE = (
     *((name, name, "e2e_s_median", PUBLISHED[name]["e2e"]) for name in PUBLISHED),
@@ -89,7 +98,7 @@ def render(
     """
     words = documents.read_yaml(_TEMPLATES / f"report.{language}.yaml")
     page = _Page(words, language, folder)
-    rows = [page.claim(row) for row in _ranked(claims)]
+    rows = [page.claim(entry) for entry in _ranked(claims)]
     drawn = [page.figure(picture, studies) for picture in pictures]
     first = next((one for one in drawn if one["name"] == f"symposium_{_SCENARIO}"), None)
     environment = jinja2.Environment(
@@ -101,14 +110,15 @@ def render(
     return environment.get_template("report.html.j2").render(
         words=words,
         counts=[
-            (page.verdict(name), int((claims["verdict"] == name).sum()))
-            for name in _VERDICTS
-            if (claims["verdict"] == name).any()
+            {"kind": _OUTCOMES[name][0], "sign": _OUTCOMES[name][1], "count": number, "word": word}
+            for name, word in words["outcomes"].items()
+            if (number := sum(row["outcome"] == name for row in rows))
         ],
+        by_machine=page.by_machine(claims),
         headline=page.headline(summary),
         symposium=first,
-        judged=[row for row in rows if row["verdict"]["name"] not in _UNJUDGED],
-        unjudged=[row for row in rows if row["verdict"]["name"] in _UNJUDGED],
+        judged=[row for row in rows if row["outcome"] != "open"],
+        unjudged=[row for row in rows if row["outcome"] == "open"],
         gallery=[
             {"title": title, "figures": found}
             for group, title in words["groups"].items()
@@ -159,18 +169,46 @@ class _Page:
         kind, sign = _VERDICTS[name]
         return {"name": name, "kind": kind, "sign": sign, "word": self.words["verdicts"][name]}
 
-    def claim(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """One row of the verdicts."""
-        unjudged = row["verdict"] in _UNJUDGED
+    def claim(self, entry: Entry) -> dict[str, Any]:
+        """One claim with what each machine that tested it says; of one that none tested, why."""
+        row = entry.claim
         return {
-            "verdict": self.verdict(row["verdict"]),
+            "outcome": entry.outcome(),
             "statement": row[f"statement_{self.language}"],
-            "source": _text(row["source"]),
+            "source": say(_text(row["source"]), self.language),
             "figure": self.figures_number(row),
-            "value": self.measured(*(row[key] for key in ("value", "ci_low", "ci_high"))),
-            "unit": "" if self.number(row["value"]) == "–" else _unit(row["unit"]),
-            "reason": _text(row["reason"]) if unjudged else "",
-            "machine": _text(row["machine"]),
+            "found": [
+                {
+                    "verdict": self.verdict(one["verdict"]),
+                    "value": self.measured(*(one[key] for key in ("value", "ci_low", "ci_high"))),
+                    "unit": _unit(one["unit"]),
+                    "reason": reason_text(one, self.language) if one["verdict"] in OPEN else "",
+                    "machine": _text(one["machine"]) or self.words["computed"],
+                }
+                for one in entry.tested
+            ],
+            "reasons": list(
+                dict.fromkeys(reason_text(one, self.language) for one in entry.nowhere)
+            ),
+        }
+
+    def by_machine(self, claims: pd.DataFrame) -> dict[str, Any]:
+        """How many claims have each verdict on each machine."""
+        rows = plain(claims)
+        used = [one for one in _VERDICTS if any(row["verdict"] == one for row in rows)]
+        names = dict.fromkeys(row["machine"] for row in rows)
+        return {
+            "verdicts": [self.verdict(one) for one in used],
+            "rows": [
+                {
+                    "machine": name or self.words["computed"],
+                    "counts": [
+                        sum((row["machine"], row["verdict"]) == (name, one) for row in rows)
+                        for one in used
+                    ],
+                }
+                for name in names
+            ],
         }
 
     def figures_number(self, row: Mapping[str, Any]) -> str:
@@ -268,11 +306,9 @@ class _Page:
         }
 
 
-def _ranked(claims: pd.DataFrame) -> Iterable[Mapping[str, Any]]:
-    """Rows by verdict, what failed first, otherwise in the order of the claims."""
-    rank = {name: place for place, name in enumerate(_VERDICTS)}
-    order = claims["verdict"].map(rank).sort_values(kind="stable").index
-    return claims.loc[order].to_dict("records")
+def _ranked(claims: pd.DataFrame) -> list[Entry]:
+    """Claims by outcome, what failed first, otherwise in their order."""
+    return sorted(entries(plain(claims)), key=lambda entry: list(_OUTCOMES).index(entry.outcome()))
 
 
 def _group(name: str) -> str:

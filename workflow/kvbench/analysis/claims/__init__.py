@@ -3,7 +3,7 @@
 A claim is one entry of ``config/claims.yaml`` (:mod:`reading`). Each kind of measure is a class that
 finds its number in the tables (:mod:`kinds`, :mod:`measured`); the verdict compares the 95 % interval
 of that number with the bound of the claim, never a single number (:mod:`verdict`); :mod:`writing`
-puts them into tables.
+puts them into tables, :mod:`pages` into a page for a reader of each language.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import pandas as pd
 from kvbench.analysis import selection
 from kvbench.analysis.claims.kinds import KINDS
 from kvbench.analysis.claims.measured import NO_INTERVAL, Found, Tables
+from kvbench.analysis.claims.pages import Entry, entries, outcomes, page, say
 from kvbench.analysis.claims.reading import TARGET, Claim, load
 from kvbench.analysis.claims.verdict import NOT_ENOUGH, VERDICTS, Bound, judge
 from kvbench.analysis.claims.writing import (
     COLUMNS,
     claims_table,
     hold,
-    markdown,
     measured_text,
     plain,
     read,
@@ -40,14 +40,18 @@ __all__ = [
     "VERDICTS",
     "Bound",
     "Claim",
+    "Entry",
     "claims_table",
+    "entries",
     "evaluate",
     "hold",
     "load",
-    "markdown",
     "measured_text",
+    "outcomes",
+    "page",
     "plain",
     "read",
+    "say",
     "unexpected",
     "write",
 ]
@@ -109,6 +113,9 @@ def _row(claim: Claim, machine: str, found: Found) -> dict[str, Any]:
         "document": claim.document,
         "kind": claim.kind,
         "source": claim.source,
+        "place": claim.place,
+        "label_en": claim.named("en"),
+        "label_pt": claim.named("pt"),
         "statement_en": claim.statement["en"],
         "statement_pt": claim.statement["pt"],
         "figure": claim.figure,

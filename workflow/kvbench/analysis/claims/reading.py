@@ -36,6 +36,14 @@ class Claim:
     #: S1 to S4, other or ours; and stated, printed, target, code, derived or hypothesis.
     document: str | None = None
     kind: str | None = None
+    #: A few words that stand for the claim in a figure or a list, in each language.
+    label: Mapping[str, str] | None = None
+    #: Where in the document.
+    place: str = ""
+
+    def named(self, language: str) -> str:
+        """The label, or the id in words where there is none."""
+        return self.label[language] if self.label else self.id.replace("_", " ")
 
 
 def load(path: Path, scenarios: Iterable[str] | None = None) -> list[Claim]:
@@ -96,6 +104,8 @@ def _claim(
         expected=entry.get("expected"),
         document=entry["document"],
         kind=entry["kind"],
+        label=entry.get("label"),
+        place=entry.get("place") or "",
     )
 
 

@@ -1,4 +1,4 @@
-"""Claims with their verdicts as CSV, JSON, Markdown and text for the terminal, and back."""
+"""Claims with their verdicts as CSV, JSON, pages and text for the terminal, and back."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 import pandas as pd
 
 from kvbench import documents
-from kvbench.analysis.claims.verdict import OPEN, VERDICTS, number_text, with_unit
+from kvbench.analysis.claims.pages import entries, measured_text, page, seen_text
+from kvbench.analysis.claims.verdict import OPEN, VERDICTS
 from kvbench.errors import InputError
 
 #: Column of ``claims.csv`` to its meaning, in the table's order.
@@ -21,6 +22,9 @@ COLUMNS: Mapping[str, str] = {
     "document": "S1 to S4, other or ours: whose sentence it is",
     "kind": "stated, printed, target, code, derived or hypothesis",
     "source": "document and place",
+    "place": "where in the document",
+    "label_en": "the claim in a few words",
+    "label_pt": "the same in Portuguese",
     "statement_en": "what is claimed",
     "statement_pt": "the same in Portuguese",
     "figure": "the source's number as it is printed; empty when it gives none",
@@ -69,115 +73,88 @@ def hold(rows: Iterable[Mapping[str, Any]]) -> None:
         )
 
 
-def measured_text(row: Mapping[str, Any]) -> str:
-    """The measured value with its interval: ``5.41x [5.30, 5.52]``; a single run says so."""
-    if row["value"] is None:
-        return "-"
-    text = with_unit(number_text(row["value"]), row["unit"] or "")
-    low, high = row["ci_low"], row["ci_high"]
-    if low is None or high is None:
-        return f"{text} (one run)" if row.get("rounds") == 1 else f"{text} (no interval)"
-    return text if low == high else f"{text} [{number_text(low)}, {number_text(high)}]"
-
-
-def seen_text(row: Mapping[str, Any]) -> str:
-    """The smallest difference that a comparison would have found: ``3.1 %``."""
-    smallest = row.get("smallest_difference")
-    return "-" if smallest is None else f"{number_text(100 * smallest)} %"
-
-
 def claims_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Aligned text for the terminal: the measured interval beside the source's figure."""
+    """Aligned text for the terminal: the measured interval beside the source's figure.
+
+    A claim has one line for each machine that tested it; what no machine tested stands below, with
+    the reason.
+    """
     head = (
         *("verdict", "claim", "machine", "source says", "measured [95 % interval]", "sees"),
         "holds if",
     )
     lines = [head]
-    for row in rows:
-        flag = "!" if unexpected([row]) else ""
-        lines.append(
-            (
-                f"{row['verdict']}{flag}",
-                row["id"],
-                row["machine"] or "-",
-                row["figure"] or "-",
-                measured_text(row),
-                seen_text(row),
-                row["bound"],
+    found = entries(rows)
+    for entry in found:
+        for row in entry.tested:
+            flag = "!" if unexpected([row]) else ""
+            lines.append(
+                (
+                    f"{row['verdict']}{flag}",
+                    row["id"],
+                    row["machine"] or "-",
+                    row["figure"] or "-",
+                    measured_text(row),
+                    seen_text(row),
+                    row["bound"],
+                )
             )
-        )
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     text = ["  ".join(f"{c:<{w}}" for c, w in zip(line, widths, strict=True)) for line in lines]
     text.insert(1, "  ".join("-" * width for width in widths))
-    counts = ", ".join(
-        f"{number} {verdict}"
-        for verdict in VERDICTS
-        if (number := sum(row["verdict"] == verdict for row in rows))
-    )
-    text += ["", f"{len({row['id'] for row in rows})} claims: {counts or 'none'}"]
+    text += ["", f"{len(found)} claims; verdicts by machine:"]
+    for machine in dict.fromkeys(row["machine"] for row in rows):
+        own = [row["verdict"] for row in rows if row["machine"] == machine]
+        counts = ", ".join(f"{own.count(one)} {one}" for one in VERDICTS if one in own)
+        text += [f"  {machine or 'computed'}: {counts}"]
     text += ["sees: the smallest difference that would have been found nine times out of ten"]
-    for verdict in OPEN:
-        reasons: dict[str, list[str]] = {}
-        for row in rows:
-            if row["verdict"] == verdict:
-                machine = f" on {row['machine']}" if row["machine"] else ""
-                reasons.setdefault(f"{row['reason']}{machine}", []).append(row["id"])
+    for title, reasons in (
+        ("not enough rounds:", _reasons(row for one in found for row in one.tested)),
+        ("tested on no machine:", _reasons(row for one in found for row in one.nowhere)),
+    ):
         if reasons:
-            text += [f"{verdict}:"]
-            text += [f"  {why}: {', '.join(ids)}" for why, ids in reasons.items()]
+            text += [title, *(f"  {why}: {', '.join(ids)}" for why, ids in reasons.items())]
     if unexpected(rows):
         text += ["! differs from the verdict that claims.yaml expects"]
     return "\n".join(line.rstrip() for line in text) + "\n"
 
 
-def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The claims with their statements and verdicts as a Markdown table."""
-
-    def cell(text: object) -> str:
-        return " ".join(str(text or "-").split()).replace("|", "\\|")
-
-    lines = [
-        "# Claims of the source documents",
-        "",
-        "The verdict compares the 95 % interval with the bound: *reproduced* when it lies wholly",
-        "inside, *refuted* when wholly outside, *inconclusive* when astride; of a target *met* or",
-        "*not met*. *Not enough rounds*: a comparison of times that so few rounds cannot carry.",
-        "*Not tested*: there is nothing to compare. A comparison *sees* differences from the named",
-        "one on nine times out of ten.",
-        "",
-        "| verdict | claim | kind | source | says | machine | measured [95 % interval] | sees "
-        "| holds if | on |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+def _reasons(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Reason to the claims that it leaves without a verdict, each once."""
+    found: dict[str, list[str]] = {}
     for row in rows:
-        what = row["measured_on"]
-        if row["reason"]:
-            what = f"{what}; {row['reason']}" if what else row["reason"]
-        entries = (
-            f"**{row['verdict']}**",
-            f"{row['statement_en']} (`{row['id']}`)",
-            row["kind"],
-            row["source"],
-            row["figure"],
-            row["machine"],
-            measured_text(row),
-            seen_text(row),
-            row["bound"],
-            what,
-        )
-        lines.append(f"| {' | '.join(map(cell, entries))} |")
-    return "\n".join(lines) + "\n"
+        if row["verdict"] in OPEN and row["reason"]:
+            ids = found.setdefault(row["reason"], [])
+            if row["id"] not in ids:
+                ids.append(row["id"])
+    return found
 
 
-def write(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write ``claims.csv``, ``claims.json`` and ``claims.md`` into ``folder``."""
+def write(
+    folder: Path,
+    rows: Sequence[Mapping[str, Any]],
+    machines: Mapping[str, Mapping[str, Any]] | None = None,
+    sources: Path | None = None,
+) -> None:
+    """Write ``claims.csv``, ``claims.json``, ``claims.md`` and ``claims.pt.md`` into ``folder``.
+
+    Parameters
+    ----------
+    machines:
+        Machine to its facts; the pages name what each machine is.
+    sources:
+        The file of claims; what it lists as not tested closes the pages.
+    """
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     table["cells"] = table["cells"].map(" ".join)
     text = io.StringIO()
     table.to_csv(text, index=False, lineterminator="\n")
     documents.write_text_atomic(folder / "claims.csv", text.getvalue())
     documents.write_json(folder / "claims.json", [dict(row) for row in rows])
-    documents.write_text_atomic(folder / "claims.md", markdown(rows))
+    untested = documents.read_yaml(sources).get("not_tested", []) if sources else []
+    for language, name in (("en", "claims.md"), ("pt", "claims.pt.md")):
+        text = page(rows, language, machines or {}, untested)
+        documents.write_text_atomic(folder / name, text)
 
 
 def plain(claims: pd.DataFrame | Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
@@ -216,7 +193,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     if not isinstance(rows, list) or any(set(COLUMNS) - set(row) for row in rows):
         raise InputError(f"{path}: not the claims of this version; delete the file and run again")
     for row in rows:
-        for column in ("machine", "measured_on", "unit"):
+        for column in ("machine", "measured_on", "unit", "place"):
             row[column] = row[column] or ""
         for column in ("rounds", "blocks"):
             row[column] = None if row[column] is None else int(row[column])
