@@ -203,6 +203,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream; charset=utf-8")
         self.send_header("Transfer-Encoding", "chunked")
+        for name, value in self.server.upstream.headers.items():
+            self.send_header(name, value)
         self.end_headers()
         for piece in re.findall(r"\S+|\s+", text):
             self._event({"choices": [{"index": 0, "delta": {"content": piece}}]})

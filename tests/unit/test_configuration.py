@@ -425,6 +425,12 @@ def test_an_unknown_study_is_refused_with_the_known_ones(known):
     assert "eviction" in text
 
 
+def test_studies_that_alone_are_asked_for_are_planned_whatever_is_excluded(known):
+    asked = {"app": {"exclude": ["endpoint", "prefix"], "only": ["endpoint"]}}
+    filled = configuration.fill(asked, SOURCE)
+    assert set(configuration.plan_app(filled, known[1], SOURCE)) == {"endpoint"}
+
+
 def test_an_unknown_study_to_exclude_is_reported_under_its_own_key(known):
     assert "app.exclude" in app_refused(known, exclude=["evicton"])
 

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import socket
+from pathlib import Path
 
 import fake_openai
+import matplotlib.pyplot as plt
+import pandas as pd
 import pytest
 import study_runs
 from kvbench import studies
 from kvbench.engines import endpoint
 from kvbench.errors import Unsupported
+from kvbench.figures import _language, app_endpoint
+from kvbench.paper import tex
+from kvbench.studies.endpoint import LOADS, SERVERS
 from kvbench.studies.measuring import endpoint as measuring
 
+PAPER = Path(__file__).parents[2] / "paper"
 TALK = ["one two three", "four five"]
 
 
@@ -135,7 +143,7 @@ def test_the_study_measures_a_configured_server(upstream, tmp_path):
 def test_failed_requests_are_never_good():
     factors = {"ttft_limit_s": 1.0, "tpot_limit_s": 0.1, "good_share": 0.5, "server": "x"}
     request = {"ttft_s": 0.5, "tpot_s": 0.05, "e2e_s": 1.0, "itl_s": [0.1], "pieces": 2}
-    request |= {"output_tokens": 2, "prompt_tokens": None, "cached_tokens": None}
+    request |= {"output_tokens": 2, "prompt_tokens": None, "cached_tokens": None, "hit": None}
     requests = [
         request | {"error": None},
         request | {"error": "status 500"},
@@ -159,3 +167,114 @@ def test_without_an_address_the_missing_keys_are_named(tmp_path):
     factors = study_runs.options("endpoint") | {"server": "configured"}
     with pytest.raises(Unsupported, match=r"app\.studies\.endpoint"):
         measuring.measure(factors, studies.Context(tmp_path, 1))
+
+
+def row(server="vllm_serve", load="closed", level=1.0, borne=True, **changed):
+    """A row of the study's table as it would be measured."""
+    times = {
+        f"{name}_{part}": value
+        for name, value in (("ttft", 0.1), ("tpot", 0.02), ("e2e", 0.4))
+        for part, value in (
+            ("p50_s", value),
+            ("p50_s_ci_low", 0.9 * value),
+            ("p50_s_ci_high", 1.1 * value),
+            ("p95_s", 1.5 * value),
+            ("p99_s", 2 * value),
+        )
+    }
+    known = {"machine": "here", "server": server, "load": load, "level": level, "borne": borne}
+    known |= {"requests": 24, "failed": 0, "rounds": 2, "good_share": 1.0 if borne else 0.5}
+    known |= {"good_per_s": 2.5, "cached_share": 0.4, "hit_share": None, "ttft_limit_s": 0.5}
+    return known | times | {"tpot_limit_s": 0.1, "good_share_wanted": 0.95} | changed
+
+
+def table(*rows) -> pd.DataFrame:
+    columns = ["machine", *studies.get("endpoint").columns]
+    return pd.DataFrame(rows).reindex(columns=columns)
+
+
+LOADED = table(
+    row(level=1),
+    row(level=8),
+    row(level=16, borne=False),
+    row(load="open", level=0.5, borne=False),
+    row(server="proxy", level=1, hit_share=0.25, failed=3),
+    row(server="proxy", level=2, hit_share=0.25),
+)
+
+
+def test_what_is_borne_above_a_load_that_was_not_is_chance():
+    rows = table(row(level=1), row(level=2, borne=False), row(level=4))
+    values = studies.get("endpoint").values(rows)
+    assert values["endpoint_vllm_serve_closed_highest"].value == 1
+    assert values["endpoint_vllm_serve_closed_full_level"].value == 4
+
+
+def test_a_server_that_bears_nothing_has_no_highest_load():
+    values = studies.get("endpoint").values(LOADED)
+    assert values["endpoint_vllm_serve_open_highest"].value is None
+    assert values["endpoint_servers"].value == "proxy, vllm_serve"
+
+
+@pytest.mark.parametrize(
+    ("lang", "said"),
+    [
+        ("en", "the highest load that is borne is 8 open conversations; towards 16"),
+        ("pt", "a maior carga suportada é de 8 conversas abertas; até 16"),
+    ],
+)
+def test_the_paper_says_what_each_server_bears(lang, said):
+    text, tables = (paper(LOADED, lang, part) for part in ("text", "tables"))
+    assert said in text
+    assert r"25\,\%" in text
+    assert {"en": "complete answer: 3 ", "pt": "resposta completa: 3 "}[lang] in text
+    # Two loads of the proxy; of vLLM the lowest and the highest, and one that is open.
+    assert tables.count(r"\\") - 1 == 5
+
+
+def test_without_a_server_the_paper_says_so():
+    assert "No server could be run here" in paper(table(), "en", "text")
+    assert r"\begin{tabular}" not in paper(table(), "en", "tables")
+
+
+def paper(rows: pd.DataFrame, lang: str, part: str) -> str:
+    """The study's part of the paper, in one line."""
+    context = {"v": studies.get("endpoint").values(rows), "lang": lang, "part": part}
+    context |= {"figures": ["app_endpoint"], "main_figures": []}
+    page = tex.environment(PAPER, lang).from_string(
+        r"\BLOCK{ import 'macros.tex.j2' as t with context }"
+        r"\BLOCK{ include 'studies/endpoint.tex.j2' }"
+    )
+    return " ".join(page.render(context).split())
+
+
+@pytest.mark.parametrize("lang", ["en", "pt"])
+def test_the_figure_knows_every_server_and_is_said_in_both_languages(lang):
+    rows = [row(server=server, load=load) for server in SERVERS for load in LOADS]
+    figure = app_endpoint.draw(table(*rows))
+    assert list(_language.localise(figure, lang)) == []
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert len(legend) == len(SERVERS) + 2
+    plt.close(figure)
+
+
+def test_conversations_are_like_none_before_but_for_the_repeated_ones():
+    supply = measuring._Conversations(2, 0.25, random.Random(1))
+    loads = [supply.take(8) for _ in range(3)]
+    for talks in loads:
+        assert len({talk[0] for talk in talks}) == 6
+    first = {talk[0] for talks in loads for talk in talks}
+    assert len(first) == 18
+
+
+def test_one_conversation_is_a_new_one_however_many_are_repeated():
+    supply = measuring._Conversations(1, 1.0, random.Random(1))
+    assert supply.take(1) != supply.take(1)
+
+
+@pytest.mark.parametrize(
+    ("headers", "hit"), [({}, None), ({"x-cache": "hit"}, True), ({"x-cache": "miss"}, False)]
+)
+def test_what_a_proxy_had_is_told_apart(headers, hit, upstream):
+    upstream.headers = headers
+    assert closed(upstream, [TALK[:1]])[0].hit is hit

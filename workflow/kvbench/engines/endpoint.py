@@ -73,6 +73,8 @@ class Sample:
         As the server's ``usage`` says; None when it does not.
     pieces:
         Pieces of text that came.
+    hit:
+        Whether a proxy says that it had the answer (``x-cache``); None where nobody says.
     error:
         One line, or None for a complete answer.
     """
@@ -87,6 +89,7 @@ class Sample:
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
     pieces: int = 0
+    hit: bool | None = None
     error: str | None = None
 
     @property
@@ -123,6 +126,8 @@ async def ask(
                 "POST", f"{target.url}/chat/completions", json=body, headers=target.headers
             ) as response,
         ):
+            if "x-cache" in response.headers:
+                sample.hit = response.headers["x-cache"] == "hit"
             if response.status_code != 200:
                 await response.aread()
                 sample.error = f"status {response.status_code}: {_one_line(response.text)}"

@@ -497,12 +497,15 @@ def plan_app(
     """
     section = config["app"]
     _known("model", section["model"], models, "app.model", source, "config/models")
-    for key in ("studies", "exclude"):
+    for key in ("studies", "exclude", "only"):
         for name in section[key]:
             _known("study", name, studies.names(), f"app.{key}", source)
+    left_out = set(section["exclude"])
+    if section["only"]:
+        left_out = set(studies.names()) - set(section["only"])
     planned = {}
     for name in studies.names():
-        if name in section["exclude"]:
+        if name in left_out:
             continue
         study = studies.get(name)
         options = section["studies"].get(name) or {}

@@ -32,6 +32,7 @@ STUDY_ORDER = (
     "semantic",
     "prefix",
     "llm_api",
+    "endpoint",
     "one_stream",
 )
 

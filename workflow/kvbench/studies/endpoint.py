@@ -9,18 +9,18 @@ from kvbench.paper.values import Value
 from kvbench.studies import Cell, Study
 from kvbench.studies import _option as option
 from kvbench.studies._estimates import summary_columns
-from kvbench.studies._values import first, milliseconds, number
+from kvbench.studies._values import first, number, with_interval
 
 if TYPE_CHECKING:
     import pandas as pd
 
 #: Servers the study can start, and the one that is already there.
-SERVERS = ("transformers_serve", "proxy", "vllm_serve", "configured")
+SERVERS = ("transformers_serve", "proxy", "vllm_serve", "vllm_proxy", "configured")
 
 OPTIONS = option.schema(
     servers=option.choices(
-        "Servers that are asked: transformers serve; our proxy in front of it; vLLM's own server;"
-        " configured: the one of url.",
+        "Servers that are asked: transformers serve; proxy: ours in front of it; vLLM's own server;"
+        " vllm_proxy: our proxy in front of that; configured: the one of url.",
         SERVERS,
         ["transformers_serve", "proxy"],
     ),
@@ -47,6 +47,13 @@ OPTIONS = option.schema(
     ),
     conversations=option.integer("Conversations of each load.", 6, minimum=1, maximum=100000),
     turns=option.integer("Questions of each conversation.", 2, minimum=1, maximum=15),
+    repeated_share=option.number(
+        "Share of the conversations that have the words of an earlier one; the others are like none"
+        " before, in any load or round.",
+        0.25,
+        minimum=0,
+        maximum=1,
+    ),
     rounds=option.integer(
         "How often every load is repeated, in an order drawn anew.", 2, minimum=1, maximum=100
     ),
@@ -87,29 +94,78 @@ COLUMNS: dict[str, str] = {
     "requests_per_s": "complete answers in a second of the load (1/s)",
     "prompt_tokens": "prompt tokens, as the server's usage says",
     "cached_share": "share of them that the server says it reused; empty where it does not say",
+    "hit_share": "share of the answers that a proxy says it had stored; empty where none says so",
     "prefix_queries": "vllm:prefix_cache_queries during the load; empty where the server has none",
     "prefix_hits": "vllm:prefix_cache_hits during the load; empty where the server has none",
     "good_share": "share of the requests within both limits of the service level",
     "good_per_s": "goodput: requests within both limits in a second of the load (1/s)",
+    "ttft_limit_s": "service level: longest time to the first token (s)",
+    "tpot_limit_s": "service level: longest time per token after it (s)",
+    "good_share_wanted": "share of the requests that must keep both limits",
     "borne": "whether the load kept the service level: good_share is at least what was asked for",
 }
 
+#: Kinds of load.
+LOADS = ("closed", "open")
+
+#: Column of the table to name, unit, digits and factor of its value at one load.
+_AT = {
+    "ttft_p50_s": ("ttft_ms", "ms", 1, 1000),
+    "ttft_p99_s": ("ttft_p99_ms", "ms", 1, 1000),
+    "tpot_p50_s": ("tpot_ms", "ms", 2, 1000),
+    "tpot_p99_s": ("tpot_p99_ms", "ms", 2, 1000),
+    "good_per_s": ("good_per_s", "req/s", 2, 1),
+    "good_share": ("good_share", "%", 0, 100),
+    "cached_share": ("cached_share", "%", 0, 100),
+    "hit_share": ("hit_share", "%", 0, 100),
+}
+
+
+def highest_borne(rows: pd.DataFrame) -> float | None:
+    """The highest level up to which every load kept the service level; None if the lowest did not.
+
+    A level that was kept above one that was not is chance, and not what the server bears.
+    """
+    highest = None
+    for _, row in rows.sort_values("level").iterrows():
+        if row["borne"] != True:  # noqa: E712  a table that was read may hold numpy's or None
+            break
+        highest = float(row["level"])
+    return highest
+
 
 def values(table: pd.DataFrame) -> dict[str, Value]:
-    """Return the numbers of the paper and the claims, all named ``endpoint_...``."""
+    """Return the numbers of the paper and the claims, all named ``endpoint_...``.
+
+    Of each server and kind of load: the levels put on it, the highest one that it bears, and its
+    times at the lowest level (``..._light_...``) and at the highest one put on it (``..._full_...``).
+    """
     table = table.reindex(columns=list(dict.fromkeys([*table.columns, *COLUMNS])))
-    found: dict[str, Value] = {}
+    asked = first(table)
+    there = [name for name in SERVERS if (table["server"] == name).any()]
+    found: dict[str, Value] = {
+        "endpoint_servers": Value(", ".join(there)),
+        "endpoint_requests": Value(int(table["requests"].sum()) or None, digits=0),
+        "endpoint_ttft_limit_ms": number(asked, "ttft_limit_s", "ms", 0, 1000),
+        "endpoint_tpot_limit_ms": number(asked, "tpot_limit_s", "ms", 0, 1000),
+        "endpoint_good_share_wanted": number(asked, "good_share_wanted", "%", 0, 100),
+    }
     for server in SERVERS:
-        rows = table[table["server"] == server]
-        for load in ("closed", "open"):
+        for load in LOADS:
             name = f"endpoint_{server}_{load}"
-            borne = rows[(rows["load"] == load) & (rows["borne"] == True)]  # noqa: E712
-            highest = borne["level"].max() if len(borne) else None
-            found[f"{name}_highest"] = Value(None if highest is None else float(highest), digits=1)
-            lowest = first(rows[rows["load"] == load].sort_values("level"))
-            found[f"{name}_ttft_ms"] = milliseconds(lowest, "ttft_p50_s", 1)
-            found[f"{name}_tpot_ms"] = milliseconds(lowest, "tpot_p50_s", 1)
-            found[f"{name}_cached_share"] = number(lowest, "cached_share", "", 2)
+            rows = table[(table["server"] == server) & (table["load"] == load)]
+            rows = rows.sort_values("level")
+            found[f"{name}_highest"] = Value(highest_borne(rows), digits=1)
+            for place, row in (("light", first(rows)), ("full", first(rows[::-1]))):
+                found[f"{name}_{place}_level"] = number(row, "level", "", 1)
+                for column, (short, unit, digits, scale) in _AT.items():
+                    found[f"{name}_{place}_{short}"] = with_interval(
+                        row, column, unit, digits, scale
+                    )
+        found[f"endpoint_{server}_failed"] = Value(
+            int(table.loc[table["server"] == server, "failed"].sum()) if server in there else None,
+            digits=0,
+        )
     return found
 
 

@@ -29,16 +29,17 @@ def measure(factors: Mapping[str, Any], context: Context) -> Outcome:
     """Put every load on one server, in rounds; each round draws the order of the loads anew."""
     loads: list[Load] = [("closed", level) for level in factors["open_conversations"]]
     loads += [("open", rate) for rate in factors["rates_per_s"]]
-    conversations = _conversations(factors["conversations"], factors["turns"])
     generator = random.Random(context.seed)
+    supply = _Conversations(factors["turns"], factors["repeated_share"], generator)
     found: dict[Load, list[dict[str, Any]]] = {load: [] for load in loads}
     with _server(factors, context) as target:
         _warm(target)
         for number in range(factors["rounds"]):
             order = generator.sample(loads, len(loads))
             for kind, level in order:
+                talks = supply.take(factors["conversations"])
                 found[(kind, level)].append(
-                    {"round": number, **_put(target, kind, level, conversations, generator)}
+                    {"round": number, **_put(target, kind, level, talks, generator)}
                 )
     rows = [_row(factors, load, runs) for load, runs in found.items()]
     samples = {f"{kind}-{level:g}": runs for (kind, level), runs in found.items()}
@@ -78,6 +79,7 @@ def _row(factors: Mapping[str, Any], load: Load, runs: Sequence[Mapping[str, Any
     gaps = [gap for request in complete for gap in request["itl_s"]]
     prompt = [r["prompt_tokens"] for r in complete if r["prompt_tokens"] is not None]
     cached = [r["cached_tokens"] for r in complete if r["cached_tokens"] is not None]
+    said = [r["hit"] for r in complete if r["hit"] is not None]
     tokens = sum(r["output_tokens"] or r["pieces"] for r in complete)
     share = len(good) / len(requests)
     return {
@@ -95,10 +97,14 @@ def _row(factors: Mapping[str, Any], load: Load, runs: Sequence[Mapping[str, Any
         "requests_per_s": len(complete) / wall_s,
         "prompt_tokens": sum(prompt) if prompt else None,
         "cached_share": sum(cached) / sum(prompt) if cached and sum(prompt) else None,
+        "hit_share": sum(said) / len(said) if said else None,
         "prefix_queries": _counted(runs, endpoint.PREFIX_COUNTERS[0]),
         "prefix_hits": _counted(runs, endpoint.PREFIX_COUNTERS[1]),
         "good_share": share,
         "good_per_s": len(good) / wall_s,
+        "ttft_limit_s": factors["ttft_limit_s"],
+        "tpot_limit_s": factors["tpot_limit_s"],
+        "good_share_wanted": factors["good_share"],
         "borne": share >= factors["good_share"],
     }
 
@@ -115,15 +121,42 @@ def _counted(runs: Sequence[Mapping[str, Any]], name: str) -> float | None:
     return sum(counts) if counts else None
 
 
-def _conversations(count: int, turns: int) -> list[list[str]]:
-    """Questions of the shipped conversations, taken in turn until there are ``count``."""
-    known = scenarios.load_all(layout.shipped("config") / "scenarios")
-    questions = [
-        [turn.user for turn in scenario.turns[:turns]]
-        for _, scenario in sorted(known.items())
-        if scenario.turns
-    ]
-    return list(itertools.islice(itertools.cycle(questions), count))
+class _Conversations:
+    """Questions of the shipped conversations, some asked again and the others made unlike any before.
+
+    A server or proxy keeps what it was asked in earlier loads and rounds. If all of them asked the
+    same, every load but the first would meet a warm cache, and which one is first is a lot.
+
+    Parameters
+    ----------
+    turns:
+        Questions of each conversation.
+    repeated_share:
+        Share of the conversations that are one of the same load, word for word.
+    generator:
+        Where the choice of the repeated ones comes from.
+    """
+
+    def __init__(self, turns: int, repeated_share: float, generator: random.Random) -> None:
+        known = scenarios.load_all(layout.shipped("config") / "scenarios")
+        questions = [
+            [turn.user for turn in scenario.turns[:turns]]
+            for _, scenario in sorted(known.items())
+            if scenario.turns
+        ]
+        self._fresh = enumerate(itertools.cycle(questions), start=1)
+        self._repeated_share, self._generator = repeated_share, generator
+
+    def take(self, count: int) -> list[list[str]]:
+        """The conversations of one load, the first of them always a new one."""
+        repeats = min(round(count * self._repeated_share), count - 1)
+        talks = []
+        for _ in range(count - repeats):
+            number, questions = next(self._fresh)
+            # The number stands first: nothing of an earlier prompt is a prefix of this one.
+            talks.append([f"Case {number}. {questions[0]}", *questions[1:]])
+        again = [talks[self._generator.randrange(len(talks))] for _ in range(repeats)]
+        return talks + again
 
 
 def _warm(target: endpoint.Target) -> None:
@@ -150,11 +183,13 @@ def _server(factors: Mapping[str, Any], context: Context) -> Iterator[endpoint.T
         key = os.environ.get(factors["key_variable"] or "")
         yield endpoint.Target(factors["url"].rstrip("/"), factors["model"], key, **limits)
         return
-    start = serving.vllm_serve if factors["server"] == "vllm_serve" else serving.transformers_serve
+    ours = factors["server"] in ("proxy", "vllm_proxy")
+    from_vllm = factors["server"].startswith("vllm")
+    start = serving.vllm_serve if from_vllm else serving.transformers_serve
     with start(context, startup_s) as server:
         server.wait()
         target = endpoint.Target(server.base_url, server.model, server.key, **limits)
-        if factors["server"] != "proxy":
+        if not ours:
             yield target
             return
         log = context.scratch / "proxy.log"
