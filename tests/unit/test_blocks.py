@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import select
 import signal
+import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from multiprocessing import Pipe
 from pathlib import Path
 
 import pytest
@@ -185,6 +188,12 @@ def test_a_strategy_measured_once_takes_part_in_the_first_round_only(bench):
     ]
 
 
+def test_a_strategy_of_few_rounds_has_them_and_the_others_go_on(bench):
+    block = bench.measure(bench.plan(rounds={"none": 2}, budget_s=600000))["none"]["block"]
+    assert sum("none" in order for order in block["order"]) == 2
+    assert sum("static" in order for order in block["order"]) == ROUNDS
+
+
 # When rounds end ------------------------------------------------------------------------------
 
 
@@ -221,6 +230,30 @@ def test_rounds_end_when_every_ratio_is_known_to_the_precision(bench, monkeypatc
     assert block["rounds"] == paired.FEWEST_ROUNDS + paired.CONFIRMING_ROUNDS
     assert block["half_width"] == pytest.approx(0.0, abs=1e-9)
     assert block["control_ratio"] == pytest.approx(1.0)
+
+
+def test_who_is_known_rests_and_the_record_and_the_log_say_so(bench, monkeypatch):
+    # `static` goes up and down against the reference by too much to be known in 20 rounds.
+    play(monkeypatch, lambda name, round: 1.0 + (name == "static") * 0.5 * (round % 2))
+    found = bench.measure(bench.plan(max_rounds=20, budget_s=600000))
+    soonest = paired.FEWEST_ROUNDS + paired.CONFIRMING_ROUNDS
+    for record in found.values():
+        assert record["block"]["rested"] == {"none": soonest}
+    assert found["none"]["turns"][0]["samples"][-1]["round"] == soonest - 1
+    assert "known well enough, and resting: none" in bench.said
+    assert {"none"} == set(found) - set(found["none"]["block"]["order"][-1])
+
+
+def test_a_block_taken_up_again_lets_the_same_cells_rest(bench, monkeypatch):
+    play(monkeypatch, lambda name, round: 1.0 + (name == "static") * 0.5 * (round % 2))
+    plan = bench.plan(max_rounds=20, budget_s=600000)
+    whole = bench.measure(plan)["none"]["block"]
+    lines = bench.files.journal.read_text().splitlines(keepends=True)
+    # The conditions and seventeen rounds, two of which were without `none`.
+    bench.files.journal.write_text("".join(lines[:18]))
+    again = bench.measure(plan)["none"]["block"]
+    assert again["resumed"] == [17]
+    assert (again["order"], again["rested"]) == (whole["order"], whole["rested"])
 
 
 def test_a_block_whose_control_differs_is_measured_until_its_budget_ends(bench, monkeypatch):
@@ -320,6 +353,7 @@ def test_memory_that_torch_cannot_get_is_out_of_memory(bench, monkeypatch):
 
 def test_an_unsupported_strategy_says_why_and_costs_no_process(bench):
     found = bench.measure(bench.plan(["dynamic", "offloaded"]))
+    assert found["offloaded"]["block"]["stopped"] is None
     assert found["offloaded"]["status"] == "unsupported"
     assert "cuda" in found["offloaded"]["reason"]
     assert found["dynamic"]["block"]["order"][0] != []
@@ -496,6 +530,54 @@ def test_a_full_disk_is_one_line_and_keeps_the_rounds_so_far(bench, monkeypatch)
     assert str(bench.files.journal) in str(error.value)
     monkeypatch.undo()
     assert len(bench.files.journal.read_text().splitlines()) >= 3
+
+
+def test_a_second_checkout_waits_while_a_block_has_the_machine(bench, private_lock):
+    playing, go_on = os.pipe(), os.pipe()
+
+    def progress(line: str) -> None:
+        if line.startswith("round 1 "):
+            os.write(playing[1], b"x")
+            os.read(go_on[0], 1)
+
+    child = os.fork()
+    if not child:
+        try:
+            bench.measure(bench.plan(["dynamic"], max_rounds=2), progress)
+        finally:
+            os._exit(0)
+    os.read(playing[0], 1)
+    # What another checkout's block would ask for, without waiting.
+    with private_lock.open() as handle, pytest.raises(BlockingIOError):
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.write(go_on[1], b"x")
+    os.waitpid(child, 0)
+    with private_lock.open() as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert len(bench.files.journal.read_text().splitlines()) == 1 + 2 + 2 + 1
+
+
+# Processor time -------------------------------------------------------------------------------
+
+
+def test_what_a_process_spins_after_its_answer_counts_as_its_own(monkeypatch):
+    """Unseen until its next answer, it would look like somebody else's for a whole round."""
+    ours, theirs = Pipe()
+    child = os.fork()
+    if not child:
+        while time.process_time() < 0.05:
+            pass
+        theirs.send("spun")
+        signal.pause()
+        os._exit(0)
+    worker = processes.Worker(child, ours, processes.FORKED)
+    try:
+        assert ours.recv() == "spun"
+        assert worker.cpu_s >= 0.05
+    finally:
+        worker.end()
+    # What is gone has not given its time back.
+    assert worker.cpu_s >= 0.05
 
 
 # Memory ---------------------------------------------------------------------------------------

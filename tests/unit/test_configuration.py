@@ -139,9 +139,16 @@ def test_an_experiment_overrides_the_sections_settings(plan):
     assert {cell.warmup for cell in block.cells} == {2}
 
 
+def test_a_strategy_is_measured_once_or_in_some_rounds_but_not_both(plan):
+    both = {"once": ["none"], "rounds": {"none": 10}}
+    with pytest.raises(InputError, match=r"rounds.none: none stands in once too"):
+        plan(BLOCK | both)
+
+
 def test_a_plan_is_plain_data(plan):
     (block,) = plan(BLOCK | {"once": ["none"]}).values()
     document = block.as_dict()
+    assert plan(BLOCK | {"rounds": {"none": 12}}).popitem()[1].as_dict()["rounds"] == {"none": 12}
     assert json.loads(json.dumps(document)) == document
     assert document["once"] == ["none"]
     assert list(document["cells"]) == ["none", "dynamic", "control"]
@@ -270,6 +277,10 @@ def test_an_unknown_device_is_refused_with_the_known_ones(refused):
         ("budget_s", float("nan"), "is nan; it must be a finite number"),
         ("once", ["static"], "unknown strategy of this experiment 'static'; known: dynamic, none"),
         ("once", ["dynamic"], "leave it out of once"),
+        ("rounds", {"static": 9}, "unknown strategy of this experiment 'static'; known: dynamic"),
+        ("rounds", {"dynamic": 9}, "leave it out of rounds"),
+        ("rounds", {"none": 1}, "at least 2"),
+        ("rounds", ["none"], "rounds"),
         ("replicates", 0, "at least 1"),
         ("warmup", -1, "at least 0"),
         ("budget_s", 0, "more than 0"),

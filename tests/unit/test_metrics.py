@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from kvbench.analysis import metrics, tables
 from kvbench.analysis.metrics import Evidence
+from kvbench.analysis.statistics import Interval
 from kvbench.errors import InputError
 
 
@@ -87,17 +88,23 @@ def test_where_every_repeat_was_disturbed_all_count(make_record):
 @pytest.mark.parametrize(
     ("rounds", "blocks", "control", "reason"),
     [
-        (30, 1, 1.01, None),
+        (30, 1, (1.01, 0.99, 1.03), None),
         (30, 1, None, None),
         (1, 1, None, "one run"),
         (0, 0, None, "not enough rounds: 0 of 20"),
         (19, 1, None, "not enough rounds: 19 of 20"),
-        (30, 1, 1.05, "the reference differs from itself by 5.0 %"),
-        (30, 1, 0.9, "the reference differs from itself by 10.0 %"),
+        (30, 1, (1.08, 1.04, 1.12), "the reference differs from itself by 8.0 %"),
+        (30, 1, (0.9, 0.85, 0.96), "the reference differs from itself by 10.0 %"),
+        # A value beyond the precision voids nothing while its interval reaches into it.
+        (30, 1, (1.032, 0.99, 1.07), None),
+        (30, 1, (1.05, 1.02, 1.08), None),
+        (30, 1, (0.96, 0.94, 0.98), None),
+        (30, 1, (1.2, math.nan, math.nan), None),
     ],
 )
 def test_a_verdict_needs_rounds_and_a_control_that_is_in_order(rounds, blocks, control, reason):
-    assert metrics.why_not_judged(rounds, blocks, Evidence(20, 1), control) == reason
+    ends = control and Interval(*control)
+    assert metrics.why_not_judged(rounds, blocks, Evidence(20, 1), ends) == reason
 
 
 def test_a_verdict_may_need_several_blocks():

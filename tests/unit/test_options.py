@@ -163,12 +163,15 @@ def test_all_stands_for_every_named_strategy_of_the_engine():
     assert set(planned("all", engine="vllm")) == set(strategies.names())
 
 
-def test_once_takes_the_ids_of_variants():
+def test_once_and_rounds_take_the_ids_of_variants():
     window = {"name": "sliding_window", "window": 64}
-    config = filled(["dynamic", window], once=["sliding_window-w64"])
     known = configuration.load_scenarios_and_models(CONFIG)
+    config = filled(["dynamic", window], once=["sliding_window-w64"])
     (block,) = configuration.plan_kv(config, *known, SOURCE).values()
     assert block.once == ("sliding_window-w64",)
+    config = filled(["dynamic", window], rounds={"sliding_window-w64": 12})
+    (block,) = configuration.plan_kv(config, *known, SOURCE).values()
+    assert block.rounds == {"sliding_window-w64": 12}
 
 
 @pytest.mark.parametrize(

@@ -254,7 +254,7 @@ def why_not_judged(
     rounds: int,
     blocks: int,
     needed: Evidence,
-    control: float | None = None,
+    control: statistics.Interval | None = None,
     precision: float = PRECISION,
 ) -> str | None:
     """Why no verdict may rest on a ratio, in a few words, or None when one may.
@@ -264,7 +264,10 @@ def why_not_judged(
     rounds, blocks:
         What the ratio was measured in; 0 for cells that ran one after the other.
     control:
-        Ratio of the reference to its own second run in the same blocks, if there was one.
+        Ratio of the reference to its own second run in the same blocks, if there was one. It
+        speaks against a verdict only where its whole interval does (:func:`paired.off`).
+    precision:
+        That the blocks were measured to.
     """
     if rounds == 1:
         return "one run"
@@ -272,8 +275,8 @@ def why_not_judged(
         return f"not enough rounds: {rounds} of {needed.rounds}"
     if blocks < needed.blocks:
         return f"not enough rounds: {blocks} blocks of {needed.blocks}"
-    if control is not None and abs(control - 1) > precision:
-        return f"{CONTROL_OFF} by {100 * abs(control - 1):.1f} %"
+    if control is not None and paired.off(control, precision):
+        return f"{CONTROL_OFF} by {100 * abs(control.value - 1):.1f} %"
     return None
 
 

@@ -263,6 +263,17 @@ def reached(ratios: Iterable[Sequence[float]], precision: float) -> bool:
     return all(half_width(rounds[:-CONFIRMING_ROUNDS]) <= precision for rounds in ratios)
 
 
+def off(control: Interval, precision: float) -> bool:
+    """Whether a block's control says that its rounds cannot be trusted to the precision.
+
+    The whole interval of the reference over its own second run lies further from 1 than the
+    precision allows. The value alone lies there by chance in every other block that is short; an
+    interval that reaches into ``1 / (1 + precision)`` to ``1 + precision``, or that is unknown, voids
+    nothing.
+    """
+    return control.low > 1 + precision or control.high < 1 / (1 + precision)
+
+
 def differs(found: Paired, rounds: int = FEWEST_ROUNDS, blocks: int = FEWEST_BLOCKS) -> bool:
     """Whether a ratio may be called different from 1: enough rounds, and its interval excludes 1."""
     ends = found.interval

@@ -307,6 +307,7 @@ def _add_ratios(
     row["rounds"] = compared.rounds if compared else 0
     row["blocks"] = compared.blocks if compared else 0
     row["smallest_difference"] = compared.smallest_difference if compared else math.nan
+    beside = None
     control, reference_pool = other(CONTROL), other(strategies.REFERENCE)
     if control is not None and reference_pool is not None:
         mine = {repeats.block for repeats in pool.repeats}
@@ -323,7 +324,7 @@ def _add_ratios(
         row["rounds"],
         row["blocks"],
         needed,
-        row.get("control_ratio"),
+        beside,
         _precision(pool.good),
     )
 

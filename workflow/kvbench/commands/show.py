@@ -102,7 +102,10 @@ def _kv_facts(path: Path, record: Mapping[str, Any]) -> Iterator[tuple[str, str]
         return
     members = ", ".join(block["members"])
     how = _PROCESSES.get(block["processes"], block["processes"])
-    yield "block", f"{block['rounds']} rounds of {members}; ended by {block['stopped']}; {how}"
+    ended = f"; ended by {block['stopped']}" if block["stopped"] else ""
+    yield "block", f"{block['rounds']} rounds of {members}{ended}; {how}"
+    if since := (block.get("rested") or {}).get(record["cell"]["strategy"]):
+        yield "rested", f"from round {since + 1} on, known well enough"
     yield from _ratios(path, record)
 
 

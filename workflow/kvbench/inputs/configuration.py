@@ -83,6 +83,8 @@ class KvBlock:
         The cell that all others are compared with, and its second run; None where it is not planned.
     once:
         Cells that take part in the first round only.
+    rounds:
+        Cells that take part in so many rounds, spread over the block's time.
     precision:
         Half-width of the interval of a ratio, as a share, at which rounds end.
     budget_s:
@@ -97,6 +99,7 @@ class KvBlock:
     reference: str | None
     control: str | None
     once: tuple[str, ...]
+    rounds: Mapping[str, int]
     precision: float
     budget_s: float
     min_rounds: int
@@ -131,6 +134,7 @@ class KvBlock:
             "reference": self.reference,
             "control": self.control,
             "once": list(self.once),
+            "rounds": dict(self.rounds),
             **effort,
             "cells": {cell.member: asdict(cell) for cell in self.cells},
         }
@@ -220,6 +224,11 @@ def _expand_strategies(experiment: dict[str, Any], where: str) -> None:
         for position, name in enumerate(experiment["once"])
         for strategy in strategies.variants(name, f"{where}.once[{position}]")
     ]
+    experiment["rounds"] = {
+        strategy.id: count
+        for name, count in experiment["rounds"].items()
+        for strategy in strategies.variants(name, f"{where}.rounds")
+    }
 
 
 def resolve_device(device: str) -> str:
@@ -307,14 +316,20 @@ def _check_experiment(
             raise InputError(
                 f"{source}: {spot} is {name}, which runs in {engine}; set {where}.engine to {engine}"
             )
-    for position, name in enumerate(experiment["once"]):
-        spot = f"{where}.once[{position}]"
+    spots = {f"once[{position}]": name for position, name in enumerate(experiment["once"])}
+    spots |= {f"rounds.{name}": name for name in experiment["rounds"]}
+    for key, name in spots.items():
+        spot = f"{where}.{key}"
         _known("strategy of this experiment", name, experiment["strategies"], spot, source)
         if name == strategies.REFERENCE:
             raise InputError(
                 f"{source}: {spot} is {name}, which every other strategy is compared with round by "
-                "round; leave it out of once"
+                f"round; leave it out of {key.partition('[')[0].partition('.')[0]}"
             )
+    for name in set(experiment["once"]) & set(experiment["rounds"]):
+        raise InputError(
+            f"{source}: {where}.rounds.{name}: {name} stands in once too; keep one of them"
+        )
 
 
 def _blocks(
@@ -373,6 +388,7 @@ def _blocks(
                     reference=strategies.REFERENCE if compared else None,
                     control=CONTROL if compared else None,
                     once=tuple(experiment["once"]),
+                    rounds=dict(experiment["rounds"]),
                     precision=setting("precision"),
                     budget_s=setting("budget_s"),
                     min_rounds=setting("min_rounds"),
@@ -467,6 +483,7 @@ def plan_aa(
             reference=cells[0].member,
             control=cells[1].member,
             once=(),
+            rounds={},
             precision=kv["precision"],
             budget_s=section["budget_s"] or kv["budget_s"],
             min_rounds=kv["min_rounds"],

@@ -22,7 +22,16 @@ from typing import Any
 from kvbench import documents, records, strategies
 from kvbench.analysis import paired
 from kvbench.inputs import models
-from kvbench.measurement import fitting, limits, lock, noise, processes, rounds, startup
+from kvbench.measurement import (
+    fitting,
+    limits,
+    lock,
+    noise,
+    processes,
+    rounds,
+    startup,
+    stopping,
+)
 from kvbench.measurement.cell import Failure, Job, failure
 from kvbench.measurement.conversation import Script, script
 from kvbench.measurement.journal import Journal
@@ -32,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 #: Settings of a block that say how long it goes on, not what is measured: they may differ between
 #: the start of a block and its resumption.
-_EFFORT = ("precision", "budget_s", "min_rounds", "max_rounds", "quiet_wait_s")
+_EFFORT = ("precision", "budget_s", "min_rounds", "max_rounds", "rounds", "quiet_wait_s")
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,10 @@ class _Block:
             self.finished[piece["finished"]] = dict(piece)
         else:
             self.closed[piece["part"]] = dict(piece)
+
+    def of(self, part: int) -> list[dict[str, Any]]:
+        """The rounds so far of one part."""
+        return [entry for entry in self.rounds if entry["part"] == part]
 
     def keep(self, piece: Mapping[str, Any]) -> None:
         self.journal.append(piece)
@@ -293,19 +306,21 @@ def _measure_part(
         del live[name]
 
     watch = rounds.Watch(list(workers.values()))
-    once = set(block.plan["once"])
-    while not (stop := _enough(block, part, live, parts)):
+    rules = stopping.Rules.of(block.plan, len(block.turns.requests), parts)
+    resting: set[str] = set()
+    while True:
+        members, stop = stopping.next_round(rules, block.of(part), list(live))
+        if stop:
+            break
         number = len(block.rounds)
-        first = not any(entry["part"] == part for entry in block.rounds)
-        members = [name for name in live if first or name not in once]
         order = rounds.drawn(members, block.plan["seed"], block.plan["id"], number)
         begin, probe_s = time.perf_counter(), probe.seconds()
         slot = block.rounds[-1]["slots"][-1]["slot"] + 1 if block.rounds else 0
-        slots = rounds.play(live, order, len(block.turns.requests), watch, slot, lost)
+        slots = rounds.play(live, order, rules.turns, watch, slot, lost)
         if not slots:
             continue
         wall = time.perf_counter() - begin
-        wall -= sum(entry["e2e_s"] for entry in slots if entry["strategy"] in once)
+        wall -= sum(entry["e2e_s"] for entry in slots if entry["strategy"] in rules.once)
         block.keep(
             {
                 "round": number,
@@ -317,6 +332,9 @@ def _measure_part(
             }
         )
         block.progress(f"round {number + 1} of {', '.join(members)}: {wall:.2f} s")
+        if new := stopping.settled(rules, block.of(part), list(live)) - resting:
+            resting |= new
+            block.progress(f"known well enough, and resting: {', '.join(sorted(new))}")
     found = _disturbance(watch.first, watch.read())
     block.noise |= found
     block.progress(f"measuring memory and quality ({stop})")
@@ -331,55 +349,6 @@ def _measure_part(
         )
     closing = {"part": part, "stopped": stop, "members": list(workers), "effort": block.effort}
     block.keep(closing)
-
-
-def _enough(block: _Block, part: int, live: Mapping[str, Worker], parts: int) -> str | None:
-    """Why no further round of a part is needed, or None when one is."""
-    plan = block.plan
-    mine = [entry for entry in block.rounds if entry["part"] == part]
-    if not live:
-        return "rounds"
-    if not mine:
-        return None
-    if len(mine) >= plan["min_rounds"]:
-        found = _log_ratios(block, mine, [name for name in live if name not in plan["once"]])
-        if not found:
-            return "rounds"
-        off = _off(found.get(plan["control"], []), plan["precision"])
-        if not off and paired.reached(found.values(), plan["precision"]):
-            return "precision"
-    if len(mine) >= plan["max_rounds"]:
-        return "rounds"
-    spent = sum(entry["wall_s"] for entry in mine)
-    if spent + spent / len(mine) > plan["budget_s"] / parts:
-        return "budget"
-    return None
-
-
-def _off(control: Sequence[float], precision: float) -> bool:
-    """Whether the reference differs from itself by more than a ratio may be uncertain."""
-    return bool(control) and abs(paired.ratio([control]).value - 1) > precision
-
-
-def _log_ratios(
-    block: _Block, entries: Sequence[Mapping[str, Any]], names: Sequence[str]
-) -> dict[str, list[float]]:
-    """For each cell its log ratios to the reference, over rounds in which neither was disturbed."""
-    reference = block.plan["reference"]
-    found: dict[str, list[float]] = {name: [] for name in names if name != reference}
-    if reference not in names:
-        return {}
-    turns = len(block.turns.requests)
-    for entry in entries:
-        seconds: dict[str, list[float]] = {}
-        for slot in entry["slots"]:
-            if not slot["disturbed"]:
-                seconds.setdefault(slot["strategy"], []).append(slot["e2e_s"])
-        whole = {name for name, times in seconds.items() if len(times) == turns}
-        for name, logs in found.items():
-            if name in whole and reference in whole:
-                logs.append(paired.log_ratio(seconds[name], seconds[reference]))
-    return found
 
 
 def _disturbance(start: noise.Reading, end: noise.Reading) -> dict[str, Any]:
@@ -488,26 +457,30 @@ def _samples(block: _Block, name: str) -> list[list[dict[str, Any]]]:
 def _described(block: _Block, name: str, kind: str) -> dict[str, Any]:
     """What a record says of its block."""
     plan = block.plan
+    rules = stopping.Rules.of(plan, len(block.turns.requests), len(block.closed) or 1)
+    reference, control = plan["reference"], plan["control"]
+    # A cell that had no process had no part in how the rounds ended.
     mine = [part for part in block.closed.values() if name in part["members"]]
-    inside = [entry for entry in block.rounds if name in entry["order"]]
-    logs = _log_ratios(block, inside, [plan["reference"], name]) if plan["reference"] else {}
-    compared = next(iter(logs.values()), [])
-    width = paired.half_width(compared)
-    control = plan["control"]
-    others = [name for name in (plan["reference"], control) if name is not None]
-    of_control = _log_ratios(block, block.rounds, others).get(control, []) if control else []
+    rested: dict[str, int] = {}
+    for number, part in block.closed.items():
+        able = [one for one in part["members"] if one not in block.failures]
+        rested |= stopping.rested(rules, block.of(number), able)
+    logs = stopping.log_ratios(rules, block.rounds, {reference, name, control} - {None})
+    width = paired.half_width(logs.get(name, []))
+    of_control = logs.get(control, [])
     return {
         "id": plan["id"],
         "members": list(block.cells),
         "reference": plan["reference"],
         "control": control is not None and control not in block.failures,
         "rounds": len(block.rounds),
-        "stopped": mine[0]["stopped"] if mine else "interrupted",
+        "stopped": mine[0]["stopped"] if mine else None,
         "precision": plan["precision"],
         "budget_s": plan["budget_s"],
         "processes": kind,
         "probe_s": [entry["probe_s"] for entry in block.rounds],
         "order": [entry["order"] for entry in block.rounds],
+        "rested": rested,
         "parts": [part["members"] for _, part in sorted(block.closed.items())],
         "resumed": block.resumed,
         "half_width": width if math.isfinite(width) else None,
