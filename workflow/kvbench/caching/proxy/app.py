@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import socket
 import sys
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -51,6 +53,9 @@ _MOST_QUESTIONS = 1024
 _SLOWEST = 16 * 2**10
 #: Window of an answer that only passes through.
 _PASSING = 2**20
+
+#: Segments of a path that would lead out of it.
+_DOTS = re.compile(rb"(?:^|[/\\])(?:\.|%2e){1,2}(?:[/\\;]|%2f|%5c|$)", re.IGNORECASE)
 
 #: Letters of a question that is kept for a later process; no encoder here reads as many.
 _LONGEST_KEPT = 8 * 2**10
@@ -141,6 +146,8 @@ class Proxy:
         self._secret = secret_of(settings)
         self._neutral = frozenset(name.lower().encode() for name in settings.neutral_headers)
         self._reasons = Reasons()
+        # Two at a time: a body of the largest size may take a hundred times its bytes when read.
+        self._readers = ThreadPoolExecutor(2, "proxy-reader")
         self._questions: OrderedDict[bytes, Question] = OrderedDict()
         self._semantic: Semantic | None = None
         if settings.threshold is not None and encoder is not None:
@@ -256,6 +263,7 @@ class Proxy:
         try:
             await self.store.close()
         finally:
+            self._readers.shutdown(wait=False, cancel_futures=True)
             if self._semantic is not None:
                 self._semantic.close()
 
@@ -286,6 +294,20 @@ class Proxy:
             allowed = not hosts or is_loopback(name) or name in known
         if not allowed:
             raise _Refused(403, "this proxy is not asked under that name", "host")
+        url = exchange.scope["state"]["url"]
+        if not url.startswith(b"/") and url != b"*":
+            # RFC 9112, section 3.2.2: such a target says itself whom it is for.
+            authority = url.partition(b"://")[2].partition(b"/")[0]
+            if not hosts or authority.lower() != hosts[0].strip().lower():
+                raise _Refused(400, "the target names another host than the header", "malformed")
+        if b"#" in url or _DOTS.search(exchange.scope["raw_path"]):
+            # A server that resolves dots would be asked beside the path that it was given.
+            raise _Refused(400, "a path without '.', '..' and '#', please", "malformed")
+        coding = exchange.header(b"transfer-encoding").strip().lower()
+        if coding and exchange.scope["http_version"] == "1.0":
+            raise _Refused(400, "HTTP/1.0 knows no Transfer-Encoding", "malformed")
+        if coding not in ("", "chunked"):
+            raise _Refused(501, "no Transfer-Encoding but chunked is read", "malformed")
         if exchange.scope["method"] not in _METHODS:
             raise _Refused(501, "this method is not passed on", "method")
         upgrading = b"upgrade" in {
@@ -355,14 +377,15 @@ class Proxy:
     async def _question(self, exchange: _Exchange, body: bytes, place: bytes) -> Question:
         """Return the keys of a request, or raise NotCacheable."""
         target = _target(exchange).decode("latin-1")
-        encoding = exchange.header(b"content-encoding").strip().lower()
+        named = [value for name, value in exchange.headers if name == b"content-encoding"]
+        encoding = b",".join(named).decode("latin-1").strip().lower()
 
         def read() -> Question:
             fields = parsed(body, encoding, self.settings)
             return question_of(fields, self.settings, place, target, self._secret)
 
         if len(body) > _LARGE or encoding:
-            return await asyncio.to_thread(read)
+            return await asyncio.get_running_loop().run_in_executor(self._readers, read)
         if len(body) > _SMALL:
             return read()
         # A repeat is mostly one to the byte: it has the keys that were worked out before.

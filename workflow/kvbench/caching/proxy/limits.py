@@ -125,6 +125,7 @@ def protocol(settings: Settings, metrics: Metrics) -> type[HttpToolsProtocol]:
             self._head = None
             self._begun = False
             self._stop_waiting()
+            self.scope["state"]["url"] = self.url
             super().on_headers_complete()
 
         def on_message_complete(self) -> None:

@@ -33,6 +33,9 @@ _NAMED = frozenset(
 )
 
 
+#: Most lists and objects of a body that is read.
+_MOST_HOLDERS = 100_000
+
 #: The parts of ``messages``. A slash keeps them apart from the fields of any API.
 SYSTEM, HISTORY, ASKED = "messages/system", "messages/history", "messages/question"
 
@@ -136,11 +139,14 @@ def parsed(body: bytes, encoding: str, settings: Settings) -> dict[str, Any]:
     Raises
     ------
     NotCacheable
-        If it is no JSON object, repeats a name, is nested deeper than the settings allow, or is
-        compressed in a way that is not read here or to more than a request may hold.
+        If it is no JSON object, repeats a name, is nested deeper than the settings allow, holds
+        very many lists and objects (each takes a hundred times its bytes), or is compressed in a
+        way that is not read here or to more than a request may hold.
     """
     if encoding not in ("", "identity"):
         body = _inflated(body, encoding, settings.max_request_bytes)
+    if body.count(b"[") + body.count(b"{") > _MOST_HOLDERS:
+        raise NotCacheable("nesting")
     try:
         fields = json.loads(body, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Collection, Iterable
 
 #: Name and value of a header, the name in lower case.
@@ -53,6 +54,7 @@ NEUTRAL = frozenset(
         b"x-request-id",
     }
 )
+_JSON = re.compile(rb'application/json(?:\s*;\s*charset="?utf-?8"?)?', re.IGNORECASE)
 #: Beginnings of such names: what the openai client says of itself and of its retries, what a
 #: browser says of itself, and numbers of traces.
 _NEUTRAL_PREFIXES = (b"x-stainless-", b"sec-ch-", b"sec-fetch-", b"x-b3-", b"x-datadog-")
@@ -106,7 +108,9 @@ def tenant(headers: Iterable[Header], neutral: Collection[bytes], secret: bytes)
     """
     digest = hashlib.blake2b(key=secret, digest_size=16, person=b"tenant")
     for name, value in sorted(headers, key=lambda header: header[0]):
-        if name in NEUTRAL or name in neutral or name.startswith(_NEUTRAL_PREFIXES):
+        silent = name in NEUTRAL or name in neutral or name.startswith(_NEUTRAL_PREFIXES)
+        # What a server makes of a body that is called something else is anyone's guess.
+        if silent and (name != b"content-type" or _JSON.fullmatch(value.strip())):
             continue
         digest.update(b"%d:%d:%b%b" % (len(name), len(value), name, value))
     return digest.digest()

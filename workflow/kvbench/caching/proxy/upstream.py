@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -17,9 +18,8 @@ from kvbench.caching.proxy.tenancy import Header, passed_back
 BAD_GATEWAY = 502
 GATEWAY_TIMEOUT = 504
 
-#: Idle connections are let go of before a server does it: one that closes while a request is on
-#: its way cannot be told from one that crashed over it.
-_KEEP_S = 2.0
+#: What no header may hold (RFC 9110, section 5.5).
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 
 class UpstreamError(Exception):
@@ -51,7 +51,11 @@ class Answer:
 
 
 class Upstream:
-    """The server behind, over a pool of connections.
+    """The server behind, over a connection of its own for each call.
+
+    What a server sends beyond its answer would be read as the answer to the next request on that
+    connection, which may be another tenant's; and a server that closes an idle connection while a
+    request is on its way cannot be told from one that crashed over it. So none is used twice.
 
     The transport is used without a client around it: no redirects are followed, no cookies are
     remembered, and no proxy of the environment is asked.
@@ -66,9 +70,7 @@ class Upstream:
         context = ssl.create_default_context() if self._base.scheme == "https" else False
         self._transport = httpx.AsyncHTTPTransport(
             verify=context,
-            limits=httpx.Limits(
-                max_connections=None, max_keepalive_connections=64, keepalive_expiry=_KEEP_S
-            ),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
             retries=0,
         )
 
@@ -96,6 +98,7 @@ class Upstream:
                 *call.headers,
                 # Stored bytes are served to clients that may accept other encodings.
                 (b"accept-encoding", b"identity"),
+                (b"connection", b"close"),
                 (b"via", f"1.1 {self.name}".encode()),
             ],
             content=call.body,
@@ -115,7 +118,11 @@ class Upstream:
         except (TimeoutError, httpx.TransportError, ValueError) as error:
             raise _explained(error) from error
         try:
+            _check_head(response)
             length = response.headers.get("content-length")
+            if "transfer-encoding" in response.headers:
+                # The chunks say how long it is (RFC 9112, section 6.3).
+                length = None
             yield Answer(
                 response.status_code,
                 passed_back(response.headers.raw),
@@ -138,6 +145,16 @@ class Upstream:
         if path and (target == path or target.startswith((path + b"/", path + b"?"))):
             return target
         return path + target
+
+
+def _check_head(response: httpx.Response) -> None:
+    """Raise UpstreamError for a head that must not be passed on."""
+    if not 200 <= response.status_code <= 599:
+        raise UpstreamError(BAD_GATEWAY, f"the server answered {response.status_code}")
+    for name, value in response.headers.raw:
+        if _CONTROL.search(value):
+            shown = name.decode("latin-1")
+            raise UpstreamError(BAD_GATEWAY, f"the server's header {shown} cannot be passed on")
 
 
 async def _limited(response: httpx.Response, deadline: float | None) -> AsyncIterator[bytes]:
