@@ -281,7 +281,7 @@ def test_a_cell_of_a_study_is_measured_and_tabulated(run, facts):
 # Tables and what follows ----------------------------------------------------------------------
 
 
-KV_TABLES = ("samples", "summary", "rounds", "replies", "quality")
+KV_TABLES = ("samples", "summary", "rounds", "replies", "quality", "profile")
 
 
 def aggregate(run, cells: Files) -> None:

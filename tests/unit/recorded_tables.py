@@ -40,6 +40,7 @@ def all_tables(folder: Path) -> dict[str, pd.DataFrame]:
         "kv_rounds": tables.round_table(kv),
         "kv_replies": tables.reply_table(kv),
         "kv_quality": tables.quality_table(kv, summary),
+        "kv_profile": tables.profile_table(kv, gathering.ceilings([], recorded)),
         "aa_test": aa_test,
         "capacity": pd.DataFrame(capacity.grid(["embedded"], None), columns=list(capacity.COLUMNS)),
     }

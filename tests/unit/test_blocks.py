@@ -173,6 +173,22 @@ def test_the_record_names_block_and_the_way_its_process_came_about(found):
     assert found["none"]["block"]["members"] == list(found)
 
 
+def test_a_profile_is_made_where_the_experiment_asks_for_it_but_not_of_the_control(bench, found):
+    asked = bench.measure(bench.plan(["dynamic", "static"], profile=True, max_rounds=1))
+    assert {name for name, record in asked.items() if "profile" in record} == {"dynamic", "static"}
+    assert {record["profile"]["status"] for record in asked.values() if "profile" in record} == {
+        "ok"
+    }
+    assert not any("profile" in record for record in found.values())
+    # The pass is not one of the turns.
+    assert digests(asked["dynamic"]) == digests(found["dynamic"])
+
+
+def digests(record: dict) -> list[str]:
+    """What the tokens of each turn add up to."""
+    return [turn["token_digest"] for turn in record["turns"]]
+
+
 def test_the_same_seed_draws_the_same_orders(bench, found):
     again = bench.measure(bench.plan())
     assert again["none"]["block"]["order"] == found["none"]["block"]["order"]

@@ -53,6 +53,7 @@ def make(tiny, tiny_folder, prompts) -> Callable[..., Cell]:
             "memory": "separate",
             "slowdown": 0.0,
             "quality": False,
+            "profile": False,
         }
         return Cell(Job(given | fields, tiny_folder, prompts, 1), tiny)
 

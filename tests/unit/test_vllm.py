@@ -178,6 +178,7 @@ def test_a_record_tells_memory_reserved_from_memory_held_and_guesses_no_peak(
         "memory": "separate",
         "slowdown": 0.0,
         "quality": False,
+        "profile": False,
     }
     measured = Cell(Job(cell, tiny_folder, prompts, 1), tiny)
     measured.open()

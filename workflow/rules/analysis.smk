@@ -56,6 +56,12 @@ rule aggregate_kv:
             category="Tables",
             labels={"table": "KV cache: quality of lossy caches"},
         ),
+        profile=report(
+            "results/tables/kv_profile.csv",
+            caption="../report/kv_profile.rst",
+            category="Tables",
+            labels={"table": "KV cache: where a token's time goes"},
+        ),
     log:
         "logs/analysis/aggregate_kv.log",
     conda:

@@ -6,6 +6,7 @@ rule collect_values:
         samples=rules.aggregate_kv.output.samples,
         summary=rules.aggregate_kv.output.summary,
         quality=rules.aggregate_kv.output.quality,
+        profile=rules.aggregate_kv.output.profile,
         studies=APP_TABLES,
         aa_test=rules.aggregate_aa_test.output[0],
         claims=rules.evaluate_claims.output.csv,

@@ -20,6 +20,7 @@ def main(snakemake):
     gathering.write_csv(tables.round_table(found), Path(snakemake.output.rounds))
     gathering.write_csv(tables.reply_table(found), Path(snakemake.output.replies))
     gathering.write_csv(tables.quality_table(found, summary), Path(snakemake.output.quality))
+    gathering.write_csv(tables.profile_table(found, ceilings), Path(snakemake.output.profile))
 
 
 if "snakemake" in globals():

@@ -15,6 +15,7 @@ def main(snakemake):
         gathering.read_csv(Path(given.summary)),
         gathering.read_csv(Path(given.samples)),
         gathering.read_csv(Path(given.quality)),
+        gathering.read_csv(Path(given.profile)),
         {
             name: gathering.read_csv(Path(path))
             for name, path in zip(studies, given.get("studies", []), strict=True)

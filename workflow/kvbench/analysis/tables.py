@@ -613,6 +613,76 @@ def quality_table(
     return table.sort_values(list(IDENTITY), ignore_index=True)
 
 
+#: Column of ``kv_profile.csv`` to meaning and unit.
+PROFILE_COLUMNS: dict[str, str] = {
+    **{name: SAMPLE_COLUMNS[name] for name in IDENTITY},
+    "reason": "why nothing was taken apart; empty where it was",
+    "context_tokens": "tokens of context in the middle of the steps",
+    "steps": "decoding steps under torch's profiler; as many without it took turns with them",
+    "token_s": "time per token in the steps without the profiler (s)",
+    "weights_s": "operators that multiply with weights, per token (s)",
+    "attention_s": "operators of attention (s)",
+    "cache_s": "operators that write, concatenate, pack or unpack keys and values (s)",
+    "other_s": "all other operators: norms, activations, positions, masks, sampling (s)",
+    "outside_s": "what token_s has beyond the operators: Python and dispatch (s)",
+    "profiler_s": "what a token takes longer under the profiler; in none of the parts (s)",
+    "roof_s": "least time the machine's read bandwidth allows for the token's bytes (s)",
+    "roof_share": "roof_s over token_s",
+}
+
+
+def profile_table(
+    records: Mapping[str, Sequence[Mapping[str, Any]]],
+    ceilings: Mapping[tuple[str, str, str], physics.Ceilings] | None = None,
+) -> pd.DataFrame:
+    """Where the time of a decoded token goes: ``kv_profile``, one row per cell that was asked."""
+    rows = []
+    for machine, found in sorted(records.items()):
+        for record in found:
+            profile = record.get("profile")
+            if profile is None:
+                continue
+            identity = (machine, *(record["cell"][name] for name in IDENTITY[1:]))
+            row = {**dict(zip(IDENTITY, identity, strict=True)), "reason": profile["reason"]}
+            rows.append(row)
+            if profile["status"] != "ok":
+                continue
+            row |= {name: profile[name] for name in ("context_tokens", "steps", "token_s")}
+            row |= {f"{part}_s": seconds for part, seconds in profile["parts_s"].items()}
+            row["profiler_s"] = profile["profiled_token_s"] - profile["token_s"]
+            row["roof_s"] = _token_roof(identity, record, ceilings or {})
+            row["roof_share"] = row["roof_s"] / profile["token_s"]
+    table = pd.DataFrame(rows, columns=list(PROFILE_COLUMNS))
+    return table.sort_values(list(IDENTITY), ignore_index=True)
+
+
+def _token_roof(
+    identity: tuple[str, ...],
+    record: Mapping[str, Any],
+    ceilings: Mapping[tuple[str, str, str], physics.Ceilings],
+) -> float:
+    """Least seconds to read a token's bytes; NaN where they, or the bandwidth, are unknown."""
+    machine, _model, device, dtype = identity[:4]
+    ceiling = ceilings.get((machine, device, dtype))
+    sizes = record["model"].get("architecture")
+    traffic = physics.read_traffic(record["strategy_info"]["traffic"])
+    bandwidth = ceiling.read_bytes_per_s if ceiling is not None else None
+    if not bandwidth or sizes is None or traffic.recomputes:
+        # Recomputing waits for arithmetic, not for bytes.
+        return math.nan
+    try:
+        moved = physics.decode_bytes(
+            physics.Architecture.from_dict(sizes),
+            record["profile"]["context_tokens"],
+            traffic,
+            physics.bytes_per_element(dtype),
+            decoded=record["profile"]["steps"],
+        )
+    except InputError:
+        return math.nan
+    return moved / bandwidth
+
+
 #: Columns that every application table begins with.
 APP_COLUMNS = {
     "machine": SAMPLE_COLUMNS["machine"],

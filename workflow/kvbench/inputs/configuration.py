@@ -49,6 +49,7 @@ class KvCell:
     memory: str
     seed: int
     quality: bool = False
+    profile: bool = False
     slowdown: float = 0.0
     arm: str | None = None
     copy: int = 1
@@ -380,6 +381,7 @@ def _blocks(
                             not strategies.get(measured).exact
                             or (lossy and strategy == strategies.REFERENCE)
                         ),
+                        profile=experiment["profile"] and replicate == 1 and strategy != CONTROL,
                     )
                     for strategy, measured in runs
                 )

@@ -424,8 +424,9 @@ def _record(
     if strategy.compiled(cell["device"]) or strategy.needs():
         seconds = _compile_seconds(found["cold"], samples)
     record["compile"] = {**found["compile"], "seconds": seconds}
-    if "quality" in found:
-        record["quality"] = found["quality"]
+    for part in ("quality", "profile"):
+        if part in found:
+            record[part] = found[part]
     taken = [sample for turn in samples for sample in turn]
     record["noise"] |= {
         "samples": len(taken),

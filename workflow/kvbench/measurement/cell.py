@@ -11,7 +11,7 @@ from typing import Any
 from kvbench import documents, physics, records, strategies
 from kvbench.errors import InputError, Unsupported
 from kvbench.inputs import models
-from kvbench.measurement import noise, prediction, startup
+from kvbench.measurement import noise, prediction, profiling, startup
 from kvbench.measurement import quality as lossy
 from kvbench.measurement.conversation import Script, SlowedSession, Talk, Turn, script
 from kvbench.measurement.memory import ElsewhereMemory, cache_bytes, meter_for
@@ -47,13 +47,18 @@ class Job:
 class Known:
     """What is known of one turn beside its times."""
 
-    prompt_tokens: int = 0
+    prompt: Sequence[int] = ()
     new_tokens: int = 0
     reused_tokens: int = 0
     tokens: Sequence[int] = ()
     kv_bytes: int | None = None
     peak_memory_bytes: int | None = None
     reserved_memory_bytes: int | None = None
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the whole prompt."""
+        return len(self.prompt)
 
 
 class _Graphs:
@@ -199,7 +204,7 @@ class Cell:
 
     def _keep(self, index: int, turn: Turn) -> None:
         known, generation = self.known[index], turn.generation
-        known.prompt_tokens, known.new_tokens = len(turn.prompt), len(generation.tokens)
+        known.prompt, known.new_tokens = turn.prompt, len(generation.tokens)
         known.reused_tokens, known.tokens = generation.reused_tokens, generation.tokens
 
     def finish(self) -> dict[str, Any]:
@@ -209,8 +214,8 @@ class Cell:
         -------
         dict
                 ``turns`` (the record's turns but for their samples), ``model`` (architecture, size and
-            attention), ``compile`` (``graphs`` and ``recompiles``) and, where the plan asks for it,
-            ``quality``.
+            attention), ``compile`` (``graphs`` and ``recompiles``) and, where the plan asks for them,
+            ``profile`` and ``quality``.
         """
         found: dict[str, Any] = {
             "compile": {
@@ -218,6 +223,8 @@ class Cell:
                 "recompiles": self._graphs.count() - self._warm_graphs,
             }
         }
+        if self._job.cell["profile"]:
+            found["profile"] = self._profile()
         self.close()
         if not self._timed_memory:
             self.measure_memory()
@@ -258,6 +265,30 @@ class Cell:
                 self._keep(index, turn)
         finally:
             session.close()
+
+    def _profile(self) -> dict[str, Any]:
+        """Take the time of a token apart, behind the longest prompt of the cell."""
+        if self._device != "cpu":
+            # Kernels of a captured graph carry no operator that they could be told by.
+            reason = "a token's time is taken apart on a CPU only"
+            return {"status": "unsupported", "reason": reason}
+        room = min(profiling.TOKENS, self._turns.max_length - 1)
+        if room < profiling.FEWEST:
+            reason = f"the conversation has no room for {profiling.FEWEST} tokens"
+            return {"status": "unsupported", "reason": reason}
+        prompt = max((known.prompt for known in self.known), key=len)
+        prompt = prompt[: self._turns.max_length - room]
+        try:
+            return profiling.profile(
+                self._session,
+                prompt,
+                room,
+                self._model.model,
+                self._strategy.compiled(self._device),
+            )
+        except Exception as error:
+            # What was timed before stands, whatever the profiler came upon.
+            return {"status": "failed", "reason": failure(error).reason}
 
     def _described(
         self, model: dict[str, Any], document: Mapping[str, Any]

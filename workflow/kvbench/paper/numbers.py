@@ -567,7 +567,8 @@ def section_context(
         for kind in ("strategies", "widest_strategies", "headline_strategies")
         for name in _listed(values, f"{prefix(machine)}{kind}")
     ]
-    strategies += _listed(values, "reuse_strategies") + _listed(values, "quality_strategies")
+    for kind in ("reuse", "quality", "profile"):
+        strategies += _listed(values, f"{kind}_strategies")
     rows = [_claim(row, lang) for row in plain(claims)]
     drawn = sorted(figures)
     sizes = _listed(values, "aa_sizes")

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from kvbench import documents, studies
-from kvbench.analysis import instrument, metrics, selection, statistics
+from kvbench.analysis import instrument, metrics, selection, statistics, sweeps
 from kvbench.figures import names as figure_names
 from kvbench.paper import numbers, tex
 from kvbench.paper.values import Value
@@ -41,6 +41,7 @@ def collect(
     summary: pd.DataFrame,
     samples: pd.DataFrame,
     quality: pd.DataFrame,
+    profile: pd.DataFrame,
     study_tables: Mapping[str, pd.DataFrame],
     aa_table: pd.DataFrame,
     claims: pd.DataFrame,
@@ -50,7 +51,7 @@ def collect(
 
     Parameters
     ----------
-    summary, samples, quality, aa_table, claims:
+    summary, samples, quality, profile, aa_table, claims:
         The tables of those names.
     study_tables:
         Study to its table.
@@ -63,6 +64,8 @@ def collect(
     needed = {machine: instrument.evidence(aa_table, machine) for machine in chosen}
     values |= reuse_values(summary, samples, chosen, needed)
     values |= quality_values(quality, chosen)
+    values |= profile_values(profile)
+    values["swept_options"] = Value(len(sweeps.sweeps(summary)), digits=0)
     shown = [selection.one_machine(table) for table in study_tables.values() if len(table)]
     values["app_machine"] = Value(str(shown[0]["machine"].iloc[0]) if shown else None)
     for name, table in study_tables.items():
@@ -187,6 +190,42 @@ def quality_values(
                 unit,
                 digits,
             )
+    return found
+
+
+#: Parts of a token's time, as columns of ``kv_profile`` without their unit.
+_PARTS = ("weights", "attention", "cache", "other", "outside")
+
+
+def profile_values(profile: pd.DataFrame) -> dict[str, Value]:
+    """Where a token's time goes: ``profile_<strategy>_<part>`` (share of ``..._token``, which is in ms).
+
+    Of several machines and models the first machine's largest model counts: that with the longest token.
+    ``profile_<strategy>_roof`` is the share of the read bandwidth's least time.
+    """
+    rows = profile[profile["token_s"].notna()]
+    rows = rows[rows["machine"] == (selection.machines(rows) or [None])[0]]
+    if rows.empty:
+        return {"profile_strategies": Value("")}
+    slowest = rows.loc[rows["token_s"].astype(float).idxmax()]
+    group = ["model", "device", "dtype", "scenario"]
+    rows = rows[(rows[group] == slowest[group]).all(axis=1)].set_index("strategy")
+    names = selection.in_order(rows.index)
+    found = {
+        "profile_strategies": Value(", ".join(names)),
+        "profile_machine": Value(str(slowest["machine"])),
+        "profile_model": Value(str(slowest["model"])),
+        "profile_tokens": Value(int(slowest["context_tokens"]), digits=0),
+    }
+    for name in names:
+        row, start = rows.loc[name], f"profile_{name}"
+        token = float(row["token_s"])
+        found[f"{start}_token"] = Value(1e3 * token, unit="ms", digits=1)
+        for part in _PARTS:
+            share = 100 * float(row[f"{part}_s"]) / token
+            found[f"{start}_{part}"] = Value(share, unit="%", digits=1)
+        roof = None if pd.isna(row["roof_share"]) else 100 * float(row["roof_share"])
+        found[f"{start}_roof"] = Value(roof, unit="%", digits=0)
     return found
 
 

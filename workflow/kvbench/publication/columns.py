@@ -25,6 +25,7 @@ def described(study_names: Iterable[str], traffic: bool) -> dict[str, Mapping[st
         "kv_rounds.csv": tables.ROUND_COLUMNS,
         "kv_replies.csv": tables.REPLY_COLUMNS,
         "kv_quality.csv": tables.QUALITY_COLUMNS,
+        "kv_profile.csv": tables.PROFILE_COLUMNS,
         "aa_test.csv": instrument.COLUMNS,
         "capacity.csv": capacity.COLUMNS,
         "../claims/claims.csv": claims.COLUMNS,
