@@ -69,6 +69,24 @@ def test_tick_labels_are_translated_when_they_are_drawn():
     plt.close(figure)
 
 
+def test_a_figure_is_saved_in_each_language_as_if_in_that_one_alone(tmp_path):
+    draw = importlib.import_module("kvbench.figures.kv_turns").draw
+    style.apply()
+    both = style.save(draw(*synthetic_kv.tables()), tmp_path / "both", "pt", "en")
+    for path in both:
+        language = path.name.split(".")[1]
+        style.save(draw(*synthetic_kv.tables()), tmp_path / "alone", language)
+        if path.suffix == ".svg":
+            alone = tmp_path / path.name.replace("both", "alone")
+            assert _texts(path) == _texts(alone)
+    assert "turno" in " ".join(_texts(both[1]))
+    assert "turno" not in " ".join(_texts(both[4]))
+
+
+def _texts(svg):
+    return re.findall(r"<text[^>]*>([^<]*)</text>", svg.read_text(encoding="utf-8"))
+
+
 def test_english_is_what_figures_are_drawn_in():
     import matplotlib.pyplot as plt
 

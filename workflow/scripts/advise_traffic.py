@@ -10,8 +10,8 @@ def main(snakemake):
     """Run the rule ``advise_traffic``."""
     record = cells.read(Path(snakemake.input[0]))
     folder = Path(snakemake.output.advice[0]).parent
+    advise.draw(folder / "figures", record, *snakemake.params.languages)
     for language in snakemake.params.languages:
-        advise.draw(folder / "figures", record, language)
         advise.write_advice(folder, record, language)
 
 

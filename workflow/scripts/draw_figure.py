@@ -13,9 +13,8 @@ def main(snakemake):
     style.apply()
     module = importlib.import_module(f"kvbench.figures.{snakemake.params.module}")
     tables = [gathering.read_csv(Path(path)) for path in snakemake.input.tables]
-    base = Path(snakemake.params.base)
-    for language in snakemake.params.languages:
-        style.save(module.draw(*tables, *snakemake.params.arguments), base, language)
+    figure = module.draw(*tables, *snakemake.params.arguments)
+    style.save(figure, Path(snakemake.params.base), *snakemake.params.languages)
 
 
 if "snakemake" in globals():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
@@ -81,10 +81,21 @@ def _number(value: object) -> float:
     return float(value) if value is not None and not pd.isna(value) else math.nan
 
 
+_CALM = {"s": 5, "alpha": 0.35, "linewidths": 0}
+_DISTURBED = {"s": 9, "alpha": 0.6, "linewidths": 0.7, "marker": "x"}
+
+
 def draw_metric(
-    ax: Axes, rows: pd.DataFrame, samples: pd.DataFrame, order: Sequence[str], metric: Metric
+    ax: Axes,
+    rows: pd.DataFrame,
+    repeats: Mapping[str, pd.DataFrame],
+    order: Sequence[str],
+    metric: Metric,
 ) -> None:
-    """Draw one metric of one cell group: a line per strategy, its interval, its few samples."""
+    """Draw one metric of one cell group: a line per strategy, its interval, its few samples.
+
+    ``repeats`` holds for each strategy what :func:`kvbench.analysis.metrics.conversations` returns.
+    """
     by_strategy = rows.drop_duplicates("strategy").set_index("strategy")
     seen: list[float] = []
     for place, strategy in enumerate(order):
@@ -92,25 +103,16 @@ def draw_metric(
         centre = _number(row.get(f"{metric.column}_median", row.get(metric.column)))
         low = _number(row.get(f"{metric.column}_ci_low"))
         high = _number(row.get(f"{metric.column}_ci_high"))
-        points = metrics.conversations(samples[samples["strategy"] == strategy])
+        points = repeats.get(strategy, pd.DataFrame())
         if metric.column in points:
             points = points[points[metric.column].notna()]
         if metric.column in points and 1 < len(points) < FEW:
-            spread = np.linspace(-0.26, 0.26, len(points))
-            calm = ~points["disturbed"].to_numpy()
+            spread = place + np.linspace(-0.26, 0.26, len(points))
+            disturbed = points["disturbed"].to_numpy()
             values = points[metric.column].to_numpy(dtype=float)
-            ax.scatter(
-                values[calm], place + spread[calm], s=5, color=look.colour, alpha=0.35, linewidths=0
-            )
-            ax.scatter(
-                values[~calm],
-                place + spread[~calm],
-                s=9,
-                marker="x",
-                color=look.colour,
-                alpha=0.6,
-                linewidths=0.7,
-            )
+            for some, dots in ((~disturbed, _CALM), (disturbed, _DISTURBED)):
+                if some.any():
+                    ax.scatter(values[some], spread[some], color=look.colour, **dots)
             seen.extend(values.tolist())
         if not math.isnan(low) and not math.isnan(high):
             ax.plot([low, high], [place, place], color=look.colour, linewidth=1.6, zorder=3)
@@ -205,8 +207,11 @@ def metric_figure(
     for line, (group, name), rows in zip(axes, chosen, tables, strict=True):
         order = selection.in_order(rows["strategy"])
         own = selection.rows_of(samples, group, name)
+        repeats = {
+            strategy: metrics.conversations(part) for strategy, part in own.groupby("strategy")
+        }
         for ax, metric in zip(line, panels, strict=True):
-            draw_metric(ax, rows, own, order, metric)
+            draw_metric(ax, rows, repeats, order, metric)
         starred |= name_rows(line[0], rows, order)
     figure.suptitle(question, fontsize=9)
     notes = ["marker: median; bar: 95 % interval; dots: single conversations"]

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import Formatter
@@ -72,6 +74,31 @@ def bring(figure: Figure, words: Mapping[str, Mapping[str, str]]) -> None:
     setattr(figure, _OWN, words)
 
 
+@contextmanager
+def spoken(figure: Figure, language: str) -> Iterator[None]:
+    """Put a figure into a language for as long as the block lasts; behind it it is English again."""
+    texts = {text: text.get_text() for text in figure.findobj(Text)}
+    formatters = [(axis, which, _formatter(axis, which)) for axis, which in _scales(figure)]
+    localise(figure, language)
+    yield
+    for axis, which, formatter in formatters:
+        if _formatter(axis, which) is not formatter:
+            getattr(axis, f"set_{which}_formatter")(formatter)
+    for text, english in texts.items():
+        text.set_text(english)
+
+
+def _scales(figure: Figure) -> Iterator[tuple[Axis, str]]:
+    """Each axis of a figure with its major and with its minor ticks."""
+    for ax in dict.fromkeys(_all_axes(figure)):
+        for axis in (ax.xaxis, ax.yaxis):
+            yield from ((axis, which) for which in ("major", "minor"))
+
+
+def _formatter(axis: Axis, which: str) -> Formatter:
+    return getattr(axis, f"get_{which}_formatter")()
+
+
 def localise(figure: Figure, language: str) -> Sequence[str]:
     """Put a figure into a language; English is what it was drawn in.
 
@@ -86,19 +113,16 @@ def localise(figure: Figure, language: str) -> Sequence[str]:
     if own := getattr(figure, _OWN, None):
         book = Phrases(book.words | own[language], book.decimal)
     book.unknown.clear()
-    axes = list(dict.fromkeys(_all_axes(figure)))
     ticks = set()
-    for ax in axes:
-        for axis in (ax.xaxis, ax.yaxis):
-            for which in ("major", "minor"):
-                formatter = getattr(axis, f"get_{which}_formatter")()
-                if not isinstance(formatter, _Said):
-                    getattr(axis, f"set_{which}_formatter")(_Said(formatter, book))
-            ticks |= {
-                id(label)
-                for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks())
-                for label in (tick.label1, tick.label2)
-            }
+    for axis, which in _scales(figure):
+        formatter = _formatter(axis, which)
+        if not isinstance(formatter, _Said):
+            getattr(axis, f"set_{which}_formatter")(_Said(formatter, book))
+        ticks |= {
+            id(label)
+            for tick in getattr(axis, f"get_{which}_ticks")()
+            for label in (tick.label1, tick.label2)
+        }
     for text in figure.findobj(Text):
         if id(text) not in ticks:
             text.set_text(book.say(text.get_text()))

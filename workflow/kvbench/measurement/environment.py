@@ -23,7 +23,6 @@ PACKAGES = (
     "safetensors",
     "numpy",
     "pandas",
-    "seaborn",
     "snakemake-minimal",
     "snakemake",
     "optimum-quanto",

@@ -145,8 +145,8 @@ def figure_names() -> list[str]:
     return [name for name in figures.names() if name.startswith("traffic_")]
 
 
-def draw(folder: Path, record: Mapping[str, Any], language: str) -> list[Path]:
-    """Draw every figure of one replay in one language; returns the paths."""
+def draw(folder: Path, record: Mapping[str, Any], *languages: str) -> list[Path]:
+    """Draw every figure of one replay in each language; returns the paths."""
     from kvbench.figures import style
 
     style.apply()
@@ -155,7 +155,7 @@ def draw(folder: Path, record: Mapping[str, Any], language: str) -> list[Path]:
     for name in figure_names():
         module = importlib.import_module(f"kvbench.figures.{name}")
         figure = module.draw(*(found[table] for table in figures.tables_of(name, ())))
-        written += style.save(figure, folder / name, language)
+        written += style.save(figure, folder / name, *languages)
     return written
 
 
