@@ -13,7 +13,8 @@ LOCK   := envs/requirements.lock
 
 # Scripts started by Snakemake, and ninja, are looked up on PATH; the pinned ones must come first.
 # Snakemake keeps a cache in the home folder; where that cannot be written, in the checkout.
-CACHE   := $(shell test -w "$$HOME" || echo 'XDG_CACHE_HOME="$(CURDIR)/.snakemake/home/cache"')
+HOMELESS := $(CURDIR)/.snakemake/home
+CACHE   := $(shell test -w "$$HOME" || echo 'XDG_CACHE_HOME="$(HOMELESS)/cache" XDG_CONFIG_HOME="$(HOMELESS)/config"')
 RUN     := $(CACHE) PATH="$(CURDIR)/$(BIN):$$PATH"
 APT     := on Debian or Ubuntu: sudo apt install
 SOURCES := $(wildcard Snakefile) workflow

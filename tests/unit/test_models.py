@@ -233,6 +233,28 @@ def test_a_folder_without_configuration_is_refused(copied, tmp_path):
     assert "no config.json" in refused(local(copied), tmp_path / "out" / "mine")
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("dtype", 0.5),
+        ("architectures", [True]),
+        ("rope_parameters", {"rope_theta": [[]], "rope_type": "default"}),
+        ("rope_parameters", {"rope_theta": -1, "rope_type": "default"}),
+        ("rope_scaling", "linear"),
+    ],
+)
+def test_a_configuration_of_which_no_model_can_be_made_is_refused(copied, tmp_path, key, value):
+    path = copied / "config.json"
+    config = json.loads(path.read_text())
+    if key == "rope_scaling":
+        config.pop("rope_parameters", None)
+    path.write_text(json.dumps(config | {key: value}))
+    text = refused(local(copied), tmp_path / "out" / "mine")
+    assert "config.json" in text
+    assert "must be" in text
+    assert "\n" not in text
+
+
 def test_pickled_weights_are_refused_with_the_way_to_convert_them(copied, tmp_path):
     (copied / "model.safetensors").rename(copied / "pytorch_model.bin")
     text = refused(local(copied), tmp_path / "out" / "mine")

@@ -12,9 +12,10 @@ sys.path.insert(0, str(ROOT / "workflow"))
 # The report shows parameters: they name no folder of this machine.
 HERE = Path(os.path.relpath(ROOT))
 
-from kvbench import checkout, documents, figures as figure_modules, layout, studies
+from kvbench import checkout, documents, figures as figure_modules, layout, processes, studies
 from kvbench.errors import InputError
 from kvbench.analysis import instrument
+from kvbench.caching import addresses
 from kvbench.inputs import configuration
 from kvbench.measurement import environment
 from kvbench.records import digests, gathering
@@ -27,6 +28,8 @@ def stop(error):
 
 
 if workflow.is_main_process:
+    # Snakemake asks for the user's name before its first job.
+    processes.settle_in(Path(".snakemake", "home"))
     for line in checkout.enter():
         print(line, file=sys.stderr)
 elif workflow.subprocess_exec:
@@ -66,6 +69,13 @@ try:
     RECORDED = gathering.list_machines(HERE / layout.RECORDED, CONFIG["recorded"])
 except InputError as error:
     stop(error)
+
+if workflow.is_main_process and addresses.secrets_of(CONFIG["app"]["server_url"] or ""):
+    print(
+        f"{config_source()}: app.server_url holds a password, and Snakemake's own report shows configuration"
+        " files as they are; put the address into the variable REDIS_URL instead",
+        file=sys.stderr,
+    )
 
 KV_CELLS = configuration.cells_of(KV_BLOCKS.values())
 KV_ORDER = configuration.measuring_order(KV_BLOCKS, CONFIG["kv"]["seed"])

@@ -375,7 +375,14 @@ def _predictions(
     sizes = record["model"].get("architecture")
     if ceiling is None or sizes is None or not record["turns"]:
         return [None] * len(record["turns"])
-    architecture = physics.Architecture.from_dict(sizes)
+    try:
+        architecture = physics.Architecture.from_dict(sizes)
+    except (KeyError, TypeError, AttributeError, ValueError):
+        raise InputError(
+            f"the record of {record['cell']['strategy']} on {record['cell']['model']},"
+            f" {record['cell']['scenario']}: model.architecture cannot be read; delete the file and"
+            " run again to measure it anew"
+        ) from None
     traffic = physics.read_traffic(record["strategy_info"]["traffic"])
     return [
         _predict(

@@ -252,8 +252,35 @@ def _check_config(path: Path) -> None:
     config = documents.read_json(path, remedy="fetch the checkpoint again")
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise InputError(f"{path}: model_type is missing; fetch the checkpoint again")
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    rotary = rope if isinstance(rope, dict) else {}
+    for name, value, fits, wanted in (
+        ("dtype", config.get("dtype", config.get("torch_dtype")), _is_text, "a text"),
+        ("architectures", config.get("architectures"), _are_texts, "a list of texts"),
+        ("rope_parameters", rope, lambda v: isinstance(v, dict), "an object"),
+        ("rope_theta", rotary.get("rope_theta", config.get("rope_theta")), _is_size, "above zero"),
+    ):
+        if value is not None and not fits(value):
+            raise InputError(
+                f"{path}: {name} is {value!r}; it must be {wanted}; fetch the checkpoint again"
+            )
     with suppress(physics.UnknownFamily):
         physics.Architecture.from_config(config, str(path))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+def _is_size(value: Any) -> bool:
+    """Whether a value is a finite number above zero."""
+    return (
+        isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float("inf")
+    )
 
 
 @startup.collector_paused()
