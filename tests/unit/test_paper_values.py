@@ -241,3 +241,10 @@ def test_aa_values_say_from_how_many_rounds_the_aims_are_met():
 
 def test_half_an_aa_test_gives_no_values():
     assert numbers.aa_values(aa_table(0.95).iloc[:1]) == {}
+
+
+def test_without_a_single_kv_cell_there_are_values_all_the_same():
+    summary, samples = synthetic_kv.tables()
+    nothing = [rows.iloc[:0].astype(object) for rows in (summary, samples)]
+    values = numbers.kv_values(*nothing, [], {"here": {"cores": 2}})
+    assert values["all_cells_total"].value == 0

@@ -9,7 +9,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from kvbench import strategies
+from kvbench import strategies, studies
 from kvbench.engines import vllm
 from kvbench.errors import Unsupported
 from kvbench.measurement import conversation
@@ -24,6 +24,9 @@ for line in sys.stdin:
     order = json.loads(line)
     if order["do"] == "start":
         answer = {"version": "0", "blocks": 8, "block_size": 32, "block_bytes": 1000, "order": order}
+        answer |= {"import_s": 1.5, "start_s": 2.5, "compile_s": 0.5}
+    elif order["do"] == "together":
+        answer = {"blocks": len(order["prompts"]) + 1}
     elif order["do"] == "forget":
         seen, answer = [], {}
     elif order["do"] == "generate":
@@ -141,10 +144,60 @@ def test_no_process_and_no_folder_stay_behind(engine, tiny, tmp_path, monkeypatc
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
-@pytest.mark.skipif(
+#: A cell of the study of shared prefixes on vLLM alone.
+PREFIX = {
+    "ways": ["vllm", "vllm_prefix_caching"],
+    "system_tokens": 70,
+    "question_tokens": 9,
+    "new_tokens": 6,
+    "requests": 3,
+    "together": 2,
+    "block_size": 16,
+    "vllm_block_size": 32,
+}
+
+
+def prefix_rows(folder, scratch, **changed) -> dict[str, dict]:
+    context = studies.Context(scratch, 3, model_dir=folder)
+    outcome = studies.get("prefix").measure(PREFIX | changed, context)
+    return {row["way"]: row for row in outcome.rows}
+
+
+def test_a_system_prompt_s_blocks_are_found_and_pool_and_start_told_apart(
+    engine, tiny_folder, tmp_path
+):
+    # This engine remembers its last prompt whatever it is told; only what is told apart is shown.
+    engine(FAKE)
+    row = prefix_rows(tiny_folder, tmp_path)["vllm_prefix_caching"]
+    assert row["reused_tokens"] == row["prefill_saved_predicted"] * 79 == 64
+    assert row["held_mib"] == 3 * 1000 / 2**20
+    assert row["reserved_mib"] == 8 * 1000 / 2**20
+    assert (row["engine_start_s"], row["engine_compile_s"]) == (4.0, 0.5)
+    # Nobody recomputed, so nobody knows.
+    assert row["tokens_equal"] is None
+
+
+def test_without_vllm_the_other_ways_of_the_study_are_measured(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv(vllm.VARIABLE, str(tmp_path / "nowhere"))
+    assert set(prefix_rows(tiny_folder, tmp_path, ways=["recompute", "vllm"])) == {"recompute"}
+
+
+def test_a_record_keeps_start_and_compilation_of_an_engine_apart(
+    engine, tiny, tiny_folder, tmp_path
+):
+    engine(FAKE)
+    found = measured_cell(tiny, tiny_folder, tmp_path)
+    said = found["engine"]
+    assert (said["import_s"], said["start_s"], said["compile_s"]) == (1.5, 2.5, 0.5)
+
+
+INSTALLED = pytest.mark.skipif(
     not Path(os.environ.get(vllm.VARIABLE) or ".venv-vllm/bin/python").is_file(),
     reason="vLLM is not installed here: make install-vllm",
 )
+
+
+@INSTALLED
 def test_vllm_gives_the_tokens_of_the_dynamic_cache(tiny):
     replies = {}
     for name in ("dynamic", "vllm", "vllm_prefix_caching"):
@@ -160,10 +213,30 @@ def test_vllm_gives_the_tokens_of_the_dynamic_cache(tiny):
     assert [reused for _, reused in replies["vllm_prefix_caching"]] == [0, 64]
 
 
+@INSTALLED
+def test_vllm_finds_the_system_prompt_again_and_answers_as_recomputation_does(
+    tiny_folder, tmp_path
+):
+    rows = prefix_rows(tiny_folder, tmp_path, ways=["recompute", "vllm", "vllm_prefix_caching"])
+    assert [rows[way]["reused_tokens"] for way in rows] == [0, 0, 64]
+    assert [rows[way]["tokens_equal"] for way in rows] == [1, 1, 1]
+    for way in ("vllm", "vllm_prefix_caching"):
+        assert rows[way]["held_mib"] == rows[way]["held_mib_predicted"]
+        assert rows[way]["held_mib"] < rows[way]["reserved_mib"]
+
+
 def test_a_record_tells_memory_reserved_from_memory_held_and_guesses_no_peak(
     engine, tiny, tiny_folder, tmp_path
 ):
     engine(FAKE)
+    turn = measured_cell(tiny, tiny_folder, tmp_path)["turns"][0]
+    assert turn["kv_bytes"] == 2000
+    assert turn["reserved_memory_bytes"] == 8000
+    assert turn["peak_memory_bytes"] is None
+
+
+def measured_cell(tiny, tiny_folder, tmp_path) -> dict:
+    """What a cell of one turn on vLLM finds."""
     prompts = tmp_path / "prompts.json"
     steps = [{"prompt": list(range(40)), "new_tokens": 10}]
     prompts.write_text(json.dumps({"kind": "fixed", "steps": steps}))
@@ -183,7 +256,4 @@ def test_a_record_tells_memory_reserved_from_memory_held_and_guesses_no_peak(
     measured = Cell(Job(cell, tiny_folder, prompts, 1), tiny)
     measured.open()
     measured.turn(0)
-    turn = measured.finish()["turns"][0]
-    assert turn["kv_bytes"] == 2000
-    assert turn["reserved_memory_bytes"] == 8000
-    assert turn["peak_memory_bytes"] is None
+    return measured.finish()

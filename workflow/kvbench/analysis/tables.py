@@ -80,6 +80,7 @@ SUMMARY_COLUMNS |= {
     "peak_memory_mib": "highest peak of any turn above the loaded model (MiB)",
     "kv_mib": "largest cache after any turn (MiB)",
     "kv_mib_predicted": "the same by the physics module (MiB)",
+    "reserved_memory_mib": "most that an allocator or engine reserved, whatever of it was used (MiB)",
 }
 for _name, _meaning in _RATIOS.items():
     SUMMARY_COLUMNS[_name] = _meaning
@@ -102,6 +103,7 @@ SUMMARY_COLUMNS |= {
     "unstable": "spread of 10 % or more, or more than 20 % of the samples disturbed",
     "disturbed_share": "share of samples during which others took more than 10 % of a core",
     "compile_s": "seconds of compiling graphs or extensions, in no sample (s)",
+    "engine_start_s": "seconds until an engine of its own was ready, imports included, compilation not (s)",
     "cold_e2e_s": "e2e_s of the first conversation, kept out of the medians (s)",
     "code_digest": "digest of the measuring code",
 }
@@ -257,8 +259,9 @@ def _summary_row(
         ("peak_memory_mib", "peak_memory_bytes"),
         ("kv_mib", "kv_bytes"),
         ("kv_mib_predicted", "kv_bytes_predicted"),
+        ("reserved_memory_mib", "reserved_memory_bytes"),
     ):
-        sizes = [turn[field] for turn in turns if turn[field] is not None]
+        sizes = [turn[field] for turn in turns if turn.get(field) is not None]
         row[column] = max(sizes) / MIB if sizes else math.nan
     _add_ratios(row, identity, pools, needed)
     reference_pool = pools.get((*identity[:-1], strategies.REFERENCE))
@@ -270,6 +273,10 @@ def _summary_row(
     row["disturbed_share"] = sum(sample["disturbed"] for sample in samples) / len(samples)
     row["unstable"] = statistics.stability(conversations["e2e_s"], row["disturbed_share"])
     row["compile_s"] = max(record["compile"]["seconds"] for record in pool.good)
+    engines = [record["engine"] for record in pool.good if "engine" in record]
+    row["engine_start_s"] = max(
+        (engine.get("import_s", 0.0) + engine["start_s"] for engine in engines), default=math.nan
+    )
     cold = [turn["cold"][0]["e2e_s"] for turn in pool.good[0]["turns"] if turn.get("cold")]
     row["cold_e2e_s"] = sum(cold) / len(cold) if cold else math.nan
     _add_roofline(row, identity, pool.good[0], ceilings)

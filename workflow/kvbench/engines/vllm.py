@@ -89,6 +89,10 @@ class Worker:
         """Tokens, their moments (s, ``perf_counter``), prompt tokens reused, bytes of blocks held."""
         return self._ask("generate", TURN_LIMIT_S, ids=token_ids, new=new_tokens)
 
+    def together(self, prompts: list[list[int]], new_tokens: int) -> int:
+        """Most blocks of the pool that these requests have at a time, when they are served at once."""
+        return self._ask("together", TURN_LIMIT_S, prompts=prompts, new=new_tokens)["blocks"]
+
     def forget(self) -> None:
         """Empty the engine's prefix cache."""
         self._ask("forget", TURN_LIMIT_S)

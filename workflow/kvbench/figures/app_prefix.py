@@ -19,6 +19,8 @@ _WAYS = {
     "shared": ("prefix lent", "blue", "o", "--"),
     "paged": ("paged", "grey", "^", "-"),
     "paged_shared": ("paged, blocks shared", "purple", "v", "--"),
+    "vllm": ("vLLM", "vermilion", "D", "-"),
+    "vllm_prefix_caching": ("vLLM, prefixes kept", "green", "P", "--"),
 }
 
 

@@ -423,6 +423,9 @@ def _record(
     seconds = 0.0
     if strategy.compiled(cell["device"]) or strategy.needs():
         seconds = _compile_seconds(found["cold"], samples)
+    if engine := found.get("engine"):
+        record["engine"] = engine
+        seconds += engine.get("compile_s", 0.0)
     record["compile"] = {**found["compile"], "seconds": seconds}
     for part in ("quality", "profile"):
         if part in found:

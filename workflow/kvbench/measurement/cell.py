@@ -100,6 +100,7 @@ class Cell:
         self._strategy = strategies.get(job.cell["measured"])
         self._turns = turns
         self._session: Session | None = None
+        self._engine: dict[str, Any] = {}
         self.known: list[Known] = []
 
     def prepare(self) -> None:
@@ -131,8 +132,8 @@ class Cell:
         self._seen_graphs = self._warm_graphs = 0
         self._neighbours = noise.GpuNeighbours() if self._device == "cuda" else None
         self._companions = 1
-        here = self._strategy.engine == "transformers"
-        self._meter = meter_for(self._device) if here else ElsewhereMemory()
+        self._here = self._strategy.engine == "transformers"
+        self._meter = meter_for(self._device) if self._here else ElsewhereMemory()
         self._timed_memory = cell["memory"] == "timed" and self._meter.supported
 
     def open(self) -> None:
@@ -141,6 +142,7 @@ class Cell:
         if self._timed_memory:
             self._meter.settle()
         self._session = self._strategy.session(self._model, self._turns.max_length)
+        self._engine = dict(self._session.facts)
         if slowdown := self._job.cell["slowdown"]:
             self._session = SlowedSession(self._session, slowdown)
         before = self._meter.start if self._timed_memory else (lambda: None)
@@ -206,6 +208,10 @@ class Cell:
         known, generation = self.known[index], turn.generation
         known.prompt, known.new_tokens = turn.prompt, len(generation.tokens)
         known.reused_tokens, known.tokens = generation.reused_tokens, generation.tokens
+        if not self._here:
+            # Such an engine says by itself what a turn holds, and what it reserved at its start.
+            known.kv_bytes = cache_bytes(generation.cache)
+            known.reserved_memory_bytes = generation.cache.reserved_bytes
 
     def finish(self) -> dict[str, Any]:
         """Close the session, measure memory apart, and score what a lossy cache costs in quality.
@@ -214,8 +220,8 @@ class Cell:
         -------
         dict
                 ``turns`` (the record's turns but for their samples), ``model`` (architecture, size and
-            attention), ``compile`` (``graphs`` and ``recompiles``) and, where the plan asks for them,
-            ``profile`` and ``quality``.
+            attention), ``compile`` (``graphs`` and ``recompiles``) and, where there is one, ``engine``
+            (what it says of its start), and where the plan asks for them, ``profile`` and ``quality``.
         """
         found: dict[str, Any] = {
             "compile": {
@@ -225,8 +231,10 @@ class Cell:
         }
         if self._job.cell["profile"]:
             found["profile"] = self._profile()
+        if self._engine:
+            found["engine"] = self._engine
         self.close()
-        if not self._timed_memory:
+        if self._here and not self._timed_memory:
             self.measure_memory()
         document = documents.read_json(self._job.prompts_file)
         found["model"] = {
@@ -259,9 +267,6 @@ class Cell:
                 if self._meter.supported:
                     known.peak_memory_bytes, known.reserved_memory_bytes = self._meter.peak()
                 known.kv_bytes = cache_bytes(turn.generation.cache)
-                # An engine that reserves a pool at its start says how large it is.
-                pool = getattr(turn.generation.cache, "reserved_bytes", None)
-                known.reserved_memory_bytes = pool or known.reserved_memory_bytes
                 self._keep(index, turn)
         finally:
             session.close()

@@ -112,7 +112,9 @@ def _measure(row: Mapping[str, Any] | None, measure: str, cells: Sequence[str]) 
 
 def _flag(series: pd.Series) -> pd.Series:
     """A column of True, False, their words in CSV, or nothing, as booleans (nothing is False)."""
-    return series.map(lambda entry: entry is True or str(entry).lower() in {"true", "1", "1.0"})
+    said = series.map(lambda entry: entry is True or str(entry).lower() in {"true", "1", "1.0"})
+    # Of no rows at all, map keeps the type, and strings would choose columns instead of rows.
+    return said.astype(bool)
 
 
 class _Writer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -44,7 +45,15 @@ class Generation:
 
 
 class Session:
-    """One conversation under a strategy. :meth:`restart` begins the next one."""
+    """One conversation under a strategy. :meth:`restart` begins the next one.
+
+    Attributes
+    ----------
+    facts:
+        What an engine of its own says of its start: version, seconds, blocks. Empty for the library.
+    """
+
+    facts: Mapping[str, Any] = MappingProxyType({})
 
     def generate(
         self, token_ids: Sequence[int], max_new_tokens: int, on_token: Callable[[], None]

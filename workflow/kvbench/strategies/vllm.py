@@ -115,10 +115,19 @@ class _VllmSession(Session):
         held = -(-kept // self._block_size) * block
         return Generation(
             answer["tokens"],
-            HeldBlocks(held, self.facts["blocks"] * block),
+            HeldBlocks(held, self.reserved_bytes),
             reused_tokens=answer["reused"],
             stamps=answer["stamps"],
         )
+
+    def held_together(self, prompts: Sequence[list[int]], new_tokens: int) -> int:
+        """Bytes of the most blocks that requests have at a time, when they are served at once."""
+        return self._worker.together(list(prompts), new_tokens) * self.facts["block_bytes"]
+
+    @property
+    def reserved_bytes(self) -> int:
+        """Bytes of the pool that the engine takes at its start, whatever is in it."""
+        return self.facts["blocks"] * self.facts["block_bytes"]
 
     def restart(self) -> None:
         """Forget the conversation, its blocks included."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,21 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-WAYS = ("recompute", "copied", "shared", "paged", "paged_shared")
+WAYS = (
+    "recompute",
+    "copied",
+    "shared",
+    "paged",
+    "paged_shared",
+    "vllm",
+    "vllm_prefix_caching",
+)
 
 OPTIONS = option.schema(
-    ways=option.choices("Ways to serve requests with one system prompt.", WAYS),
+    ways=option.choices(
+        "Ways to serve requests with one system prompt; the last two are vLLM's, where it is installed.",
+        WAYS,
+    ),
     system_tokens=option.integers(
         "Lengths of the system prompt that all requests share, in tokens.",
         [0, 64, 256, 1024],
@@ -36,6 +48,12 @@ OPTIONS = option.schema(
         "Requests whose caches are held at once, to see what they take.", 4, minimum=1, maximum=64
     ),
     block_size=option.integer("Tokens per block of the paged engine.", 16, minimum=1, maximum=1024),
+    vllm_block_size=option.integer(
+        "Tokens per block of vLLM; its attention on a CPU takes multiples of 32.",
+        32,
+        minimum=1,
+        maximum=1024,
+    ),
     scenarios=option.texts(
         "Conversations whose history is decoded and tokenised again.", ["banking_loan_application"]
     ),
@@ -49,7 +67,15 @@ OPTIONS = option.schema(
 )
 
 
-_SERVING = ("ways", "question_tokens", "new_tokens", "requests", "together", "block_size")
+_SERVING = (
+    "ways",
+    "question_tokens",
+    "new_tokens",
+    "requests",
+    "together",
+    "block_size",
+    "vllm_block_size",
+)
 
 
 def plan(options: Mapping[str, Any]) -> dict[str, Cell]:
@@ -70,7 +96,8 @@ def plan(options: Mapping[str, Any]) -> dict[str, Cell]:
 
 COLUMNS: dict[str, str] = {
     "part": "serving: requests with one system prompt; retokenise: a history kept as text",
-    "way": "recompute, copied (prefix copied per request), shared (tensors lent), paged, paged_shared",
+    "way": "recompute, copied (prefix copied per request), shared (tensors lent), paged, paged_shared, "
+    "vllm, vllm_prefix_caching",
     "system_tokens": "tokens of the system prompt that all requests share",
     "prompt_tokens": "tokens of a whole prompt",
     "new_tokens": "tokens generated for a request",
@@ -80,8 +107,8 @@ COLUMNS: dict[str, str] = {
     "prefill_saved_predicted": "that share from the lengths: whole blocks only where it is paged",
     **_paired.meanings(
         "ttft_speedup",
-        "time to first token when all is recomputed (of paged_shared: when nothing is shared) over "
-        "that of this way, same question",
+        "time to first token when all is recomputed (of paged_shared and vllm_prefix_caching: by the "
+        "same engine when nothing is shared) over that of this way, same question",
     ),
     "setup_s": "seconds of reading the system prompt once, beforehand (s)",
     **summary_columns("ttft", "time to first token"),
@@ -89,6 +116,9 @@ COLUMNS: dict[str, str] = {
     "together": "requests whose caches are held at once for the next columns",
     "held_mib": "bytes of their caches; of the engine, of the most blocks in use (MiB)",
     "held_mib_predicted": "the same by the physics module (MiB)",
+    "reserved_mib": "what an engine reserved for keys and values at its start, used or not (MiB)",
+    "engine_start_s": "seconds until vLLM was ready, imports included, compilation not (s)",
+    "engine_compile_s": "seconds of compilation, as vLLM counts them (s)",
     "tokens_equal": "share of requests with exactly the tokens of recompute",
     "scenario": "conversation that is held as text",
     "temperature": "temperature of the replies; 0 is greedy",
@@ -102,7 +132,12 @@ COLUMNS: dict[str, str] = {
 
 
 #: The way that each is compared with: those that take turns with it.
-_BASES = {"copied": "recompute", "shared": "recompute", "paged_shared": "paged"}
+_BASES = {
+    "copied": "recompute",
+    "shared": "recompute",
+    "paged_shared": "paged",
+    "vllm_prefix_caching": "vllm",
+}
 
 
 def aggregate(record: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -141,12 +176,22 @@ def values(table: pd.DataFrame) -> dict[str, Value]:
         found[f"{name}_e2e_ms"] = milliseconds(row, "e2e_p50_s", 2)
         found[f"{name}_saved"] = number(row, "prefill_saved", "%", 1, 100)
         found[f"{name}_held_mib"] = number(row, "held_mib", "MiB", 2)
+        found[f"{name}_reused_tokens"] = number(row, "reused_tokens", "", 0)
+        found[f"{name}_reserved_mib"] = number(row, "reserved_mib", "MiB", 0)
+        found[f"{name}_start_s"] = number(row, "engine_start_s", "s", 1)
+        found[f"{name}_tokens_equal"] = number(row, "tokens_equal", "%", 1, 100)
         found[f"{name}_held_predicted_mib"] = number(row, "held_mib_predicted", "MiB", 2)
         found[f"{name}_setup_ms"] = number(row, "setup_s", "ms", 2, 1000)
         other = first(longest[longest["way"] == _BASES.get(way, "recompute")])
         otherwise = _paired.quotient(other, row, "ttft_p50_s")
         found[f"{name}_ttft_speedup"] = _paired.value(row, "ttft_speedup", "x", 2, otherwise)
     found["prefix_tokens_equal"] = share_value(served["tokens_equal"].dropna())
+    vllm = served[served["way"].isin(["vllm", "vllm_prefix_caching"])]
+    found["prefix_vllm_answers_equal"] = share_value(vllm["tokens_equal"].dropna())
+    lowest = vllm["tokens_equal"].min()
+    found["prefix_vllm_lowest_equal"] = Value(
+        None if math.isnan(lowest) else 100 * float(lowest), unit="%", digits=1
+    )
     text = table[table["part"] == "retokenise"]
     found["prefix_retokenise_turns"] = Value(
         None if text.empty else int(text["turn"].max()), digits=0

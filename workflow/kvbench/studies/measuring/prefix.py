@@ -71,15 +71,17 @@ def _serve(factors: Mapping[str, Any], context: Context) -> Outcome:
         serving: dict[str, Any] = {}
         for way in factors["ways"]:
             try:
-                kind = _Engine if way.startswith("paged") else _Contiguous
+                kind = _kind(way)
                 serving[way] = stack.enter_context(
                     contextlib.closing(kind(way, model, system, factors, length))
                 )
             except ImportError:
                 reasons[way] = "needs a transformers with ContinuousBatchingConfig"
+            except Unsupported as error:
+                reasons[way] = str(error)
         # The engines change the model's attention, so that the two kinds take turns as wholes; within
         # a kind a question is a round, and every way answers it before the next one comes.
-        for kind in (_Contiguous, _Engine):
+        for kind in (_Contiguous, _Engine, _Vllm):
             ways = [way for way in serving if isinstance(serving[way], kind)]
             with contextlib.ExitStack() as running:
                 for way in ways:
@@ -118,19 +120,18 @@ def _serve(factors: Mapping[str, Any], context: Context) -> Outcome:
                 "held_mib": held[way] / 2**20,
                 "held_mib_predicted": _held(way, architecture, len(system), factors, together)
                 / 2**20,
-                "tokens_equal": float(
-                    np.mean(
-                        [
-                            own == reference
-                            for own, reference in zip(
-                                replies[way], replies["recompute"], strict=True
-                            )
-                        ]
-                    )
-                ),
+                **serving[way].engine(),
+                "tokens_equal": _equal(replies[way], replies.get("recompute")),
             }
         )
     return Outcome(rows, {"arms": log.arms(), "reasons": reasons})
+
+
+def _equal(own: Sequence[list[int]], reference: Sequence[list[int]] | None) -> float | None:
+    """Share of the requests with exactly the tokens of recomputation; None where nobody recomputed."""
+    if not reference:
+        return None
+    return float(np.mean([one == other for one, other in zip(own, reference, strict=True)]))
 
 
 def _prompts(
@@ -150,8 +151,9 @@ def _prompts(
 
 def _reused(way: str, system: int, factors: Mapping[str, Any]) -> int:
     """Prompt tokens of a request that need not be read: whole blocks only where it is paged."""
-    if way == "paged_shared":
-        return system // factors["block_size"] * factors["block_size"]
+    if way in ("paged_shared", "vllm_prefix_caching"):
+        size = _block_size(way, factors)
+        return system // size * size
     return system if way in ("copied", "shared") else 0
 
 
@@ -168,13 +170,23 @@ def _held(
     itself beside them; blocks are whole, and shared ones count once.
     """
     tokens = system + factors["question_tokens"] + factors["new_tokens"] - 1
-    if not way.startswith("paged"):
+    if _kind(way) is _Contiguous:
         kept = system if way in ("copied", "shared") else 0
         return physics.kv_bytes(architecture, together * tokens + kept, 4)
-    size = factors["block_size"]
+    size = _block_size(way, factors)
     common = _reused(way, system, factors) // size
     blocks = common + together * (-(-tokens // size) - common)
     return physics.kv_bytes(architecture, blocks * size, 4)
+
+
+def _block_size(way: str, factors: Mapping[str, Any]) -> int:
+    """Tokens per block of an engine."""
+    return factors["vllm_block_size" if way.startswith("vllm") else "block_size"]
+
+
+def _kind(way: str) -> type:
+    """Who serves in a way."""
+    return _Vllm if way.startswith("vllm") else _Engine if way.startswith("paged") else _Contiguous
 
 
 class _Contiguous:
@@ -253,6 +265,10 @@ class _Contiguous:
         return cache_bytes(
             SimpleNamespace(layers=[layer for one in caches for layer in one.layers])
         )
+
+    def engine(self) -> dict[str, Any]:
+        """Columns of an engine; the library has none."""
+        return {}
 
     def close(self) -> None:
         """Let go of the prefix."""
@@ -357,6 +373,75 @@ class _Engine:
                 pending.pop(0)
         return physics.kv_bytes(self._architecture, (free - fewest) * self._size, 4)
 
+    def engine(self) -> dict[str, Any]:
+        """What the engine reserved: room for the requests of the study, no more."""
+        blocks = self._config.num_blocks
+        reserved = physics.kv_bytes(self._architecture, blocks * self._size, 4)
+        return {"reserved_mib": reserved / 2**20}
+
     def close(self) -> None:
         """Nothing is kept outside :meth:`active`."""
         self._manager = None
+
+
+class _Vllm:
+    """Requests on vLLM, in a process of its own, with or without automatic prefix caching."""
+
+    def __init__(
+        self,
+        way: str,
+        model: LoadedModel,
+        system: Sequence[int],
+        factors: Mapping[str, Any],
+        length: int,
+    ) -> None:
+        from kvbench import strategies
+
+        strategy = strategies.get(f"{way}-b{factors['vllm_block_size']}")
+        if why := strategy.available(model, "cpu"):
+            raise Unsupported(why)
+        self._system, self._new = list(system), factors["new_tokens"]
+        self._session = strategy.session(model, length)
+        self._reused = 0
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        """The engine runs from its start on; it waits without working."""
+        yield
+
+    def prepare(self) -> float:
+        """Serve a request that ends after the system prompt, so that its blocks are known."""
+        begin = time.perf_counter()
+        self._session.generate([*self._system, 1], 2, lambda: None)
+        return time.perf_counter() - begin
+
+    def answer(self, ids: list[int]) -> tuple[list[int], Timing]:
+        """Serve one request; the engine stamps its tokens, and the way to it counts."""
+        from kvbench.measurement.clock import clock_for
+
+        clock = clock_for("cpu")
+        clock.start()
+        generation = self._session.generate(ids, self._new, lambda: None)
+        self._reused += generation.reused_tokens
+        return generation.tokens, clock.finish(list(generation.stamps))
+
+    def reused_tokens(self) -> int:
+        """Prompt tokens of all requests whose blocks were found, as the engine counts them."""
+        return self._reused
+
+    def held_bytes(self, prompts: Sequence[list[int]]) -> int:
+        """Bytes of the most blocks that these requests, served at once, had at any time."""
+        return self._session.held_together(prompts, self._new)
+
+    def engine(self) -> dict[str, Any]:
+        """What the engine reserved, and what its start took."""
+        facts = self._session.facts
+        return {
+            "reserved_mib": self._session.reserved_bytes / 2**20,
+            "engine_start_s": facts["import_s"] + facts["start_s"],
+            "engine_compile_s": facts["compile_s"],
+        }
+
+    def close(self) -> None:
+        """End the engine's process."""
+        self._session.close()
