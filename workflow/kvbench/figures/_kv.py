@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
 from kvbench.analysis import metrics, selection
 from kvbench.figures import style
@@ -38,43 +38,61 @@ def empty(question: str, why: str) -> Figure:
     return figure
 
 
+#: What a reader calls machines, models and scenarios whose id does not say it.
+_NAMES = {
+    selection.HERE: "this machine",
+    "embedded": "embedded model",
+    selection.HEADLINE_SCENARIO: "the source's turn",
+}
+
+
+def called(identifier: str) -> str:
+    """A machine, model or scenario as a figure writes it: words, not an id."""
+    return _NAMES.get(identifier, identifier.replace("_", " "))
+
+
 def heading(group: selection.Group, scenario: str | None = None) -> str:
     """One line that names what a panel shows."""
-    parts = [group.machine, group.model, f"{group.dtype} on {group.device}"]
-    return " · ".join([*parts, scenario] if scenario else parts)
+    parts = [called(group.machine), called(group.model), f"{group.dtype} on {group.device}"]
+    return " · ".join([*parts, called(scenario)] if scenario else parts)
 
 
 #: Height of all panels of a figure together, in inches: it has to fit a page with its caption.
-TALLEST = 8.0
+TALLEST = 8.1
+#: Height of a row with its name, and of the line above the rows of a machine, in inches.
+ROW, TITLE = 0.135, 0.24
 
 
 def bands(
-    headings: Sequence[str], heights: Sequence[float], columns: int, margin: float
+    headings: Sequence[str], rows: Sequence[float], columns: int, margin: float
 ) -> tuple[Figure, list[np.ndarray]]:
-    """A page-wide figure with a row of ``columns`` panels per heading, sharing their y axis.
+    """A page-wide figure with a row of ``columns`` panels per heading, on one scale per column.
 
-    ``heights`` and ``margin`` (title and legend) are in inches; tall figures are shrunk to a page.
+    ``rows`` counts the names that a band has to hold; ``margin`` (title, axis and legend) is in inches.
+    Tall figures are shrunk to a page.
     """
-    shrink = min(1.0, TALLEST / sum(heights))
-    figure = plt.figure(figsize=(style.PAGE_WIDTH, shrink * sum(heights) + margin))
-    parts = figure.subfigures(len(headings), 1, squeeze=False, height_ratios=list(heights))
-    rows = []
-    for part, text in zip(parts[:, 0], headings, strict=True):
-        part.suptitle(text, x=0.012, ha="left", fontsize=7.5, style="italic")
-        axes = part.subplots(1, columns, sharey=True)
+    heights = [TITLE + ROW * max(3, count) for count in rows]
+    figure, grid = plt.subplots(
+        len(headings),
+        columns,
+        figsize=(style.PAGE_WIDTH, min(TALLEST, sum(heights)) + margin),
+        sharex="col",
+        sharey="row",
+        squeeze=False,
+        height_ratios=heights,
+    )
+    for axes, text in zip(grid, headings, strict=True):
+        head_panel(axes[0], text)
         for ax in axes[1:]:
-            ax.tick_params(axis="y", left=False, labelleft=False)
-        rows.append(axes)
-    return figure, rows
+            ax.tick_params(axis="y", left=False)
+        for ax in axes:
+            ax.tick_params(axis="y", labelsize=6.5)
+    return figure, list(grid)
 
 
-def plain_log_axis(axis, low: float, high: float) -> None:
-    """Write 0.5, 2, 100 instead of powers of ten; more ticks when the span is short."""
-    decades = math.log10(high / low) if low > 0 else 1
-    subs = (1.0, 2.0, 5.0) if decades < 2.5 else (1.0, 3.0) if decades < 3.5 else (1.0,)
-    axis.set_major_locator(LogLocator(subs=subs, numticks=9))
-    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}" if x >= 1000 else f"{x:g}"))
-    axis.set_minor_formatter(NullFormatter())
+def head_panel(ax: Axes, text: str) -> None:
+    """Write what a panel, or a row of panels, shows."""
+    ax.set_title(text, fontsize=7.5, style="italic", loc="left")
 
 
 def _number(value: object) -> float:
@@ -91,10 +109,11 @@ def draw_metric(
     repeats: Mapping[str, pd.DataFrame],
     order: Sequence[str],
     metric: Metric,
-) -> None:
+) -> list[float]:
     """Draw one metric of one cell group: a line per strategy, its interval, its few samples.
 
     ``repeats`` holds for each strategy what :func:`kvbench.analysis.metrics.conversations` returns.
+    Returned are all numbers that the axis has to hold.
     """
     by_strategy = rows.drop_duplicates("strategy").set_index("strategy")
     seen: list[float] = []
@@ -143,20 +162,35 @@ def draw_metric(
                 zorder=4,
             )
             seen.append(centre)
+    return seen
+
+
+def scale_column(axes: Sequence[Axes], seen: Sequence[float], label: str) -> None:
+    """One scale for a quantity on all machines: logarithmic where its numbers span too much.
+
+    A zero has no place on a logarithmic axis; its marks are put on the left edge.
+    """
     positive = [value for value in seen if value > 0]
-    logarithmic = (
-        bool(positive) and len(positive) == len(seen) and max(positive) / min(positive) > 15
-    )
-    if logarithmic:
-        ax.set_xscale("log")
-        plain_log_axis(ax.xaxis, min(positive), max(positive))
-    elif seen:
-        ax.set_xlim(left=min(0.0, min(seen)))
-        # More labels than this touch each other.
-        ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-    ax.set_xlabel(f"{metric.axis}, logarithmic" if logarithmic else metric.axis)
-    ax.grid(axis="x", color="0.9", linewidth=0.6)
-    ax.set_axisbelow(True)
+    if positive and max(positive) / min(positive) > 15:
+        low, high = min(positive) / 1.25, max(positive) * 1.25
+        for ax in axes:
+            for line in ax.get_lines():
+                at = np.asarray(line.get_xdata(), dtype=float)
+                if at.size == 1 and at[0] == 0:
+                    line.set(xdata=[low], clip_on=False)
+        axes[-1].set_xscale("log")
+        axes[-1].set_xlim(low, high)
+        edge = "\nleft edge: 0" if min(seen) == 0 else ""
+        axes[-1].set_xlabel(f"{label}{edge}")
+    else:
+        if seen:
+            axes[-1].set_xlim(left=min(0.0, min(seen)))
+            # More labels than this touch each other.
+            axes[-1].xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+        axes[-1].set_xlabel(label)
+    for ax in axes:
+        ax.grid(axis="x", color="0.9", linewidth=0.6)
+        ax.set_axisbelow(True)
 
 
 def name_rows(ax: Axes, rows: pd.DataFrame, order: Sequence[str]) -> bool:
@@ -200,19 +234,22 @@ def metric_figure(
     if not chosen:
         return empty(question, "no cell has been measured yet")
     tables = [selection.measured(selection.rows_of(summary, *one)) for one in chosen]
-    heights = [0.8 + 0.165 * rows["strategy"].nunique() for rows in tables]
+    counts = [rows["strategy"].nunique() for rows in tables]
     names = [f"{heading(*one)} · {counted(rows)}" for one, rows in zip(chosen, tables, strict=True)]
-    figure, axes = bands(names, heights, len(panels), margin=0.55)
+    figure, axes = bands(names, counts, len(panels), margin=1.0)
     starred = False
+    seen: list[list[float]] = [[] for _ in panels]
     for line, (group, name), rows in zip(axes, chosen, tables, strict=True):
         order = selection.in_order(rows["strategy"])
         own = selection.rows_of(samples, group, name)
         repeats = {
             strategy: metrics.conversations(part) for strategy, part in own.groupby("strategy")
         }
-        for ax, metric in zip(line, panels, strict=True):
-            draw_metric(ax, rows, repeats, order, metric)
+        for ax, metric, numbers in zip(line, panels, seen, strict=True):
+            numbers += draw_metric(ax, rows, repeats, order, metric)
         starred |= name_rows(line[0], rows, order)
+    for place, metric in enumerate(panels):
+        scale_column([line[place] for line in axes], seen[place], metric.axis)
     figure.suptitle(question, fontsize=9)
     notes = ["marker: median; bar: 95 % interval; dots: single conversations"]
     if any(metric.inner for metric in panels):

@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from kvbench.figures import _kv, _variants
-from kvbench.figures._app_rows import one_machine
+from kvbench.analysis.selection import one_machine
+from kvbench.figures import _app, _kv, _variants
 from kvbench.figures.style import OKABE_ITO, PAGE_WIDTH
 
 QUESTION = "How much load does an endpoint bear?"
@@ -64,11 +64,8 @@ def draw(table: pd.DataFrame) -> Figure:
         for axes in grid[:, column]:
             axes.grid(axis="y", color="0.9", linewidth=0.6)
             axes.set_axisbelow(True)
-    for line, (middle, tail, limit, label) in enumerate(_TIMES):
-        shown = 1000 * rows[[middle, tail, limit]].stack()
+    for line, (*_, label) in enumerate(_TIMES):
         grid[line][0].set_yscale("log")
-        if len(shown):
-            _kv.plain_log_axis(grid[line][0].yaxis, shown.min(), shown.max())
         grid[line][0].set_ylabel(label)
     grid[2][0].set_ylabel("goodput (requests/s)")
     grid[2][0].set_ylim(bottom=0)
@@ -77,7 +74,7 @@ def draw(table: pd.DataFrame) -> Figure:
     _kv.finish_lines(
         figure,
         handles,
-        QUESTION,
+        _app.title(QUESTION, rows),
         "line: median, bar: its 95 % interval; hollow: the load did not keep the service level",
     )
     return figure

@@ -8,8 +8,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kvbench.figures import _kv, _variants, style
-from kvbench.figures._app_rows import one_machine
+from kvbench.analysis.selection import one_machine
+from kvbench.figures import _app, _kv, _variants, style
 
 QUESTION = "Which entry should a full cache give up?"
 
@@ -50,7 +50,7 @@ def draw(table: pd.DataFrame) -> Figure:
     _heat_map(figure.add_subplot(grid[:, 0]), table[table["kind"] == "simulated"])
     _theory(figure.add_subplot(grid[0, 1]), table[table["kind"] == "simulated"])
     _server(figure.add_subplot(grid[1, 1]), table[table["kind"] == "server"])
-    figure.suptitle(QUESTION)
+    figure.suptitle(_app.title(QUESTION, table, "requests", "requests"), fontsize=9)
     return figure
 
 

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from kvbench.caching import expiry
-from kvbench.figures import _kv, _variants, style
-from kvbench.figures._app_rows import one_machine
+from kvbench.analysis.selection import one_machine
+from kvbench.figures import _app, _kv, _variants, style
 
 QUESTION = "How long may an answer be kept, and how is it taken back?"
 
@@ -45,7 +45,7 @@ def draw(table: pd.DataFrame) -> Figure:
     _theory(panels[0], ttl[ttl["query_class"] == "volatile"])
     _trade(panels[1], ttl)
     _invalidation(panels[2], table[table["kind"] == "invalidation"])
-    figure.suptitle(QUESTION)
+    figure.suptitle(_app.title(QUESTION, table, "requests", "requests"), fontsize=9)
     return figure
 
 
@@ -54,8 +54,9 @@ def _theory(axes: Axes, rows: pd.DataFrame) -> None:
         xscale="log",
         xlabel="time to live (s)",
         ylabel="share (%)",
-        ylim=(-4, 104),
-        title="volatile answers: theory and simulation",
+        ylim=(-62, 104),
+        yticks=range(0, 101, 25),
+        title="volatile answers: theory (lines)",
     )
     if rows.empty:
         return
@@ -80,9 +81,9 @@ def _theory(axes: Axes, rows: pd.DataFrame) -> None:
                 markersize=4,
                 color=style.OKABE_ITO[colour],
                 markerfacecolor=style.OKABE_ITO[colour] if filled else "white",
-                label=f"{label}: {'hits' if filled else 'stale of hits'}",
+                label=label if filled else None,
             )
-    axes.legend(frameon=False, fontsize=6, loc="lower right", handletextpad=0.2)
+    axes.legend(frameon=False, fontsize=6, loc="lower center", ncols=2, title="filled: hits\nhollow: stale of hits", title_fontsize=6)
 
 
 def _trade(axes: Axes, rows: pd.DataFrame) -> None:

@@ -7,8 +7,8 @@ import pandas as pd
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
-from kvbench.figures import _kv, _variants, style
-from kvbench.figures._app_rows import one_machine
+from kvbench.analysis.selection import one_machine
+from kvbench.figures import _app, _kv, _variants, style
 
 QUESTION = "What does a client-side HTTP cache save, and does it obey the origin?"
 
@@ -82,7 +82,7 @@ def draw(table: pd.DataFrame) -> Figure:
     right.tick_params(length=0)
     right.spines[:].set_visible(False)
     right.set_title("obeys RFC 9111? requests that reached the origin of all sent", fontsize=7)
-    figure.suptitle(QUESTION)
+    figure.suptitle(_app.title(QUESTION, table, "runs", "runs"), fontsize=9)
     return figure
 
 

@@ -8,8 +8,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kvbench.figures import _kv, _variants, style
-from kvbench.figures._app_rows import one_machine
+from kvbench.analysis.selection import one_machine
+from kvbench.figures import _app, _kv, _variants, style
 
 QUESTION = "What does a private memory (L1) in front of the shared cache server (L2) gain?"
 
@@ -19,7 +19,7 @@ _LABELS = {
     "l2": "L2",
     "l1_l2": "L1 + L2, no promotion",
     "l1_l2_promotion": "L1 + L2, promotion",
-    "guide": "the guide's dict + L2",
+    "guide": "the guide's L1 + L2",
 }
 _LEVELS = {
     1: ("L1, memory", "orange", ""),
@@ -56,7 +56,7 @@ def draw(table: pd.DataFrame) -> Figure:
         left.set_yticks(range(len(order)), [names[name] for name in order])
         left.set_title(
             f"{workers:.0f} worker{'s' if workers > 1 else ''}, source {service_ms:g} ms"
-            + (f", L1 holds {size:.0%} of the keys" if sizes else ""),
+            + (f", L1 holds {100 * size:.0f} % of the keys" if sizes else ""),
             fontsize=7.5,
             style="italic",
         )
@@ -72,7 +72,7 @@ def draw(table: pd.DataFrame) -> Figure:
         handles += more_handles
         labels += more_labels
     figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
-    figure.suptitle(QUESTION, fontsize=9)
+    figure.suptitle(_app.title(QUESTION, table, "requests", "requests"), fontsize=9)
     return figure
 
 

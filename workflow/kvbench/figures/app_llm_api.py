@@ -6,8 +6,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from kvbench.figures import _kv, _variants
-from kvbench.figures._app_rows import one_machine
+from kvbench.analysis.selection import one_machine
+from kvbench.figures import _app, _kv, _variants
 from kvbench.figures.style import OKABE_ITO, PAGE_WIDTH
 
 QUESTION = "What does a caching proxy do to the time of a call to a language model's API?"
@@ -33,7 +33,7 @@ def draw(table: pd.DataFrame) -> Figure:
     rows = {name: found.iloc[0] for name, found in rows.items() if not found.empty}
     if not rows:
         return _kv.empty(QUESTION, "the study has not been measured yet")
-    figure, axes = plt.subplots(figsize=(PAGE_WIDTH, 0.9 + 0.24 * len(rows)))
+    figure, axes = plt.subplots(figsize=(PAGE_WIDTH, 1.0 + 0.24 * len(rows)))
     labels = []
     for place, (name, row) in enumerate(rows.items()):
         label, colour = known[name]
@@ -48,8 +48,8 @@ def draw(table: pd.DataFrame) -> Figure:
         xlabel="time of the call (ms): median, its 95 % interval (thick), range (thin)",
         yticks=range(len(rows)),
         yticklabels=labels,
-        title=QUESTION,
     )
     axes.invert_yaxis()
+    figure.suptitle(_app.title(QUESTION, table), fontsize=9)
     axes.grid(axis="x", which="major", lw=0.4, alpha=0.6)
     return figure

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from kvbench.figures import _kv, _variants, style
-from kvbench.figures._app_rows import one_machine
+from kvbench.analysis.selection import one_machine
+from kvbench.figures import _app, _kv, _variants, style
 
 QUESTION = "What does memoising a recursive function save?"
 
@@ -89,5 +89,5 @@ def draw(table: pd.DataFrame) -> Figure:
         )
     right.set_ylim(-0.5, len(fast) + 0.4)
     right.legend(loc="upper left", frameon=False, fontsize=6.5, ncols=2)
-    figure.suptitle(QUESTION)
+    figure.suptitle(_app.title(QUESTION, table, "samples", "calls"), fontsize=9)
     return figure

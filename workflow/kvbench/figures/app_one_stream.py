@@ -7,8 +7,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kvbench.figures import _kv, _variants
-from kvbench.figures._app_rows import one_machine
+from kvbench.analysis.selection import one_machine
+from kvbench.figures import _app, _kv, _variants
 from kvbench.figures.style import OKABE_ITO, PAGE_WIDTH
 
 QUESTION = "Which cache helps most on one and the same stream, and how often is it wrong?"
@@ -20,11 +20,11 @@ _STRATEGIES = {
     "layered": ("layered", "green", ":"),
 }
 _KINDS = {
-    "exact": ("exact hit", "blue"),
-    "memory": ("memory level", "sky"),
-    "server": ("server level", "green"),
-    "semantic": ("semantic hit", "orange"),
-    "model": ("model", "grey"),
+    "exact": ("exact hit", "blue", ""),
+    "memory": ("memory level", "sky", "///"),
+    "server": ("server level", "green", "\\\\\\"),
+    "semantic": ("semantic hit", "orange", "..."),
+    "model": ("model", "grey", ""),
 }
 
 
@@ -35,14 +35,14 @@ def draw(table: pd.DataFrame) -> Figure:
     if not mixes:
         return _kv.empty(QUESTION, "the study has not been measured yet")
     figure, grid = plt.subplots(
-        len(mixes), 2, figsize=(PAGE_WIDTH, 0.4 + 2.3 * len(mixes)), squeeze=False
+        len(mixes), 2, figsize=(PAGE_WIDTH, 0.8 + 2.3 * len(mixes)), squeeze=False
     )
     for (left, right), mix in zip(grid, mixes, strict=True):
         rows = table[table["mix"] == mix]
         _latencies(left, rows[rows["part"] == "quantile"])
         _answers(right, rows[rows["part"] == "strategy"])
-        left.set_title(f"stream {mix}")
-        right.set_title("who answered (red: wrong)")
+        left.set_title(_mix(rows))
+        right.set_title("who answered")
     grid[0, 0].legend(frameon=False, fontsize=6.5, loc="upper left")
     figure.legend(
         *grid[0, 1].get_legend_handles_labels(),
@@ -51,7 +51,17 @@ def draw(table: pd.DataFrame) -> Figure:
         ncols=len(_KINDS) + 1,
         loc="outside lower center",
     )
+    figure.suptitle(_app.title(QUESTION, table, "requests", "requests"), fontsize=9)
     return figure
+
+
+def _mix(rows: pd.DataFrame) -> str:
+    """What the stream of some rows is made of."""
+    kinds = {"repeats": "repeats", "paraphrases": "paraphrases", "near_misses": "near misses"}
+    found = rows.dropna(subset=list(kinds))
+    if found.empty:
+        return f"stream {rows['mix'].iloc[0]}"
+    return ", ".join(f"{100 * found[name].iloc[0]:.0f} % {text}" for name, text in kinds.items())
 
 
 def _latencies(axes: Axes, rows: pd.DataFrame) -> None:
@@ -69,9 +79,19 @@ def _answers(axes: Axes, rows: pd.DataFrame) -> None:
     rows = rows.drop_duplicates("strategy").set_index("strategy").loc[names]
     places = range(len(names))
     left = pd.Series(0.0, index=names)
-    for kind, (label, colour) in _KINDS.items():
+    for kind, (label, colour, hatch) in _KINDS.items():
         share = rows[f"{kind}_answers"] / rows["requests"]
-        axes.barh(places, share, left=left, color=OKABE_ITO[colour], height=0.55, label=label)
+        axes.barh(
+            places,
+            share,
+            left=left,
+            color=OKABE_ITO[colour],
+            hatch=hatch,
+            edgecolor="white",
+            linewidth=0.6,
+            height=0.55,
+            label=label,
+        )
         left += share
     wrong = rows["wrong_answers"] / rows["requests"]
     axes.barh(

@@ -7,8 +7,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kvbench.figures import _kv, style
-from kvbench.figures._app_rows import one_machine
+from kvbench.analysis.selection import one_machine
+from kvbench.figures import _app, _kv, style
 
 QUESTION = "What does it save to read a system prompt once for many requests?"
 
@@ -31,7 +31,7 @@ def draw(table: pd.DataFrame) -> Figure:
     served, text = table[parts == "serving"], table[parts == "retokenise"]
     if served.empty and text.empty:
         return _kv.empty(QUESTION, "the study has not been measured yet")
-    figure, (times, memory, kept) = plt.subplots(1, 3, figsize=(style.PAGE_WIDTH, 2.6))
+    figure, (times, memory, kept) = plt.subplots(1, 3, figsize=(style.PAGE_WIDTH, 2.9))
     handles: dict[str, object] = {}
     if served.empty:
         _nothing(times)
@@ -42,7 +42,8 @@ def draw(table: pd.DataFrame) -> Figure:
         _nothing(kept)
     else:
         _surviving(kept, text)
-    _kv.finish_lines(figure, handles, QUESTION, "bar: 95 % interval; thin line: predicted bytes")
+    _kv.finish_lines(
+        figure, handles, _app.title(QUESTION, table, "requests", "requests"), "bar: 95 % interval; thin line: predicted bytes")
     return figure
 
 
@@ -78,7 +79,6 @@ def _serving(times: Axes, memory: Axes, rows: pd.DataFrame, handles: dict[str, o
         ax.grid(axis="y", color="0.9", linewidth=0.6)
         ax.set_axisbelow(True)
     times.set_yscale("log")
-    _kv.plain_log_axis(times.yaxis, rows["ttft_p50_s"].min() * 1e3, rows["ttft_p50_s"].max() * 1e3)
     times.set_ylabel("time to first token (ms)")
     memory.set_ylim(bottom=0)
     memory.set_ylabel(f"caches of {rows['together'].max():.0f} requests (MiB)")
@@ -99,7 +99,7 @@ def _surviving(ax: Axes, rows: pd.DataFrame) -> None:
             label=f"temperature {temperature:g}" if temperature else "greedy",
         )
     ax.set_ylim(0, 105)
-    ax.set_xlabel("turn of a history kept as text")
+    ax.set_xlabel("turn of a history\nkept as text")
     ax.set_ylabel("cached tokens still valid (%)")
     ax.legend(frameon=False, fontsize=6)
     ax.grid(axis="y", color="0.9", linewidth=0.6)

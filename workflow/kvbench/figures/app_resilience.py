@@ -8,8 +8,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kvbench.figures import _kv, _variants, style
-from kvbench.figures._app_rows import one_machine
+from kvbench.analysis.selection import one_machine
+from kvbench.figures import _app, _kv, _variants, style
 
 QUESTION = "What does a request cost when the cache server is broken, cold or full of errors?"
 
@@ -45,7 +45,7 @@ def draw(table: pd.DataFrame) -> Figure:
     _added(axes[0], table[table["kind"] == "fallback"])
     _warm(axes[1], table[table["kind"] == "warm_up"])
     _errors(axes[2], table[table["kind"] == "errors"])
-    figure.suptitle(QUESTION, fontsize=9)
+    figure.suptitle(_app.title(QUESTION, table, "requests", "requests"), fontsize=9)
     return figure
 
 

@@ -8,8 +8,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kvbench.figures import _kv, _variants, style
-from kvbench.figures._app_rows import one_machine
+from kvbench.analysis.selection import one_machine
+from kvbench.figures import _app, _kv, _variants, style
 
 QUESTION = "What does an exact response cache save, and what must its key contain?"
 
@@ -34,12 +34,12 @@ def draw(table: pd.DataFrame) -> Figure:
     if table.empty:
         return _kv.empty(QUESTION, "the study has not been measured yet")
     figure, axes = plt.subplots(
-        1, 3, figsize=(style.PAGE_WIDTH, 2.7), gridspec_kw={"width_ratios": [1.1, 1, 1]}
+        1, 3, figsize=(style.PAGE_WIDTH, 3.0), gridspec_kw={"width_ratios": [1.1, 1, 1]}
     )
     _times(axes[0], table[table["kind"] == "latency"])
     _wrong(axes[1], table[table["kind"] == "key"])
     _samples(axes[2], table[table["kind"] == "sampling"])
-    figure.suptitle(QUESTION, fontsize=9)
+    figure.suptitle(_app.title(QUESTION, table, "requests", "requests"), fontsize=9)
     return figure
 
 
@@ -85,9 +85,11 @@ def _times(ax: Axes, rows: pd.DataFrame) -> None:
     ax.set_xlim(right=max(30, ax.get_xlim()[1]))
     ax.set_yticks(range(len(names)), [backends[name] for name in names])
     ax.set_ylim(len(names) - 0.5, -0.5)
-    ax.set_xlabel("time of a hit (ms), per stream")
+    streams = sorted(rows["exponent"].dropna().unique())
+    said = [f"Zipf {one:g}" if one else "uniform" for one in streams]
+    ax.set_xlabel("time of a hit (ms), log" + (f"\nfrom above: {', '.join(said)}" if said[1:] else ""))
     ax.set_title("where answers are stored")
-    _legend(ax, loc="upper center", bbox_to_anchor=(0.5, -0.27), ncols=2)
+    _legend(ax, loc="upper center", bbox_to_anchor=(0.5, -0.36), ncols=2)
 
 
 def _wrong(ax: Axes, rows: pd.DataFrame) -> None:
@@ -104,12 +106,16 @@ def _wrong(ax: Axes, rows: pd.DataFrame) -> None:
         edgecolor="white",
         label="hits lost",
     )
-    ax.set_yticks(rows.index, rows["key_fields"])
+    ax.set_yticks(rows.index, [_key(name) for name in rows["key_fields"]])
     ax.tick_params(axis="y", labelsize=6)
     ax.set_xlabel("share of requests (%)")
     ax.set_title("what the key holds")
     ax.invert_yaxis()
     _legend(ax, loc="upper center", bbox_to_anchor=(0.4, -0.27), ncols=2)
+
+
+def _key(name: str) -> str:
+    return {"guide md5": "the guide's md5"}.get(name, name)
 
 
 def _samples(ax: Axes, rows: pd.DataFrame) -> None:

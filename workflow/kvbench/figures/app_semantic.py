@@ -1,69 +1,107 @@
-"""Figure: hits by class of question over the threshold, and recall against false hits."""
+"""Figure: hits by class of question over the threshold, and recall against false hits, by language."""
 
 from __future__ import annotations
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kvbench.figures import _kv
-from kvbench.figures._app_rows import one_machine
+from kvbench.analysis.selection import one_machine
+from kvbench.figures import _app, _kv, _variants
 from kvbench.figures.style import OKABE_ITO, PAGE_WIDTH
 
 QUESTION = "Which similarity is enough to serve a stored answer, and how often is it wrong?"
 
+#: Label, colour and dashes of each class of question.
 _CLASSES = {
-    "paraphrase": ("paraphrases (right)", OKABE_ITO["green"], "-"),
-    "near_negation": ("negation", OKABE_ITO["vermilion"], "--"),
-    "near_direction": ("direction", OKABE_ITO["orange"], "--"),
-    "near_number": ("number", OKABE_ITO["purple"], "--"),
-    "near_temporal": ("temporal", OKABE_ITO["black"], "--"),
-    "near_action": ("action", OKABE_ITO["sky"], "--"),
-    "near_entity": ("entity", OKABE_ITO["blue"], "--"),
-    "never_cached": ("never cached", OKABE_ITO["grey"], ":"),
+    "paraphrase": ("paraphrases (right)", "green", "-"),
+    "near_negation": ("negation", "vermilion", "--"),
+    "near_direction": ("direction", "orange", (0, (1, 1))),
+    "near_number": ("number", "purple", "-."),
+    "near_temporal": ("temporal", "black", (0, (5, 1, 1, 1, 1, 1))),
+    "near_action": ("action", "sky", (0, (3, 1))),
+    "near_entity": ("entity", "blue", (0, (7, 3))),
+    "never_cached": ("never cached", "grey", (0, (1, 3))),
 }
 
+#: Label, colour and marker of each policy; each guards against one thing more.
 _POLICIES = {
-    "static": ("threshold only", OKABE_ITO["black"], "o"),
-    "context": ("+ context", OKABE_ITO["blue"], "s"),
-    "numbers": ("+ numbers", OKABE_ITO["purple"], "^"),
-    "names": ("+ names", OKABE_ITO["orange"], "D"),
-    "polarity": ("+ polarity", OKABE_ITO["green"], "v"),
-    "margin": ("+ margin", OKABE_ITO["vermilion"], "x"),
+    "static": ("threshold only", "black", "o"),
+    "context": ("+ context", "blue", "s"),
+    "numbers": ("+ numbers", "purple", "^"),
+    "names": ("+ names", "orange", "D"),
+    "polarity": ("+ polarity", "green", "v"),
+    "margin": ("+ margin", "vermilion", "X"),
 }
+
+#: Policies of the study's stream, which answers other questions.
+_OTHERS = ("guarded", "learned", "learned_guarded")
 
 
 def draw(table: pd.DataFrame) -> Figure:
-    """Draw both panels from the study's table (report half)."""
+    """Draw a row of both panels per language of the questions, from the study's report half."""
     table = one_machine(table)
     report = table[table["half"] == "report"]
     if report.empty:
         return _kv.empty(QUESTION, "the study has not been measured yet")
-    figure, (left, right) = plt.subplots(1, 2, figsize=(PAGE_WIDTH, 2.9))
-    _classes(left, report[(report["part"] == "threshold") & (report["score"] == "cosine")])
-    _frontier(right, report)
+    spoken = _app.languages(report)
+    figure, grid = plt.subplots(
+        len(spoken),
+        2,
+        figsize=(PAGE_WIDTH, 1.0 + 2.3 * len(spoken)),
+        sharex="col",
+        sharey=True,
+        squeeze=False,
+    )
+    for (left, right), (name, rows) in zip(grid, spoken.items(), strict=True):
+        _classes(left, rows[(rows["part"] == "threshold") & (rows["score"] == "cosine")])
+        _frontier(right, rows)
+        for ax in (left, right):
+            ax.set_title(name, fontsize=8)
+        left.set_ylabel("share answered from the cache")
+        right.set_ylabel("recall of right answers")
+        right.tick_params(labelleft=True)
+    grid[-1][1].set_xlim(left=0)
+    grid[-1][0].set_xlabel("threshold (cosine)")
+    grid[-1][1].set_xlabel("false hits per request (bars: 95 % intervals)")
+    entries: dict[str, object] = {}
+    for ax in grid[0]:
+        entries |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+    figure.legend(
+        entries.values(),
+        entries.keys(),
+        frameon=False,
+        fontsize=6.5,
+        ncols=5,
+        handlelength=2.6,
+        loc="outside lower center",
+        title="left: right hits solid, false hits broken; "
+        "right: marks tuned on one half of the questions and measured on the other",
+        title_fontsize=6.5,
+    )
+    figure.suptitle(_app.title(QUESTION, report), fontsize=9)
     return figure
 
 
-def _classes(axes: plt.Axes, sweep: pd.DataFrame) -> None:
+def _classes(axes: Axes, sweep: pd.DataFrame) -> None:
     for name, (label, colour, line) in _CLASSES.items():
         rows = sweep[sweep["query_class"] == name].sort_values("threshold")
         if rows.empty:
             continue
         share = rows["correct_hits" if name == "paraphrase" else "hits"] / rows["queries"]
         axes.plot(
-            rows["threshold"], share, line, color=colour, label=label, lw=1.2 if line != "-" else 2
+            rows["threshold"],
+            share,
+            linestyle=line,
+            color=OKABE_ITO[colour],
+            label=label,
+            lw=2 if line == "-" else 1.1,
         )
-    axes.set(
-        xlabel="threshold (cosine)",
-        ylabel="share answered from the cache",
-        ylim=(-0.02, 1.02),
-        title="Right hits (solid) and false hits (broken)",
-    )
-    axes.legend(frameon=False, loc="lower left", handlelength=2.2, fontsize=6.5)
+    axes.set_ylim(-0.02, 1.02)
 
 
-def _frontier(axes: plt.Axes, report: pd.DataFrame) -> None:
+def _frontier(axes: Axes, report: pd.DataFrame) -> None:
     sweep = report[
         (report["part"] == "threshold")
         & (report["score"] == "cosine")
@@ -77,7 +115,8 @@ def _frontier(axes: plt.Axes, report: pd.DataFrame) -> None:
         label="every threshold",
     )
     points = report[(report["part"] == "policy") & (report["query_class"] == "all")]
-    for name, (label, colour, marker) in _POLICIES.items():
+    points = points[~points["policy"].isin(_OTHERS)]
+    for name, (label, colour, marker) in _variants.looks(_POLICIES, points["policy"]).items():
         for _, row in points[points["policy"] == name].iterrows():
             axes.errorbar(
                 row["false_hit_rate"],
@@ -86,19 +125,11 @@ def _frontier(axes: plt.Axes, report: pd.DataFrame) -> None:
                 yerr=_reach(row, "recall"),
                 fmt=marker,
                 ms=4.5,
-                mfc="none" if marker in "sv" else colour,
-                color=colour,
+                mfc="none" if marker in "sv" else OKABE_ITO[colour],
+                color=OKABE_ITO[colour],
                 elinewidth=0.8,
                 label=label,
             )
-    axes.set(
-        xlabel="false hits per request",
-        ylabel="recall of right answers",
-        xlim=(0, None),
-        ylim=(0, 1.02),
-        title="Tuned on one half, measured on the other",
-    )
-    axes.legend(frameon=False, loc="lower right", fontsize=6.5)
 
 
 def _reach(row: pd.Series, rate: str) -> list[list[float]] | None:

@@ -6,8 +6,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from kvbench.figures import _kv
-from kvbench.figures._app_rows import one_machine
+from kvbench.analysis.selection import one_machine
+from kvbench.figures import _app, _kv
 from kvbench.figures.style import COLUMN_WIDTH, OKABE_ITO
 
 QUESTION = "From how many entries on does an approximate index pay?"
@@ -24,7 +24,7 @@ def draw(table: pd.DataFrame) -> Figure:
     table = one_machine(table)
     if (table["part"] == "index").sum() == 0:
         return _kv.empty(QUESTION, "the study has not been measured yet")
-    figure, axes = plt.subplots(figsize=(COLUMN_WIDTH, 2.5))
+    figure, axes = plt.subplots(figsize=(COLUMN_WIDTH, 2.8))
     for name, (label, colour, line) in _INDEXES.items():
         rows = table[(table["part"] == "index") & (table["index"] == name)].sort_values("entries")
         if rows.empty:
@@ -52,8 +52,8 @@ def draw(table: pd.DataFrame) -> Figure:
         xscale="log",
         yscale="log",
         xlabel="entries",
-        ylabel="median search (ms)",
-        title="Search against embedding",
+        ylabel="median search (ms), 95 % interval",
     )
     axes.legend(frameon=False, fontsize=6.5)
+    figure.suptitle(_app.title(QUESTION, table), fontsize=7.5)
     return figure

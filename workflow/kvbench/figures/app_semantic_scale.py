@@ -6,46 +6,51 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from kvbench.figures import _kv
-from kvbench.figures._app_rows import one_machine
+from kvbench.analysis.selection import one_machine
+from kvbench.figures import _app, _kv
 from kvbench.figures.style import OKABE_ITO, PAGE_WIDTH
 
 QUESTION = "Is `distance < 1 - threshold` on squared L2 the cosine threshold that it looks like?"
 
 _SCORES = {
-    "cosine": ("cosine >= t", OKABE_ITO["green"], "-"),
-    "l2_snippet": ("squared L2 < 1 - t", OKABE_ITO["vermilion"], "--"),
-    "l2_unnormalised": ("squared L2 < 1 - t, not normalised", OKABE_ITO["orange"], ":"),
-    "gptcache": ("GPTCache scale", OKABE_ITO["blue"], "-."),
+    "cosine": ("cosine ≥ t", "green", "-"),
+    "l2_snippet": ("squared L2 < 1 - t", "vermilion", "--"),
+    "l2_unnormalised": ("squared L2 < 1 - t, not normalised", "orange", ":"),
+    "gptcache": ("GPTCache scale", "blue", "-."),
 }
 
 
 def draw(table: pd.DataFrame) -> Figure:
-    """Draw the cosine that each rule asks for, and the paraphrases it finds."""
+    """Draw the cosine that each rule asks for, and the paraphrases it finds, by language."""
     table = one_machine(table)
     sweep = table[(table["part"] == "threshold") & (table["half"] == "report")]
+    sweep = sweep[sweep["query_class"] == "paraphrase"]
     if sweep.empty:
         return _kv.empty(QUESTION, "the study has not been measured yet")
-    figure, (left, right) = plt.subplots(1, 2, figsize=(PAGE_WIDTH, 2.6))
+    spoken = _app.languages(sweep)
+    figure, axes = plt.subplots(1, 1 + len(spoken), figsize=(PAGE_WIDTH, 2.7))
+    # What a rule asks for has nothing to do with the language.
+    first = next(iter(spoken.values()))
     for score, (label, colour, line) in _SCORES.items():
-        rows = sweep[(sweep["score"] == score) & (sweep["query_class"] == "paraphrase")]
-        rows = rows.sort_values("threshold")
-        if rows.empty:
-            continue
+        rows = first[first["score"] == score].sort_values("threshold")
         asked = rows["threshold"] if score == "cosine" else rows["cosine_asked"]
         if asked.notna().any():
-            left.plot(rows["threshold"], asked, line, color=colour, label=label)
-        right.plot(rows["threshold"], rows["recall"], line, color=colour, label=label)
-    left.set(
-        xlabel="threshold t as configured",
-        ylabel="cosine that is asked for",
-        title="One number, three meanings",
+            axes[0].plot(rows["threshold"], asked, line, color=OKABE_ITO[colour], label=label)
+    axes[0].set(ylabel="cosine that is asked for", title="one number, three meanings")
+    for ax, (name, rows) in zip(axes[1:], spoken.items(), strict=True):
+        for score, (label, colour, line) in _SCORES.items():
+            own = rows[rows["score"] == score].sort_values("threshold")
+            if len(own):
+                ax.plot(own["threshold"], own["recall"], line, color=OKABE_ITO[colour], label=label)
+        ax.set(ylabel="paraphrases answered rightly", ylim=(-0.02, 1.02), title=name)
+    for ax in axes:
+        ax.set_xlabel("threshold t as configured")
+    figure.legend(
+        *axes[-1].get_legend_handles_labels(),
+        frameon=False,
+        fontsize=6.5,
+        ncols=len(_SCORES),
+        loc="outside lower center",
     )
-    right.set(
-        xlabel="threshold t as configured",
-        ylabel="paraphrases answered rightly",
-        ylim=(-0.02, 1.02),
-        title="What the wrong scale costs or lets in",
-    )
-    right.legend(frameon=False, fontsize=6.5, loc="best")
+    figure.suptitle(_app.title(QUESTION, table), fontsize=9)
     return figure

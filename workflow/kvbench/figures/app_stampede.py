@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from kvbench.figures import _kv, _variants, style
-from kvbench.figures._app_rows import one_machine
+from kvbench.analysis.selection import one_machine
+from kvbench.figures import _app, _kv, _variants, style
 
 QUESTION = "How often is one value loaded when many threads want it at once?"
 
@@ -86,5 +86,5 @@ def draw(table: pd.DataFrame) -> Figure:
     for ax in (left, right):
         ax.grid(axis="x", linewidth=0.3)
     figure.legend(loc="outside lower center", ncols=len(crowds), frameon=False)
-    figure.suptitle(QUESTION, fontsize=9)
+    figure.suptitle(_app.title(QUESTION, table, "requests", "requests"), fontsize=9)
     return figure

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from kvbench.figures import _kv, _variants, style
-from kvbench.figures._app_rows import one_machine
+from kvbench.analysis.selection import one_machine
+from kvbench.figures import _app, _kv, _variants, style
 
 QUESTION = "Where should a write go, and what is stale or lost for it?"
 
@@ -98,12 +98,15 @@ def draw(table: pd.DataFrame) -> Figure:
     stale.set_ylim(len(settings) - 0.4, -1.9)
     stale.set_xlabel("stale reads (%)")
     stale.legend(frameon=False, fontsize=6, loc="upper right", handletextpad=0.2)
-    writes.set_xlabel("rows written to the store")
+    writes.set_xlabel("rows written\nto the store")
     writes.set_xlim(0, 1.08 * max(1.0, steady["store_writes"].max()))
     latency.set(xlabel="time of a write (µs)", xscale="log")
     latency.legend(frameon=False, fontsize=6, loc="upper right", handletextpad=0.2)
-    losses.set_xlabel("keys lost in a crash")
+    losses.set_xlabel("keys lost\nin a crash")
     for panel in panels:
         panel.grid(axis="y", linewidth=0.4, alpha=0.6)
-    figure.suptitle(f"{QUESTION} ({100 * share:.0f} % writes)")
+    figure.suptitle(
+        f"{_app.title(QUESTION, steady, 'operations', 'operations')}, {100 * share:.0f} % writes",
+        fontsize=9,
+    )
     return figure

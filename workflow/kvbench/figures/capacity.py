@@ -67,7 +67,7 @@ def draw(table: pd.DataFrame) -> Figure:
         ncols=2,
         frameon=False,
         title=f"{first['model']}, {first['dtype']}, {int(first['tokens']):,} tokens a conversation, "
-        "bytes of weights and caches only, both axes logarithmic",
+        "bytes of weights and caches only",
         title_fontsize=6.5,
     )
     return figure

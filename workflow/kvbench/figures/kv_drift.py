@@ -43,18 +43,18 @@ def draw(rounds: pd.DataFrame) -> Figure:
     ]
     if not chosen:
         return _kv.empty(QUESTION, "no block of cells has been measured in rounds yet")
-    height = min(_kv.TALLEST, 2.4 * len(chosen))
+    height = min(_kv.TALLEST, 1.75 * len(chosen))
     figure, axes = plt.subplots(
-        len(chosen), 2, figsize=(style.PAGE_WIDTH, 0.9 + height), squeeze=False, width_ratios=(3, 2)
+        len(chosen), 2, figsize=(style.PAGE_WIDTH, 1.0 + height), squeeze=False, width_ratios=(3, 2)
     )
     handles: dict[str, object] = {}
     for (left, right), (machine, block) in zip(axes, chosen, strict=True):
         first = block.iloc[0]
-        name = f"{machine} · {first['model']} · {first['scenario']}"
-        left.set_title(name, fontsize=7.5, style="italic", loc="left")
+        parts = [machine, first["model"], first["scenario"]]
+        _kv.head_panel(left, " · ".join([*map(_kv.called, parts), f"n = {_rounds(block)}"]))
         _course(left, block, handles)
         _spreads(right, block)
-    note = "right: spread of times alone (hollow) and of ratios to the reference in the same round"
+    note = "beside: spread of times alone (hollow) and of ratios to the reference in the same round"
     _kv.finish_lines(figure, handles, QUESTION, note)
     return figure
 
@@ -67,6 +67,11 @@ def _longest(rows: pd.DataFrame) -> pd.DataFrame | None:
         return None
     wanted = dict(zip(_PLACE, counts.idxmax(), strict=True))
     return rows[(rows[_PLACE] == pd.Series(wanted)).all(axis=1)]
+
+
+def _rounds(block: pd.DataFrame) -> str:
+    """How many rounds a block has."""
+    return f"{block['round'].nunique()} rounds"
 
 
 def _course(ax: Axes, block: pd.DataFrame, handles: dict[str, object]) -> None:

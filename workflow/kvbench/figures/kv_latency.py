@@ -10,8 +10,8 @@ from kvbench.figures import _kv
 QUESTION = "Where does the time go: reading the prompt or writing the answer?"
 
 METRICS = (
-    _kv.Metric("ttft_s", "time to first token\nTTFT (s)"),
-    _kv.Metric("tpot_s", "time per output token\nTPOT (s)"),
+    _kv.Metric("ttft_s", "time to first token, TTFT (s)"),
+    _kv.Metric("tpot_s", "time per output token, TPOT (s)"),
 )
 
 

@@ -45,16 +45,23 @@ def draw(summary: pd.DataFrame, samples: pd.DataFrame, *, model: str | None = No
                 break
     if not chosen:
         return _kv.empty(QUESTION, "no cell with a KV cache has been measured yet")
-    columns = min(3, len(chosen))
+    columns = min(4, len(chosen))
     lines = -(-len(chosen) // columns)
     figure, axes = plt.subplots(
-        lines, columns, figsize=(style.PAGE_WIDTH, 0.9 + 2.4 * lines), squeeze=False
+        lines,
+        columns,
+        figsize=(style.PAGE_WIDTH, 1.2 + 2.2 * lines),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
     )
     handles: dict[str, object] = {}
     for ax, (group, own) in zip(axes.flat, chosen, strict=False):
         _panel(ax, own, handles)
         ax.set_title(
-            f"{group.machine} · {group.model}\n{group.dtype}", fontsize=7.5, style="italic"
+            f"{_kv.called(group.machine)}\n{_kv.called(group.model)}\n{group.dtype}",
+            fontsize=7.5,
+            style="italic",
         )
     for ax in list(axes.flat)[len(chosen) :]:
         ax.set_visible(False)
@@ -68,7 +75,6 @@ def draw(summary: pd.DataFrame, samples: pd.DataFrame, *, model: str | None = No
 def _panel(ax: Axes, samples: pd.DataFrame, handles: dict[str, object]) -> None:
     table = samples.assign(context=samples["prompt_tokens"] + samples["new_tokens"])
     sizes = _nested(table)
-    spans = []
     for strategy in selection.in_order(table["strategy"]):
         look = style.look(strategy)
         own = (
@@ -88,12 +94,10 @@ def _panel(ax: Axes, samples: pd.DataFrame, handles: dict[str, object]) -> None:
             mew=0.9,
             ms=sizes[strategy] * look.size,
         )
-        spans.extend([*own["kv_mib"], *predicted[predicted > 0]])
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
     ax.xaxis.set_major_locator(LogLocator(base=2, numticks=8))
     ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
-    _kv.plain_log_axis(ax.yaxis, min(spans), max(spans))
     ax.set_xlabel("prompt and new tokens")
     ax.grid(color="0.92", linewidth=0.5)
     ax.set_axisbelow(True)

@@ -11,8 +11,8 @@ QUESTION = "What does each way of keeping keys and values cost?"
 
 METRICS = (
     _kv.Metric("e2e_s", "time of a turn (s)"),
-    _kv.Metric("peak_memory_mib", "peak memory above the model (MiB)"),
-    _kv.Metric("kv_mib", "bytes held by the cache (MiB)"),
+    _kv.Metric("peak_memory_mib", "peak memory\nabove the model (MiB)"),
+    _kv.Metric("kv_mib", "bytes held\nby the cache (MiB)"),
 )
 
 

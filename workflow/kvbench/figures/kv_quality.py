@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from kvbench.analysis import selection
 from kvbench.figures import _kv, style
@@ -31,28 +33,59 @@ def draw(quality: pd.DataFrame) -> Figure:
         )
     groups = list(rows.groupby(["machine", "model"], sort=True))
     groups.sort(key=lambda group: group[0][0] != selection.HERE)
-    height = min(_kv.TALLEST, 2.6 * len(groups))
+    height = min(_kv.TALLEST, 2.2 * len(groups))
     figure, axes = plt.subplots(
-        len(groups), 1, figsize=(style.PAGE_WIDTH, 0.7 + height), squeeze=False
+        len(groups),
+        1,
+        figsize=(style.PAGE_WIDTH, 0.9 + height),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
     )
+    named = []
     for ax, ((machine, model), own) in zip(axes[:, 0], groups, strict=True):
-        ax.set_title(f"{machine} · {model}", fontsize=7.5, style="italic", loc="left")
-        _points(ax, own)
+        _kv.head_panel(ax, f"{_kv.called(machine)} · {_kv.called(model)}")
+        named.append(_points(ax, own))
         _front(ax, own)
         ax.set_ylabel("KV cache per token (KiB)")
-        ax.margins(y=0.12)
-        ax.set_ylim(bottom=0)
+    ax.set_xscale("log")
+    ax.set_xlim(left=ROUNDING_NATS / 2)
+    ax.set_xlim(right=30 * ax.get_xlim()[1])
+    ax.set_ylim(0, 1.12 * ax.get_ylim()[1])
+    ax.set_xlabel("KL from the exact cache (nats per token; left edge: rounding)")
     figure.suptitle(QUESTION, fontsize=9)
     note = "median over turns; bar: 95 % interval; line: nothing is smaller and better"
     figure.supxlabel(note, fontsize=6.5, color="0.35")
+    figure.draw_without_rendering()
+    for ax, spots in zip(axes[:, 0], named, strict=True):
+        _write_names(ax, spots)
     return figure
 
 
-def _points(ax: Axes, rows: pd.DataFrame) -> None:
+#: A point, or several on one spot: KL, KiB per token, the names, and how long they may get in
+#: another language.
+Spot = tuple[float, float, str, int]
+
+#: Where a name may stand beside its point, in points: right, centre or left of it, and how high.
+_PLACES = (
+    ("left", 5, 3),
+    ("left", 5, -9),
+    ("right", -5, 3),
+    ("right", -5, -9),
+    ("center", 0, 8),
+    ("center", 0, -14),
+    ("left", 5, 13),
+    ("left", 5, -19),
+)
+
+
+def _points(ax: Axes, rows: pd.DataFrame) -> list[Spot]:
     """One point a row, at its KL; rounding is put at the edge. Points on one spot share a name."""
     spots: dict[tuple[int, int], list] = {}
+    lengths: dict[str, int] = {}
     for row in rows.to_dict("records"):
         look = style.look(row["strategy"])
+        lengths[look.label] = max(len(look.label), len(look.label_pt or ""))
         centre = max(float(row["kl_nats"]), ROUNDING_NATS)
         height = float(row["kv_bytes_per_token"]) / 1024
         ends = [row["kl_nats_ci_low"], row["kl_nats_ci_high"]]
@@ -73,19 +106,52 @@ def _points(ax: Axes, rows: pd.DataFrame) -> None:
         names = spots.setdefault(spot, [centre, height])
         if look.label not in names[2:]:
             names.append(look.label)
-    for centre, height, *names in spots.values():
-        ax.annotate(
-            ", ".join(names),
-            (centre, height),
-            xytext=(4, 5),
-            textcoords="offset points",
-            fontsize=6.5,
-        )
-    ax.set_xscale("log")
-    ax.set_xlim(left=ROUNDING_NATS / 2)
-    ax.set_xlabel("KL from the exact cache (nats per token; left edge: rounding)")
     ax.grid(color="0.9", linewidth=0.6)
     ax.set_axisbelow(True)
+    return [
+        (centre, height, ", ".join(names), sum(lengths[name] + 2 for name in names))
+        for centre, height, *names in spots.values()
+    ]
+
+
+def _write_names(ax: Axes, spots: list[Spot]) -> None:
+    """Write each name where it covers no point, no interval and no other name."""
+    scale = ax.figure.dpi / 72
+    # A name across an interval can be read; across a point or another name it cannot.
+    taken = [
+        (_box(ax.transData.transform(line.get_xydata()), 2 * scale), 1 if len(line.get_xydata()) > 1 else 4)
+        for line in ax.get_lines()
+        if line.get_zorder() > 1
+    ]
+    for centre, height, text, length in sorted(spots):
+        x, y = ax.transData.transform((centre, height))
+        boxes = []
+        for side, right, up in _PLACES:
+            # A letter of 6.5 points is about 3 wide.
+            width, tall = 3.1 * length * scale, 7 * scale
+            left = x + right * scale - width * {"left": 0, "center": 0.5, "right": 1}[side]
+            boxes.append(Bbox.from_bounds(left, y + up * scale, width, tall))
+        covered = [
+            sum(weight * bool(Bbox.intersection(box, other)) for other, weight in taken)
+            + 9 * (box.x0 < ax.bbox.x0 or box.x1 > ax.bbox.x1 or box.y0 < ax.bbox.y0)
+            for box in boxes
+        ]
+        best = covered.index(min(covered))
+        side, right, up = _PLACES[best]
+        taken.append((boxes[best], 4))
+        ax.annotate(
+            text,
+            (centre, height),
+            xytext=(right, up),
+            textcoords="offset points",
+            ha=side,
+            fontsize=6.5,
+        )
+
+
+def _box(points: np.ndarray, margin: float) -> Bbox:
+    """The box around some points of the screen."""
+    return Bbox([points.min(axis=0) - margin, points.max(axis=0) + margin])
 
 
 def _front(ax: Axes, rows: pd.DataFrame) -> None:

@@ -32,7 +32,7 @@ def draw(summary: pd.DataFrame, samples: pd.DataFrame) -> Figure:
         rows = selection.rows_of(summary, group, scenario)
         _panels(axes, selection.rows_of(samples, group, scenario), rows, handles)
     ordered = {style.label(name): handles[name] for name in selection.in_order(handles)}
-    note = "median; bar: 95 % interval; dotted: without reuse; thin lines: predicted by the physics"
+    note = "TTFT: time to first token, median; bar: 95 % interval; dotted: without reuse; thin lines: predicted by the physics"
     _kv.finish_lines(figure, ordered, QUESTION, note)
     return figure
 
@@ -86,13 +86,12 @@ def _panels(
         shares.plot(prompt.index, 100 * left / prompt, color="0.4", linewidth=0.7)
     if seen and min(seen) > 0:
         times.set_yscale("log")
-        _kv.plain_log_axis(times.yaxis, min(seen), max(seen))
     shares.set_ylim(0, 105)
     memory.set_ylim(bottom=0)
     for ax, text in (
-        (times, "time to first token (s)"),
-        (shares, "prompt tokens not read (%)"),
-        (memory, "cache held after the turn (MiB)"),
+        (times, "TTFT (s)"),
+        (shares, "prompt not read (%)"),
+        (memory, "cache held (MiB)"),
     ):
         ax.set_ylabel(text)
         ax.set_xlabel("turn")

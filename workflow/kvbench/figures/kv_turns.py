@@ -57,15 +57,24 @@ def draw(
     columns = min(2, len(chosen))
     lines = -(-len(chosen) // columns)
     figure, axes = plt.subplots(
-        lines, columns, figsize=(style.PAGE_WIDTH, 0.75 + 2.2 * lines), squeeze=False
+        lines,
+        columns,
+        figsize=(style.PAGE_WIDTH, 0.75 + 2.2 * lines),
+        sharey=True,
+        squeeze=False,
     )
+    seen: list[float] = []
     samples = metrics.counted(samples)
     for ax, (group, name) in zip(axes.flat, chosen, strict=False):
         rows = selection.measured(selection.rows_of(summary, group, name))
         rows = rows[rows["strategy"].isin(STRATEGIES)]
-        _panel(ax, selection.rows_of(samples, group, name), rows)
-        title = f"{group.machine} · {group.model} · {name} · {_kv.counted(rows)}"
-        ax.set_title(title, fontsize=7.5, style="italic", loc="left")
+        seen += _panel(ax, selection.rows_of(samples, group, name), rows)
+        parts = [group.machine, group.model, name]
+        _kv.head_panel(ax, " · ".join([*map(_kv.called, parts), _kv.counted(rows)]))
+    logarithmic = bool(seen) and min(seen) > 0 and max(seen) / min(seen) > 15
+    axes[0][0].set(**{"yscale": "log"} if logarithmic else {"ylim": (0, None)})
+    for ax in axes.flat:
+        _part_names(ax, logarithmic)
     for ax in list(axes.flat)[len(chosen) :]:
         ax.set_visible(False)
     for line in axes:
@@ -75,7 +84,8 @@ def draw(
     return figure
 
 
-def _panel(ax: Axes, samples: pd.DataFrame, rows: pd.DataFrame) -> None:
+def _panel(ax: Axes, samples: pd.DataFrame, rows: pd.DataFrame) -> list[float]:
+    """Draw one machine's lines; return the numbers that the axis has to hold."""
     strategies = selection.in_order(rows["strategy"])
     seen: list[float] = []
     ends: list[tuple[float, float, str]] = []
@@ -108,8 +118,7 @@ def _panel(ax: Axes, samples: pd.DataFrame, rows: pd.DataFrame) -> None:
             elinewidth=0.9,
         )
         ends.append((turns[-1], centres[-1], strategy))
-    logarithmic = bool(seen) and min(seen) > 0 and max(seen) / min(seen) > 15
-    _name_lines(ax, ends, logarithmic)
+    _name_lines(ax, ends)
     tokens = samples.groupby("turn", sort=True)["prompt_tokens"].median()
     step = -(-len(tokens) // MOST_TICKS)
     kept = tokens.iloc[::step]
@@ -121,38 +130,38 @@ def _panel(ax: Axes, samples: pd.DataFrame, rows: pd.DataFrame) -> None:
         ],
     )
     ax.set_xlabel("turn (below: prompt tokens)")
-    if logarithmic:
-        ax.set_yscale("log")
-        _kv.plain_log_axis(ax.yaxis, min(seen), max(seen))
-        ax.text(0.01, 0.98, "logarithmic", transform=ax.transAxes, va="top", fontsize=6.5)
-    else:
-        ax.set_ylim(bottom=0)
     ax.grid(axis="y", color="0.9", linewidth=0.6)
     ax.set_axisbelow(True)
+    return seen
 
 
-def _name_lines(ax: Axes, ends: list[tuple[float, float, str]], logarithmic: bool) -> None:
-    """Write each line's name behind its end, moved apart where ends lie close together."""
+def _name_lines(ax: Axes, ends: list[tuple[float, float, str]]) -> None:
+    """Write each line's name behind its last point."""
     if not ends:
         return
-    scale = math.log if logarithmic else float
-    values = [scale(value) for _, value, _ in ends]
-    least = 0.085 * ((max(values) - min(0.0 if not logarithmic else min(values), *values)) or 1.0)
-    placed: list[float] = []
-    for (turn, _, strategy), value in sorted(
-        zip(ends, values, strict=True), key=lambda end: end[1]
-    ):
-        at = value if not placed else max(value, placed[-1] + least)
-        placed.append(at)
+    last = max(turn for turn, _, _ in ends)
+    for _, value, strategy in ends:
         look = style.look(strategy)
         ax.annotate(
             look.label,
-            (turn + 0.25, math.exp(at) if logarithmic else at),
+            (last, value),
+            xytext=(6, 0),
+            textcoords="offset points",
             color=look.colour,
-            fontsize=7,
+            fontsize=6.5,
             va="center",
             annotation_clip=False,
         )
-    last = max(turn for turn, _, _ in ends)
     first = ax.get_xlim()[0]
-    ax.set_xlim(first, last + 0.28 * (last - first))
+    ax.set_xlim(first, last + 0.5 * (last - first))
+
+
+def _part_names(ax: Axes, logarithmic: bool) -> None:
+    """Move the names of lines apart that end close together."""
+    scale = math.log if logarithmic else float
+    low, high = map(scale, ax.get_ylim())
+    least, placed = 0.075 * (high - low), -math.inf
+    for text in sorted(ax.texts, key=lambda one: one.xy[1]):
+        at = max(scale(text.xy[1]), placed + least)
+        placed = at
+        text.xy = (text.xy[0], math.exp(at) if logarithmic else at)

@@ -18,11 +18,15 @@ TABLES = ("kv_summary",)
 QUESTION = "How far is each strategy from the roof of its machine?"
 
 
-def draw(summary: pd.DataFrame, predictions: pd.DataFrame | None = None) -> Figure:
-    """Draw one log-log panel per machine: a marker per cell, the roof as the diagonal.
+#: Panels beside each other at most; more machines begin another row.
+_BESIDE = 4
 
-    The distance to the roof is how many times the prediction a cell takes; the panel names its
-    geometric mean per strategy. Filled markers wait for memory, hollow ones for arithmetic.
+
+def draw(summary: pd.DataFrame, predictions: pd.DataFrame | None = None) -> Figure:
+    """Draw one panel per machine: a row per strategy, a mark per cell, the roof at 1.
+
+    The distance to the roof is how many times the prediction a cell takes; behind each row stands its
+    geometric mean. Filled marks wait for memory, hollow ones for arithmetic.
 
     Parameters
     ----------
@@ -42,76 +46,77 @@ def draw(summary: pd.DataFrame, predictions: pd.DataFrame | None = None) -> Figu
     table = table[(table["e2e_s_median"] > 0) & (table["predicted_e2e_s"] > 0)]
     if table.empty:
         return _kv.empty(QUESTION, "no measured cell has a prediction: were the ceilings measured?")
+    distance = table["e2e_s_median"].astype(float) / table["predicted_e2e_s"].astype(float)
+    table = table.assign(distance=distance)
     machines = selection.machines(table)
-    # One machine a row: the names with their distances stand beside the panel.
+    order = selection.in_order(set(table["strategy"]))
+    columns = min(_BESIDE, len(machines))
+    lines = -(-len(machines) // columns)
     figure, axes = plt.subplots(
-        len(machines), 1, figsize=(style.PAGE_WIDTH, 0.9 + 2.9 * len(machines)), squeeze=False
+        lines,
+        columns,
+        figsize=(style.PAGE_WIDTH, 1.1 + lines * (0.3 + 0.16 * max(4, len(order)))),
+        sharey=True,
+        squeeze=False,
     )
-    for ax, machine in zip(axes.flat, machines, strict=True):
-        _panel(ax, table[table["machine"] == machine])
-        ax.set_title(str(machine), fontsize=7.5, style="italic")
+    for ax, machine in zip(axes.flat, machines, strict=False):
+        _panel(ax, table[table["machine"] == machine], order)
+        ax.set_title(_kv.called(machine), fontsize=7.5, style="italic")
+        ax.set_xlabel("times the least time")
+    for ax in list(axes.flat)[len(machines) :]:
+        ax.set_visible(False)
+    first = axes[0][0]
+    first.set_yticks(range(len(order)), [style.look(name).label for name in order], fontsize=6.5)
+    first.set_ylim(len(order) - 0.5, -0.5)
     figure.suptitle(QUESTION, fontsize=9)
+    mark = {"color": "0.35", "markersize": 4, "linewidth": 0}
     bounds = [
-        Line2D([], [], color="0.35", marker="o", markersize=4, linewidth=0, label="memory-bound"),
-        Line2D(
-            [],
-            [],
-            color="0.35",
-            marker="o",
-            mfc="none",
-            markersize=4,
-            linewidth=0,
-            label="compute-bound",
-        ),
+        Line2D([], [], marker="o", label="memory-bound", **mark),
+        Line2D([], [], marker="o", mfc="none", label="compute-bound", **mark),
         Line2D([], [], color="0.35", linewidth=1, label="roof: as fast as the machine allows"),
     ]
-    figure.legend(handles=bounds, loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(
+        handles=bounds,
+        loc="outside lower center",
+        ncols=3,
+        frameon=False,
+        title="a mark is a scenario; number: geometric mean of a row",
+        title_fontsize=6.5,
+    )
     return figure
 
 
-def _panel(ax: Axes, rows: pd.DataFrame) -> None:
-    predicted = rows["predicted_e2e_s"].astype(float)
-    measured = rows["e2e_s_median"].astype(float)
-    low = 0.6 * min(predicted.min(), measured.min())
-    high = 1.7 * max(predicted.max(), measured.max())
-    ax.plot([low, high], [low, high], color="0.35", linewidth=1)
-    ax.fill_between([low, high], [low, low], [low, high], color="0.94", linewidth=0)
-    names = []
-    for strategy in selection.in_order(set(rows["strategy"])):
+def _panel(ax: Axes, rows: pd.DataFrame, order: list[str]) -> None:
+    for place, strategy in enumerate(order):
+        if place % 2:
+            ax.axhspan(place - 0.5, place + 0.5, color="0.965", lw=0, zorder=0)
         own = rows[rows["strategy"] == strategy]
+        if own.empty:
+            continue
         look = style.look(strategy)
         for bound, part in own.groupby("bound"):
             ax.plot(
-                part["predicted_e2e_s"].astype(float),
-                part["e2e_s_median"].astype(float),
+                part["distance"],
+                [place] * len(part),
                 linestyle="",
                 marker=look.marker,
                 markersize=4 * look.size,
                 color=look.colour,
                 mfc="none" if bound == "compute" else look.colour,
             )
-        ratio = own["e2e_s_median"].astype(float) / own["predicted_e2e_s"].astype(float)
-        distance = float(np.exp(np.log(ratio).mean()))
-        mark = Line2D(
-            [], [], color=look.colour, marker=look.marker, markersize=4 * look.size, linewidth=0
+        mean = float(np.exp(np.log(own["distance"]).mean()))
+        ax.annotate(
+            f"{mean:.{1 if mean < 10 else 0}f}×",
+            (0.985, place),
+            xycoords=("axes fraction", "data"),
+            ha="right",
+            va="center",
+            fontsize=6.5,
         )
-        names.append((mark, f"{look.label}: {distance:.{1 if distance < 10 else 0}f}× the roof"))
-    ax.legend(
-        [mark for mark, _ in names],
-        [text for _, text in names],
-        loc="upper left",
-        bbox_to_anchor=(1.0, 1.0),
-        frameon=False,
-        fontsize=6,
-    )
+    ax.axvline(1.0, color="0.35", linewidth=1)
     ax.set_xscale("log")
-    ax.set_yscale("log")
-    ax.set_xlim(low, high)
-    ax.set_ylim(low, high)
-    ax.set_aspect("equal")
-    for axis in (ax.xaxis, ax.yaxis):
-        _kv.plain_log_axis(axis, low, high)
-    ax.grid(color="0.92", linewidth=0.5)
+    # Room behind the last mark for the means.
+    least, most = rows["distance"].min(), rows["distance"].max()
+    ax.set_xlim(min(0.8, 0.8 * least), most * max(1.6, (most / min(1, least)) ** 0.45))
+    ax.grid(axis="x", color="0.92", linewidth=0.5)
     ax.set_axisbelow(True)
-    ax.set_xlabel("predicted E2E latency (s)")
-    ax.set_ylabel("measured E2E latency (s)")

@@ -91,8 +91,9 @@ def save(figure: Figure, base: Path, *languages: str) -> list[Path]:
     Where everything stands is computed once per language and holds for all formats; what matplotlib's
     own ``savefig`` does beside that is to compute it again, and draw once more, for each format.
     """
-    from kvbench.figures import _language
+    from kvbench.figures import _language, _scales
 
+    _scales.explain(figure)
     base.parent.mkdir(parents=True, exist_ok=True)
     written = []
     for language in languages or ("",):

@@ -40,6 +40,13 @@ PANELS = (
 )
 
 
+#: The line above the three panels of a machine.
+_HEADING = {"loc": "left", "fontsize": 7.5, "style": "italic"}
+
+#: A printed number this many times above or below all bars is written, not marked.
+_FAR = 5
+
+
 @dataclass(frozen=True)
 class Bar:
     """One bar: its height, its interval where it has one, and what the source printed."""
@@ -76,15 +83,13 @@ def draw(summary: pd.DataFrame, scenario: str) -> Figure:
             found.append((group, own))
     if not found:
         return _kv.empty(QUESTION, "none of the three strategies was measured in this scenario")
-    figure = plt.figure(figsize=(style.PAGE_WIDTH, 0.25 + 2.35 * len(found)))
-    parts = figure.subfigures(len(found), 1, squeeze=False)[:, 0]
-    for part, (group, own) in zip(parts, found, strict=True):
+    height = min(_kv.TALLEST, 2.2 * len(found))
+    figure, grid = plt.subplots(
+        len(found), 3, figsize=(style.PAGE_WIDTH, 0.75 + height), squeeze=False
+    )
+    for axes, (group, own) in zip(grid, found, strict=True):
         names = [name for name in STRATEGIES if name in own]
         counts = " / ".join(f"{int(own[name]['samples'])}" for name in names)
-        part.suptitle(
-            f"{_kv.heading(group, scenario)} · n = {counts}", x=0.012, ha="left", fontsize=7.5
-        )
-        axes = part.subplots(1, 3)
         marked = scenario == selection.HEADLINE_SCENARIO and group.model in selection.MODEL_ORDER
         for ax, (column, title, factor, key) in zip(axes, PANELS, strict=True):
             bars = {
@@ -92,6 +97,13 @@ def draw(summary: pd.DataFrame, scenario: str) -> Figure:
                 for name in names
             }
             panel(ax, title, bars)
+        # Above the middle title, which is a line of its own.
+        axes[0].set_title(f"{_kv.heading(group, scenario)} · n = {counts}\n", **_HEADING)
+    note = "bar: median of the conversations' means; line: 95 % interval; memory: one pass of its own"
+    if any(ax.get_legend_handles_labels()[0] for ax in figure.axes):
+        note += "; diamond: printed by the source"
+    figure.supxlabel(note, fontsize=6.5, color="0.35")
+    figure.suptitle(QUESTION, fontsize=9)
     return figure
 
 
@@ -107,35 +119,51 @@ def _bar(row: Mapping[str, object], column: str, factor: float, printed: float |
 def panel(ax: Axes, title: str, bars: Mapping[str, Bar]) -> None:
     """Draw one of the source's panels, with the value on each bar."""
     names: Sequence[str] = list(bars)
+    heights = [bar.height for bar in bars.values() if not math.isnan(bar.height)]
+    printed = [bar.printed for bar in bars.values() if bar.printed is not None]
+    near = bool(heights) and all(
+        min(heights) / _FAR <= number <= max(heights) * _FAR for number in printed
+    )
     tops = []
     for place, name in enumerate(names):
         bar = bars[name]
         if math.isnan(bar.height):
             continue
         ax.bar(place, bar.height, width=0.6, color=COLOURS.get(name, style.look(name).colour))
-        top = bar.height
+        top, text = bar.height, _value(bar.height)
         if not math.isnan(bar.low):
             ax.plot([place, place], [bar.low, bar.high], color="black", linewidth=1.1, zorder=3)
             top = max(top, bar.high)
-        if bar.printed is not None:
+        if bar.printed is not None and near:
             ax.plot(
-                place + 0.36, bar.printed, "D", ms=4.5, mfc="white", mec="black", mew=0.9, zorder=4
+                place + 0.36,
+                bar.printed,
+                "D",
+                ms=4.5,
+                mfc="white",
+                mec="black",
+                mew=0.9,
+                zorder=4,
+                label="printed by the source",
             )
             tops.append(bar.printed)
+        elif bar.printed is not None:
+            text += f"\n(source: {_value(bar.printed)})"
         tops.append(top)
         ax.annotate(
-            _value(bar.height),
+            text,
             (place, top),
             xytext=(0, 2),
             textcoords="offset points",
             ha="center",
             va="bottom",
-            fontsize=7,
+            fontsize=6.5,
+            linespacing=1.0,
         )
     ax.set_title(title)
     ax.set_xticks(range(len(names)), [style.look(name).label for name in names])
     ax.set_xlim(-0.6, len(names) - 0.4)
-    ax.set_ylim(0, 1.15 * max(tops, default=1.0))
+    ax.set_ylim(0, (1.18 if near or not printed else 1.32) * max(tops, default=1.0))
 
 
 def _value(number: float) -> str:
