@@ -8,7 +8,7 @@ import re
 import pytest
 import synthetic_kv
 import yaml
-from kvbench.figures import _language, style
+from kvbench.figures import _language, _scales, style
 from kvbench.strategies.looks import LOOKS
 
 #: Names that are the same in every language: models, machines, scenarios, backends, formats.
@@ -105,8 +105,9 @@ def test_nothing_but_names_stays_english_in_a_figure(name):
 
     style.apply()
     figure = importlib.import_module(f"kvbench.figures.{name}").draw(*synthetic_kv.tables())
+    _scales.explain(figure)
     left = set(_language.localise(figure, "pt"))
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     left |= _language.phrases("pt").unknown
     plt.close(figure)
     assert {text for text in left if not NAMES.fullmatch(text)} == set()

@@ -181,14 +181,14 @@ def test_speedup_draws_the_interval_of_the_table(one):
 
 def test_speedup_takes_the_headline_from_the_model_nearest_to_the_published_one(one):
     text = words(module("kv_speedup").draw(*one))
-    assert "symposium_turn: llama-3.2-1b-geometry" in text
+    assert "the source's turn: llama-3.2-1b-geometry" in text
 
 
 def test_several_machines_stand_in_one_figure():
     summary, samples = synthetic_kv.tables(("here", "h200-gpu"))
     for name in NAMES:
         text = words(module(name).draw(summary, samples))
-        assert "here" in text and "h200-gpu" in text
+        assert "this machine" in text and "h200-gpu" in text
 
 
 def test_memory_figure_draws_measured_against_predicted(one):
