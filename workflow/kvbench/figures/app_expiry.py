@@ -10,8 +10,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kvbench.caching import expiry
 from kvbench.analysis.selection import one_machine
+from kvbench.caching import expiry
 from kvbench.figures import _app, _kv, _variants, style
 
 QUESTION = "How long may an answer be kept, and how is it taken back?"
@@ -83,7 +83,14 @@ def _theory(axes: Axes, rows: pd.DataFrame) -> None:
                 markerfacecolor=style.OKABE_ITO[colour] if filled else "white",
                 label=label if filled else None,
             )
-    axes.legend(frameon=False, fontsize=6, loc="lower center", ncols=2, title="filled: hits\nhollow: stale of hits", title_fontsize=6)
+    axes.legend(
+        frameon=False,
+        fontsize=6,
+        loc="lower center",
+        ncols=2,
+        title="filled: hits\nhollow: stale of hits",
+        title_fontsize=6,
+    )
 
 
 def _trade(axes: Axes, rows: pd.DataFrame) -> None:

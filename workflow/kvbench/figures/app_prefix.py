@@ -43,7 +43,11 @@ def draw(table: pd.DataFrame) -> Figure:
     else:
         _surviving(kept, text)
     _kv.finish_lines(
-        figure, handles, _app.title(QUESTION, table, "requests", "requests"), "bar: 95 % interval; thin line: predicted bytes")
+        figure,
+        handles,
+        _app.title(QUESTION, table, "requests", "requests"),
+        "bar: 95 % interval; thin line: predicted bytes",
+    )
     return figure
 
 

@@ -87,7 +87,9 @@ def _times(ax: Axes, rows: pd.DataFrame) -> None:
     ax.set_ylim(len(names) - 0.5, -0.5)
     streams = sorted(rows["exponent"].dropna().unique())
     said = [f"Zipf {one:g}" if one else "uniform" for one in streams]
-    ax.set_xlabel("time of a hit (ms), log" + (f"\nfrom above: {', '.join(said)}" if said[1:] else ""))
+    ax.set_xlabel(
+        "time of a hit (ms), log" + (f"\nfrom above: {', '.join(said)}" if said[1:] else "")
+    )
     ax.set_title("where answers are stored")
     _legend(ax, loc="upper center", bbox_to_anchor=(0.5, -0.36), ncols=2)
 

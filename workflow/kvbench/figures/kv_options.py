@@ -26,7 +26,13 @@ def draw(summary: pd.DataFrame, quality: pd.DataFrame) -> Figure:
     figure = plt.figure(figsize=(style.PAGE_WIDTH, 0.7 + 2.0 * len(found)))
     parts = figure.subfigures(len(found), 1, squeeze=False)[:, 0]
     for part, sweep in zip(parts, found, strict=True):
-        part.suptitle(" · ".join(map(_kv.called, sweep.heading.split(" · "))), x=0.012, ha="left", fontsize=7.5, style="italic")
+        part.suptitle(
+            " · ".join(map(_kv.called, sweep.heading.split(" · "))),
+            x=0.012,
+            ha="left",
+            fontsize=7.5,
+            style="italic",
+        )
         size, time, loss = part.subplots(1, 3)
         rows = sweep.rows
         _curve(size, rows["value"], rows["kv_mib"], None)

@@ -119,7 +119,10 @@ def _write_names(ax: Axes, spots: list[Spot]) -> None:
     scale = ax.figure.dpi / 72
     # A name across an interval can be read; across a point or another name it cannot.
     taken = [
-        (_box(ax.transData.transform(line.get_xydata()), 2 * scale), 1 if len(line.get_xydata()) > 1 else 4)
+        (
+            _box(ax.transData.transform(line.get_xydata()), 2 * scale),
+            1 if len(line.get_xydata()) > 1 else 4,
+        )
         for line in ax.get_lines()
         if line.get_zorder() > 1
     ]

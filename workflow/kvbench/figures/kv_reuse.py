@@ -32,7 +32,10 @@ def draw(summary: pd.DataFrame, samples: pd.DataFrame) -> Figure:
         rows = selection.rows_of(summary, group, scenario)
         _panels(axes, selection.rows_of(samples, group, scenario), rows, handles)
     ordered = {style.label(name): handles[name] for name in selection.in_order(handles)}
-    note = "TTFT: time to first token, median; bar: 95 % interval; dotted: without reuse; thin lines: predicted by the physics"
+    note = (
+        "TTFT: time to first token, median; bar: 95 % interval; dotted: without reuse; "
+        "thin lines: predicted by the physics"
+    )
     _kv.finish_lines(figure, ordered, QUESTION, note)
     return figure
 

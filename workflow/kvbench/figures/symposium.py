@@ -99,7 +99,9 @@ def draw(summary: pd.DataFrame, scenario: str) -> Figure:
             panel(ax, title, bars)
         # Above the middle title, which is a line of its own.
         axes[0].set_title(f"{_kv.heading(group, scenario)} · n = {counts}\n", **_HEADING)
-    note = "bar: median of the conversations' means; line: 95 % interval; memory: one pass of its own"
+    note = (
+        "bar: median of the conversations' means; line: 95 % interval; memory: one pass of its own"
+    )
     if any(ax.get_legend_handles_labels()[0] for ax in figure.axes):
         note += "; diamond: printed by the source"
     figure.supxlabel(note, fontsize=6.5, color="0.35")
