@@ -210,6 +210,17 @@ def test_a_strategy_of_few_rounds_has_them_and_the_others_go_on(bench):
     assert sum("static" in order for order in block["order"]) == ROUNDS
 
 
+def test_a_slowed_cell_says_of_every_sample_how_long_it_idled(bench):
+    plan = bench.plan(max_rounds=1)
+    plan["cells"]["static"] |= {"slowdown": 0.5, "arm": "slowed"}
+    found = bench.measure(plan)
+    for turn in found["static"]["turns"]:
+        (sample,) = turn["samples"]
+        # How much of it is tested on a clock that nothing disturbs (test_conversation.py).
+        assert 0 < sample["injected_s"] < sample["e2e_s"]
+    assert "injected_s" not in found["none"]["turns"][0]["samples"][0]
+
+
 # When rounds end ------------------------------------------------------------------------------
 
 

@@ -128,24 +128,53 @@ def test_longer_steps_than_asked_for_are_left_out():
 # Slowing down ---------------------------------------------------------------------------------
 
 
-def test_a_slowed_session_takes_the_known_share_longer_per_token(monkeypatch):
-    now = 0.0
+@pytest.fixture
+def ticking(monkeypatch):
+    """A clock that goes on by a tick whenever it is read, and by what a session says it took."""
 
-    def tick() -> float:
-        nonlocal now
-        now += 0.001
-        return now
+    class Clock:
+        now = 0.0
 
-    class Slow(Echo):
-        def generate(self, token_ids, max_new_tokens, on_token) -> Generation:
-            nonlocal now
-            for _ in range(max_new_tokens):
-                now += 100.0
-                on_token()
-            return Generation([1] * max_new_tokens, None)
+        def read(self) -> float:
+            self.now += 0.001
+            return self.now
 
-    monkeypatch.setattr(conversation.time, "perf_counter", tick)
-    called = []
-    conversation.SlowedSession(Slow(), 0.05).generate([1], 10, lambda: called.append(now))
-    assert len(called) == 10
-    assert now == pytest.approx(10 * 105.0, rel=1e-3)
+    clock = Clock()
+    monkeypatch.setattr(conversation.time, "perf_counter", clock.read)
+    return clock
+
+
+class Working(Echo):
+    """Takes 100 s for each token, and 50 s when the last one is done."""
+
+    def __init__(self, clock) -> None:
+        super().__init__()
+        self._clock = clock
+
+    def generate(self, token_ids, max_new_tokens, on_token) -> Generation:
+        for _ in range(max_new_tokens):
+            self._clock.now += 100.0
+            on_token()
+        self._clock.now += 50.0
+        return Generation([1] * max_new_tokens, None)
+
+
+def test_a_slowed_session_takes_the_known_share_of_a_whole_turn_longer(ticking):
+    session = conversation.SlowedSession(Working(ticking), 0.05)
+    session.generate([1], 10, lambda: None)
+    assert ticking.now == pytest.approx(1050.0 * 1.05, rel=1e-5)
+    assert session.injected_s == pytest.approx(1050.0 * 0.05, abs=0.01)
+
+
+def test_a_slowed_session_idles_only_when_all_of_the_turn_is_done(ticking):
+    stamps: list[float] = []
+    session = conversation.SlowedSession(Working(ticking), 0.05)
+    session.generate([1], 10, lambda: stamps.append(ticking.now))
+    assert stamps == pytest.approx([100.0 * (n + 1) for n in range(10)], abs=0.01)
+
+
+def test_the_injected_share_is_that_of_every_turn_anew(ticking):
+    session = conversation.SlowedSession(Working(ticking), 0.1)
+    for tokens in (10, 2):
+        session.generate([1], tokens, lambda: None)
+    assert session.injected_s == pytest.approx(0.1 * 250.0, abs=0.01)

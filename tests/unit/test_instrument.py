@@ -51,6 +51,19 @@ def test_more_rounds_find_more_and_smaller_slowdowns(table):
     assert same.loc[60, "measuring_s"] == pytest.approx(6 * same.loc[10, "measuring_s"], rel=0.1)
 
 
+def test_what_was_truly_injected_is_told_beside_what_was_asked_for(make_record, table):
+    made = simulated(make_record)
+    for record in made:
+        if record["cell"]["slowdown"]:
+            for sample in record["turns"][0]["samples"]:
+                sample["injected_s"] = 0.07 * sample["e2e_s"] / 1.07
+    found = instrument.evaluate({"here": made})
+    assert rows(found, "slowed")["injected"].to_numpy() == pytest.approx(0.07)
+    assert rows(found, "same")["injected"].isna().all()
+    # Older records do not say it.
+    assert table["injected"].isna().all()
+
+
 def test_a_block_is_cut_into_as_many_stretches_as_it_has(table):
     same = rows(table, "same")
     pairs = CELLS * (CELLS - 1) // 2

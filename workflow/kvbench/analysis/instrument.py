@@ -35,7 +35,9 @@ BLOCKS = (1, 2, 3)
 COLUMNS = {
     "machine": "`here`, or the name of a recorded machine",
     "arm": "same: a strategy against itself; slowed: against itself with the injected slowdown",
-    "slowdown": "injected slowdown, as a share",
+    "slowdown": "slowdown that was asked for, as a share",
+    "injected": "slowdown that was truly injected, as a share, median over turns; empty for equal "
+    "cells and for records that do not say",
     "cells": "processes that were measured in this arm, in all blocks",
     "blocks": "blocks that one comparison is put together from",
     "rounds": "rounds of each of these blocks in one comparison",
@@ -67,11 +69,12 @@ def evaluate(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> pd.DataFrame
     rows = []
     for machine, found in sorted(records.items()):
         blocks = _blocks(found)
+        injected = {one: _injected(found, one) for block in blocks for one in block}
         for count, length in product(BLOCKS, ROUNDS):
             for slowdown in sorted({one for block in blocks for one in block}):
                 row = _row(blocks, slowdown, count, length)
                 if row is not None:
-                    rows.append({"machine": machine} | row)
+                    rows.append({"machine": machine, "injected": injected[slowdown]} | row)
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -87,6 +90,19 @@ def _blocks(records: Iterable[Mapping[str, Any]]) -> list[dict[float, list[Repea
         if cell.block is not None:
             found.setdefault(cell.block, {}).setdefault(record["cell"]["slowdown"], []).append(cell)
     return [found[name] for name in sorted(found)]
+
+
+def _injected(records: Iterable[Mapping[str, Any]], slowdown: float) -> float:
+    """Share of their own time by which the turns of the slowed cells were really lengthened."""
+    shares = [
+        sample["injected_s"] / (sample["e2e_s"] - sample["injected_s"])
+        for record in records
+        if record["cell"]["slowdown"] == slowdown
+        for turn in record["turns"]
+        for sample in turn["samples"]
+        if "injected_s" in sample
+    ]
+    return float(np.median(shares)) if shares else math.nan
 
 
 def _pairs(block: Mapping[float, Sequence[Repeats]], slowdown: float) -> list[tuple]:

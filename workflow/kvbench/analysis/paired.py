@@ -33,6 +33,10 @@ FEWEST_BLOCKS = 1
 #: Share of the rounds that is cut off at either end, from ten rounds on: an interruption of one slot
 #: moves no result, and nearly nothing is lost where there is none.
 TRIMMED = 0.1
+#: What blocks of one machine are taken to differ by before they are seen, as a standard deviation of
+#: their log ratios, and how many blocks that is worth: two blocks alone say next to nothing about it.
+#: Chosen so that simulated blocks that differ by 2 % are covered as promised, two as well as five.
+BLOCKS_APART, _WORTH = 0.011, 5
 #: Chance of a false alarm, and of finding the smallest difference that is told.
 _ALPHA, _POWER = 0.05, 0.90
 
@@ -189,6 +193,33 @@ def _within(blocks: Sequence[_Block]) -> tuple[float, float]:
     return total / len(blocks) ** 2, total**2 / float((variances**2 / freedoms).sum())
 
 
+def _over_blocks(within: float, freedom: float, between: float, count: int) -> tuple[float, float]:
+    """Variance of the mean over blocks, with its degrees of freedom, when blocks may differ.
+
+    Whether they do cannot be seen in two or three of them: an interval that forgets the question
+    when they happen to agree covers 83 % instead of 95 % (simulated). So the variance between them
+    is drawn towards an expectation, in the manner of Smyth (2004, "moderated t"): what their rounds
+    explain, and :data:`BLOCKS_APART` besides. Blocks that differ by far more than that speak for
+    themselves, with the degrees of freedom of Satterthwaite (1946); the wider of both counts.
+
+    Parameters
+    ----------
+    within, between:
+        Variance of the mean by the rounds alone, and by the difference between blocks alone.
+    freedom:
+        Degrees of freedom of ``within``.
+    count:
+        Blocks.
+    """
+    seen = count - 1
+    expected = within + BLOCKS_APART**2 / count
+    found = [((_WORTH * expected + seen * between) / (_WORTH + seen), float(_WORTH + seen))]
+    if between > within:
+        excess = between - within
+        found.append((between, between**2 / (within**2 / freedom + excess**2 / seen)))
+    return max(found, key=lambda one: _student(1 - _ALPHA / 2, one[1]) * math.sqrt(one[0]))
+
+
 def ratio(blocks: Iterable[Sequence[float]]) -> Paired:
     """Estimate a ratio from the log ratios of its rounds, block by block.
 
@@ -202,8 +233,8 @@ def ratio(blocks: Iterable[Sequence[float]]) -> Paired:
     -------
     Paired
         The geometric mean over rounds, a tenth trimmed off at either end, and over blocks. Blocks
-        count alike. Where they differ by more than their rounds explain, that difference is what
-        the interval is made of, with the degrees of freedom of Satterthwaite (1946).
+        count alike; by how much they differ among themselves is part of the interval
+        (:func:`_over_blocks`).
 
     Raises
     ------
@@ -228,10 +259,8 @@ def ratio(blocks: Iterable[Sequence[float]]) -> Paired:
     variance, freedom = _within(known)
     # A block of a single round is taken to be as noisy as the others.
     variance *= len(known) / count
-    if count > 1 and between > variance:
-        excess = between - variance
-        freedom = between**2 / (variance**2 / freedom + excess**2 / (count - 1))
-        variance = between
+    if count > 1:
+        variance, freedom = _over_blocks(variance, freedom, between, count)
     return Paired(value, math.sqrt(variance), freedom, rounds, count)
 
 

@@ -446,13 +446,17 @@ _IDENTITY = (
 )
 
 
+#: What of a slot is kept in a sample; ``injected_s`` is only there where a cell was slowed.
+_SAMPLE = ("slot", "e2e_s", "ttft_s", "itl_s", "injected_s", "disturbed")
+
+
 def _samples(block: _Block, name: str) -> list[list[dict[str, Any]]]:
     """For each turn the samples of one cell, round by round."""
     found: list[list[dict[str, Any]]] = [[] for _ in block.turns.requests]
     for entry in block.rounds:
         for slot in entry["slots"]:
             if slot["strategy"] == name:
-                kept = {key: slot[key] for key in ("slot", "e2e_s", "ttft_s", "itl_s", "disturbed")}
+                kept = {key: slot[key] for key in _SAMPLE if key in slot}
                 number = entry["round"]
                 found[slot["turn"]].append({"iteration": number, "round": number, **kept})
     return found

@@ -101,6 +101,7 @@ class Cell:
         self._turns = turns
         self._session: Session | None = None
         self._engine: dict[str, Any] = {}
+        self._slowed: SlowedSession | None = None
         self.known: list[Known] = []
 
     def prepare(self) -> None:
@@ -144,7 +145,7 @@ class Cell:
         self._session = self._strategy.session(self._model, self._turns.max_length)
         self._engine = dict(self._session.facts)
         if slowdown := self._job.cell["slowdown"]:
-            self._session = SlowedSession(self._session, slowdown)
+            self._session = self._slowed = SlowedSession(self._session, slowdown)
         before = self._meter.start if self._timed_memory else (lambda: None)
         self._talk = Talk(self._session, self._turns, self._device, before)
 
@@ -191,7 +192,7 @@ class Cell:
         -------
         dict
             ``e2e_s``, ``ttft_s``, ``itl_s``, and ``disturbed``: whether a graph was compiled, or
-            somebody else was on the GPU.
+            somebody else was on the GPU. Of a slowed cell also ``injected_s``.
         """
         turn = self._talk.turn(index)
         self._keep(index, turn)
@@ -202,7 +203,8 @@ class Cell:
         graphs = self._graphs.count()
         compiled, self._seen_graphs = graphs > self._seen_graphs, graphs
         neighbours = (self._neighbours.count() or 0) if self._neighbours else 0
-        return {**_times(turn), "disturbed": compiled or neighbours > self._companions}
+        injected = {"injected_s": self._slowed.injected_s} if self._slowed else {}
+        return {**_times(turn), **injected, "disturbed": compiled or neighbours > self._companions}
 
     def _keep(self, index: int, turn: Turn) -> None:
         known, generation = self.known[index], turn.generation

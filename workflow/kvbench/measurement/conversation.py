@@ -139,36 +139,41 @@ class Talk:
 
 
 class SlowedSession(Session):
-    """A session that takes a known share longer per token: what the instrument must notice.
+    """A session that takes a known share longer per turn: what the instrument must notice.
+
+    It idles once, when everything of the turn is done. Idling after every token as well would let the
+    threads of the next token's operations fall asleep, and lengthen a turn by more than is asked for.
 
     Parameters
     ----------
     session:
         The session to slow down.
     slowdown:
-        Share by which every token's gap is lengthened, such as 0.05.
+        Share of its own time by which a turn is lengthened, such as 0.05.
+
+    Attributes
+    ----------
+    injected_s:
+        Seconds that the last turn really idled.
     """
 
     def __init__(self, session: Session, slowdown: float) -> None:
         self._session = session
         self._slowdown = slowdown
+        self.injected_s = 0.0
 
     def generate(
         self, token_ids: Sequence[int], max_new_tokens: int, on_token: Callable[[], None]
     ) -> Generation:
-        """Generate one turn, idling after each token for a share of the time it took."""
-        last = time.perf_counter()
-
-        def slowed() -> None:
-            nonlocal last
+        """Generate one turn, and idle at its end for a share of the time it took."""
+        begin = time.perf_counter()
+        generation = self._session.generate(token_ids, max_new_tokens, on_token)
+        done = now = time.perf_counter()
+        until = done + self._slowdown * (done - begin)
+        while now < until:
             now = time.perf_counter()
-            until = now + self._slowdown * (now - last)
-            while time.perf_counter() < until:
-                pass
-            last = time.perf_counter()
-            on_token()
-
-        return self._session.generate(token_ids, max_new_tokens, slowed)
+        self.injected_s = now - done
+        return generation
 
     def restart(self) -> None:
         """Restart the slowed session."""
