@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib
 import re
+import shutil
+import subprocess
 
 import pandas as pd
 import pytest
 import recorded_tables
+import typesetting
 from kvbench import figures, strategies
 from kvbench.analysis import claims
 from kvbench.analysis.claims import pages
@@ -20,6 +23,8 @@ STUDIES = recorded_tables.study_names()
 DRAWABLE = figures.drawable(STUDIES, traffic=False)
 #: What a figure says when it has nothing to show.
 EMPTY = re.compile(r"not been measured|not measured here|no server was available")
+#: What the paper may include: the symposium's figure is drawn for each scenario.
+PRINTED = (*DRAWABLE, "symposium_symposium_turn")
 PARTS = ("numbers", "section", "app_section", "appendix", "main")
 #: Figures of what only cells that took turns can show; older records hold none.
 FROM_ROUNDS = ("instrument", "kv_drift")
@@ -98,10 +103,10 @@ def test_a_variant_that_a_figure_does_not_know_is_drawn_under_its_name(
     assert "brand new" in words(draw(figure, **more))
 
 
-@pytest.mark.parametrize("language", ["en", "pt"])
-def test_every_template_is_rendered(tables, tmp_path, language):
-    recorded = recorded_tables.machines()
-    values = sections.collect(
+@pytest.fixture(scope="module")
+def values(tables, tmp_path_factory):
+    """Every value of the paper, written and read back."""
+    found = sections.collect(
         tables["kv_summary"],
         tables["kv_samples"],
         tables["kv_quality"],
@@ -109,25 +114,53 @@ def test_every_template_is_rendered(tables, tmp_path, language):
         {name: tables[f"app_{name}"] for name in STUDIES},
         tables["aa_test"],
         tables["claims"],
-        gathering.environments([], recorded),
+        gathering.environments([], recorded_tables.machines()),
     )
-    numbers.write_values(tmp_path / "values.json", values)
-    parts = {part: tmp_path / f"{part}.tex" for part in PARTS}
+    path = tmp_path_factory.mktemp("values") / "values.json"
+    numbers.write_values(path, found)
+    return numbers.read_values(path)
+
+
+def render(tables, values, folder, language) -> dict[str, str]:
+    parts = {part: folder / f"{part}.tex" for part in PARTS}
     sections.render(
-        numbers.read_values(tmp_path / "values.json"),
+        values,
         tables["claims"],
         language,
         STUDIES,
-        sections.drawn(f"results/figures/{name}.pdf" for name in DRAWABLE),
+        sections.drawn(f"results/figures/{name}.pdf" for name in PRINTED),
         recorded_tables.ROOT / "paper",
         parts,
         recorded_tables.ROOT / "config" / "claims.yaml",
         recorded_tables.ROOT / "CITATION.cff",
     )
-    text = parts["app_section"].read_text(encoding="utf-8")
-    assert len(re.findall(r"\\subsection|\\section", text)) >= len(STUDIES)
-    for name, path in parts.items():
-        assert not re.search(r"\bnan\b|\{None\}|\\VAR|\\BLOCK", path.read_text("utf-8")), name
+    return {part: path.read_text(encoding="utf-8") for part, path in parts.items()}
+
+
+@pytest.mark.parametrize("language", ["en", "pt"])
+def test_every_template_is_rendered(tables, values, tmp_path, language):
+    texts = render(tables, values, tmp_path, language)
+    assert len(re.findall(r"\\subsection|\\section", texts["app_section"])) >= len(STUDIES)
+    for name, text in texts.items():
+        assert not re.search(r"\bnan\b|\{None\}|\\VAR|\\BLOCK", text), name
+
+
+@pytest.mark.skipif(shutil.which("latexmk") is None, reason="latexmk is not installed")
+@pytest.mark.parametrize("language", ["en", "pt"])
+def test_the_recorded_paper_is_twelve_pages_none_of_them_floats_alone(
+    tables, values, tmp_path, language
+):
+    typesetting.any_figure(tmp_path / "figures", PRINTED, language, height=6)
+    (tmp_path / "made").mkdir()
+    texts = render(tables, values, tmp_path, language)
+    pdf, log = typesetting.pdf_of(texts, tmp_path / "made", language)
+    assert "Overfull \\hbox" not in log
+    done = subprocess.run(["pdftotext", pdf, "-"], capture_output=True, text=True, check=True)
+    heading = {"en": "References", "pt": "Referências"}[language]
+    pages = done.stdout.partition(f"\n{heading}\n")[0].split("\f")
+    assert len(pages) <= 12
+    # Captions, one table and a page number are fewer words than these.
+    assert min(len(page.split()) for page in pages[:-1]) > 250
 
 
 #: Parts of reasons and places that are names, or the same in both languages.

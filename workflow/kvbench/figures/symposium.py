@@ -83,7 +83,8 @@ def draw(summary: pd.DataFrame, scenario: str) -> Figure:
             found.append((group, own))
     if not found:
         return _kv.empty(QUESTION, "none of the three strategies was measured in this scenario")
-    height = min(_kv.TALLEST, 2.2 * len(found))
+    # Of many machines each gets less, so that a page of text has room beside them.
+    height = min(_kv.TALLEST, (2.2 if len(found) <= 2 else 1.65) * len(found))
     figure, grid = plt.subplots(
         len(found), 3, figsize=(style.PAGE_WIDTH, 0.75 + height), squeeze=False
     )

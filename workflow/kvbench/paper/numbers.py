@@ -12,6 +12,7 @@ import pandas as pd
 
 from kvbench import documents
 from kvbench.analysis import instrument, metrics, selection
+from kvbench.analysis.claims.pages import entries, outcomes, reason_text, say
 from kvbench.analysis.claims.verdict import VERDICTS
 from kvbench.analysis.claims.writing import plain
 from kvbench.analysis.selection import HEADLINE_SCENARIO, SWEEP_SCENARIO, Group
@@ -348,6 +349,8 @@ def _claim_counts(
     for verdict in VERDICTS:
         count = sum(row["verdict"] == verdict for row in rows)
         counts[f"claims_{snake(verdict)}"] = Value(count, digits=0)
+    for outcome, count in outcomes(rows).items():
+        counts[f"claims_{outcome}"] = Value(count, digits=0)
     return counts
 
 
@@ -443,13 +446,23 @@ def _listed(values: Mapping[str, Value], name: str) -> list[str]:
     return [part for part in str(entry.value or "").split(", ") if part] if entry else []
 
 
+#: A share of fewer independent comparisons than these says next to nothing.
+FEWEST_PAIRS = 10
+
+
+def _independent(row: Mapping[str, Any]) -> int:
+    """Comparisons that share no cell with another one."""
+    return int(row.get("independent") or row["comparisons"])
+
+
 def aa_values(table: pd.DataFrame) -> dict[str, Value]:
     """Values of the A/A test: the rate of false alarms, and how often a slowdown was found.
 
     ``aa_sizes`` lists the numbers of rounds; each has ``aa_<n>_pairs``, ``..._false_alarms``,
     ``..._slowdowns_found`` (shares with their intervals), ``..._smallest_slowdown`` (a share) and
-    ``..._seconds``. ``aa_enough`` is the fewest at which both aims are met, if any. Of the machine
-    that stands for all, whole or not at all; nothing where none has the whole test.
+    ``..._seconds``. ``aa_enough`` is the fewest at which both aims are met, if any, and ``aa_shown``
+    that or else the most that has enough comparisons to say something. Of the machine that stands
+    for all, whole or not at all; nothing where none has the whole test.
 
     Parameters
     ----------
@@ -472,7 +485,9 @@ def aa_values(table: pd.DataFrame) -> dict[str, Value]:
         for size in sizes
         if same[size]["share"] <= instrument.FALSE_ALARMS
         and slowed[size]["share"] >= instrument.FOUND
+        and _independent(same[size]) >= FEWEST_PAIRS
     ]
+    shown = [size for size in sizes if _independent(same[size]) >= FEWEST_PAIRS]
 
     def share(row: Mapping[str, Any]) -> Value:
         return Value(row["share"], (row["share_ci_low"], row["share_ci_high"]), digits=3)
@@ -483,11 +498,12 @@ def aa_values(table: pd.DataFrame) -> dict[str, Value]:
         "aa_sizes": Value(", ".join(map(str, sizes))),
         "aa_slowdown": Value(float(slowed[sizes[0]]["slowdown"]), digits=3),
         "aa_enough": Value(enough[0] if enough else None, digits=0),
+        "aa_shown": Value((enough or shown[-1:] or sizes[-1:])[0], digits=0),
     }
     for size in sizes:
         smallest = _number(same[size]["smallest_slowdown"])
         values |= {
-            f"aa_{size}_pairs": Value(int(same[size]["comparisons"]), digits=0),
+            f"aa_{size}_pairs": Value(_independent(same[size]), digits=0),
             f"aa_{size}_false_alarms": share(same[size]),
             f"aa_{size}_slowdowns_found": share(slowed[size]),
             f"aa_{size}_smallest_slowdown": Value(smallest, digits=3),
@@ -501,7 +517,9 @@ def aa_values(table: pd.DataFrame) -> dict[str, Value]:
 
 
 #: Figures that stand among the text; the others are in the appendix.
-MAIN_FIGURES = ("kv_overview", "kv_turns", "app_semantic", "app_one_stream")
+MAIN_FIGURES = ("kv_turns", "app_semantic", "app_one_stream")
+#: With a part for each machine; of more machines than these it would fill a page.
+OVERVIEW, MOST_PARTS = "kv_overview", 2
 
 
 def section_context(
@@ -555,6 +573,7 @@ def section_context(
                 "here": name == HERE,
                 "strategies": _listed(values, f"{start}widest_strategies"),
                 "headline": _listed(values, f"{start}headline_strategies"),
+                "alike": _model(values, start) in selection.MODEL_ORDER,
                 "not_run": str(not_run or "").splitlines(),
                 "facts": {
                     key.removeprefix(facts): entry
@@ -571,7 +590,8 @@ def section_context(
     ]
     for kind in ("reuse", "quality", "profile"):
         strategies += _listed(values, f"{kind}_strategies")
-    rows = [_claim(row, lang) for row in plain(claims)]
+    given = plain(claims)
+    rows = [_claim(row, lang) for row in given]
     drawn = sorted(figures)
     sizes = _listed(values, "aa_sizes")
     return {
@@ -579,19 +599,32 @@ def section_context(
         "v": dict(values),
         "machines": machines,
         "lead": _lead(machines, values),
+        "here_is": _here_is(values, lang),
         "absent": _absent(machines, values),
         "claims": rows,
-        "untested": list(untested),
+        "claim_entries": [
+            {
+                "claim": _claim(entry.claim, lang),
+                "outcome": entry.outcome(),
+                "tested": [_claim(row, lang) for row in entry.tested],
+            }
+            for entry in entries(given)
+        ],
+        "untested": [{**row, "place": say(row["place"], lang)} for row in untested],
         "shown_verdicts": [
             verdict for verdict in VERDICTS if any(row["verdict"] == verdict for row in rows)
         ],
         "figure_text": lambda claim: figure_text(claim["figure"], lang),
         "figures": drawn,
-        "main_figures": MAIN_FIGURES,
+        "main_figures": (
+            MAIN_FIGURES
+            if sum(bool(machine["strategies"]) for machine in machines) > MOST_PARTS
+            else (*MAIN_FIGURES, OVERVIEW)
+        ),
         "symposium": [name.removeprefix(SYMPOSIUM) for name in drawn if name.startswith(SYMPOSIUM)],
         "has_app": has_app,
         "known": lambda name: name in values and values[name].value is not None,
-        "aa_last": sizes[-1] if sizes else None,
+        "aa_shown": str(values["aa_shown"].value) if sizes else None,
         "reuse_first": next(iter(_listed(values, "reuse_strategies")), None),
         "labels": {
             name: labels.get(name, name.replace("_", " "))
@@ -601,6 +634,24 @@ def section_context(
     }
 
 
+def _here_is(values: Mapping[str, Value], lang: str) -> str:
+    """What this machine is, as LaTeX, for where its name says nothing."""
+    from kvbench.paper import tex
+
+    cpu, cores = (getattr(values.get(f"machine_{key}"), "value", None) for key in ("cpu", "cores"))
+    if not cpu or not cores:
+        return ""
+    processor = str(cpu).replace(" (", ", ").replace(")", "")
+    counted = f"{cores} { {'en': 'cores', 'pt': 'núcleos'}[lang] }"
+    return tex.escape(f"{say(processor, lang)}; {counted}")
+
+
+def _model(values: Mapping[str, Value], start: str) -> object:
+    """The model of a machine's published cell, or None."""
+    found = values.get(f"{start}headline_model")
+    return None if found is None else found.value
+
+
 #: What the names of the symposium's regenerated figures start with; a scenario follows.
 SYMPOSIUM = "symposium_"
 
@@ -608,13 +659,20 @@ SYMPOSIUM = "symposium_"
 def _lead(
     machines: Sequence[Mapping[str, Any]], values: Mapping[str, Value]
 ) -> Mapping[str, Any] | None:
-    """The machine that the abstract and the answers speak of: one with a model of the source's shape."""
+    """The machine that the abstract speaks of.
+
+    The first with a model of the source's shape and a judged gain, else with one of the two.
+    """
     able = [machine for machine in machines if machine["headline"]]
 
-    def alike(machine: Mapping[str, Any]) -> bool:
-        return values[f"{machine['prefix']}headline_model"].value in selection.MODEL_ORDER
+    def judged(machine: Mapping[str, Any]) -> bool:
+        gain = values[f"{machine['prefix']}headline_dynamic_speedup_vs_none"]
+        return gain.value is not None and gain.ci is not None
 
-    return next(filter(alike, able), able[0] if able else None)
+    def rank(machine: Mapping[str, Any]) -> tuple[bool, bool]:
+        return (not machine["alike"], not judged(machine))
+
+    return min(able, key=rank, default=None)
 
 
 #: Word in the record's reason to the reason that the paper prints in its own words.
@@ -681,5 +739,5 @@ def _claim(row: Mapping[str, Any], lang: str) -> dict[str, Any]:
             digits=digits_for(value),
         ),
         "verdict": str(row["verdict"]),
-        "reason": str(row.get("reason") or ""),
+        "reason": reason_text({"reason": row.get("reason")}, lang),
     }

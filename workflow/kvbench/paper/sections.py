@@ -281,7 +281,10 @@ def render(
         "figures_dir": "../figures",
         "studies": sequence,
         "title_text": " ".join(words["title"].replace(r"\\", " ").split()),
-        "app_machine_text": _machine_text(values.get("app_machine"), language),
+        "app_machine_short": _machine_text(values.get("app_machine"), language),
+        "app_machine_text": _machine_text(
+            values.get("app_machine"), language, str(context["here_is"])
+        ),
     }
     documents.write_text_atomic(outputs["numbers"], tex.numbers_tex(values, language))
     for part in ("section", "app_section", "appendix", "main"):
@@ -319,11 +322,13 @@ def authors(citation: Path) -> str:
     return ", ".join(named)
 
 
-def _machine_text(machine: Value | None, language: str) -> str:
-    """A machine's name in a sentence, as LaTeX."""
+def _machine_text(machine: Value | None, language: str, here_is: str = "") -> str:
+    """A machine's name in a sentence, as LaTeX; this machine with what it is."""
     name = HERE if machine is None or machine.value is None else str(machine.value)
     if name == HERE:
-        return {"en": "on this machine", "pt": "nesta máquina"}[language]
+        return {"en": "on this machine", "pt": "nesta máquina"}[language] + (
+            f": {here_is}" if here_is else ""
+        )
     return rf"{ {'en': 'on', 'pt': 'em'}[language] } \texttt{{{tex.escape(name)}}}"
 
 

@@ -296,6 +296,11 @@ def join_and(context: Mapping[str, Any], items: Iterable[object]) -> str:
     return f"{', '.join(words[:-1])}{comma} {language['and']} {words[-1]}"
 
 
+def lower_first(text: str) -> str:
+    """A sentence's beginning within a sentence: "On this machine" as "on this machine"."""
+    return text[:1].lower() + text[1:]
+
+
 def direction(entry: Value | None) -> str:
     """What an interval says about a ratio: "above" 1, "below" 1, "same" when it includes 1.
 
@@ -366,7 +371,14 @@ def environment(folder: Path, lang: str = "en") -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
     )
     env.filters.update(
-        tex=escape, num=num, ci=ci, qty=qty, pct=pct, join_and=join_and, direction=direction
+        tex=escape,
+        num=num,
+        ci=ci,
+        qty=qty,
+        pct=pct,
+        join_and=join_and,
+        direction=direction,
+        lower_first=lower_first,
     )
     return env
 
