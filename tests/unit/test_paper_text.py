@@ -185,7 +185,9 @@ def test_only_machines_with_a_model_of_the_sources_shape_stand_beside_its_number
     parts = write(values | {"headline_model": Value("embedded")})
     table = parts["section"].partition("\\label{tab:headline}")[2].partition("\\end{table*}")[0]
     assert "epyc" in table and "this machine" not in table
-    others = parts["appendix"].partition("\\label{tab:headline_others}")[2].partition("\\end{table}")[0]
+    others = (
+        parts["appendix"].partition("\\label{tab:headline_others}")[2].partition("\\end{table}")[0]
+    )
     assert "this machine" in others and "epyc" not in others
 
 
@@ -198,7 +200,9 @@ def test_the_abstract_counts_every_claim_once(values, write):
 def test_this_machine_is_named_with_what_it_is(values, write):
     facts = {"machine_cpu": Value("AMD EPYC (family 26, model 2)"), "machine_cores": Value(2)}
     here = values | facts | {"app_machine": Value("here")}
-    assert "this machine (AMD EPYC, family 26, model 2; 2 cores)" in flat(write(here)["app_section"])
+    assert "this machine (AMD EPYC, family 26, model 2; 2 cores)" in flat(
+        write(here)["app_section"]
+    )
     portuguese = flat(write(here, "pt")["app_section"])
     assert "nesta máquina (AMD EPYC, família 26, modelo 2; 2 núcleos)" in portuguese
 
@@ -339,7 +343,9 @@ def test_the_pdf_has_no_overfull_box_no_undefined_reference_and_no_bitmap_font(
     typesetting.any_figure(tmp_path / "figures", drawn, lang)
     (tmp_path / "made").mkdir()
     values = values | {"all_rounds": Value(60, digits=0)} | aa_values()
-    pdf, log = typesetting.pdf_of(write(values, lang, claims=claims, figures=drawn), tmp_path / "made", lang)
+    pdf, log = typesetting.pdf_of(
+        write(values, lang, claims=claims, figures=drawn), tmp_path / "made", lang
+    )
     assert "Overfull \\hbox" not in log
     assert "undefined" not in log.lower()
     fonts = subprocess.run(["pdffonts", pdf], capture_output=True, text=True, check=True).stdout
