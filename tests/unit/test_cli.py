@@ -141,6 +141,24 @@ def test_what_is_no_record_is_refused_in_one_line(kvbench, tmp_path):
         assert path.name in done.stderr
 
 
+def test_a_file_that_never_was_a_record_is_not_to_be_deleted(kvbench, tmp_path):
+    (tmp_path / "claims.yaml").write_text("claims: []")
+    (tmp_path / "values.json").write_text('{"schema": "else/1"}')
+    for name in ("claims.yaml", "values.json"):
+        for command in (("show", name), ("compare", name, "other")):
+            done = kvbench(*command, cwd=tmp_path)
+            assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+            assert "no record" in done.stderr
+            assert "delete" not in done.stderr
+
+
+def test_a_record_is_not_compared_with_itself(kvbench, stored):
+    one = str(stored("dynamic", [[1.0, 2.0], [3.0, 4.0]]))
+    done = kvbench("compare", one, one)
+    assert done.returncode == 2
+    assert "the same on both sides" in done.stderr
+
+
 def test_sizes_have_three_digits_and_a_unit():
     from kvbench.commands import show
 

@@ -3,3 +3,40 @@
 A command imports what it works with inside ``run``: ``kvbench --help`` stays fast. It may set
 ``SETTINGS``, the arguments of ``typer.Typer.command``.
 """
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kvbench.errors import InputError
+
+
+def console() -> Any:
+    """Where a command prints. A pipe or a file has no width: one line stays one line, whole."""
+    from rich.console import Console
+
+    found = Console(highlight=False)
+    return found if found.is_terminal else Console(highlight=False, width=1000)
+
+
+def record(path: Path) -> dict[str, Any]:
+    """A record that somebody named.
+
+    Raises
+    ------
+    InputError
+        It is no record; unlike a broken record of a run it is not to be deleted.
+    """
+    from kvbench import documents, records
+
+    remedy = "name one record (results/cells/**/*.json, or a recorded one)"
+    if path.is_dir():
+        raise InputError(f"{path}: a folder; {remedy}")
+    if path.exists() and path.suffix != ".json":
+        raise InputError(f"{path}: no record; {remedy}")
+    found = documents.read_json(path)
+    if not isinstance(found, Mapping) or not str(found.get("schema")).startswith("kvbench/"):
+        raise InputError(f"{path}: no record of this program; {remedy}")
+    return records.read(path)

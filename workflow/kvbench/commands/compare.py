@@ -28,25 +28,24 @@ def run(
     Exit status: 0 when the second is not slower, 1 when it is, 2 when the two cannot be compared,
     3 when they can but nothing may be concluded.
     """
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from kvbench import commands
     from kvbench.analysis import comparing
 
+    if Path(first).resolve() == Path(second).resolve():
+        raise InputError(f"{first}: the same on both sides; there is nothing to compare")
     sides = [load(first), load(second)]
     if len({isinstance(side, list) for side in sides}) > 1:
         raise InputError(f"{first} and {second}: one is a record and the other a run")
     results = comparing.runs(*sides) if isinstance(sides[0], list) else [comparing.records(*sides)]
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=1000)
+    console = commands.console()
     table = Table(box=None, pad_edge=False)
     table.add_column("compared", overflow="fold")
     for title in ("first (s)", "second (s)", "ratio", "95 % interval"):
         table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("the second is", no_wrap=True)
-    table.add_column("", overflow="fold")
+    table.add_column("the second is", overflow="fold")
     colours = {comparing.FASTER: "green", comparing.SLOWER: "red"}
     for one in results:
         low, high = one.interval.low, one.interval.high
@@ -55,8 +54,9 @@ def run(
             *(Text(f"{seconds:.4g}") for seconds in one.seconds),
             Text(f"{one.ratio:.3f}"),
             Text("" if math.isnan(low) else f"[{low:.3f}, {high:.3f}]"),
-            Text(one.verdict, style=colours.get(one.verdict, "")),
-            Text(one.why),
+            Text.assemble(
+                (one.verdict, colours.get(one.verdict, "")), f": {one.why}" if one.why else ""
+            ),
         )
     console.print(table)
     console.print(
@@ -76,11 +76,11 @@ def load(name: str) -> dict[str, Any] | list[dict[str, Any]]:
     InputError
         There is no such thing, or it holds no kv record.
     """
-    from kvbench import records
+    from kvbench import commands, records
 
     path = Path(name)
     if path.is_file():
-        record = records.read(path)
+        record = commands.record(path)
         if record["schema"] != records.KV_SCHEMA:
             raise InputError(
                 f"{path}: a record of the app suite; compare takes records of the kv suite"

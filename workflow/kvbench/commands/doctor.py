@@ -55,6 +55,12 @@ class Finding:
     remedy: str = ""
     required: bool = False
 
+    @property
+    def sentence(self) -> str:
+        """What was found, what for, and what to do about it."""
+        purpose = f" (for {self.needed_for})" if self.needed_for else ""
+        return f"{self.detail}{purpose}{f'. To do: {self.remedy}' if self.remedy else ''}"
+
 
 def run(
     strict: Annotated[
@@ -62,20 +68,22 @@ def run(
     ] = False,
 ) -> None:
     """Say what this machine can run, what is missing, and the command that installs it."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from kvbench import commands
+
     findings = list(examine())
-    console = Console(highlight=False)
-    table = Table(box=None, pad_edge=False)
-    for title in ("", "what", "found", "needed for", "what to do"):
-        table.add_column(title, overflow="fold")
+    console = commands.console()
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for wraps in (False, False, True):
+        table.add_column(no_wrap=not wraps, overflow="fold")
     colours = {"ok": "green", "missing": "red", "note": "yellow"}
     for one in findings:
         table.add_row(
             Text(one.state, style=colours[one.state]),
-            *map(Text, (one.subject, one.detail, one.needed_for, one.remedy)),
+            Text(one.subject),
+            Text(one.sentence),
         )
     console.print(table)
     missing = [one for one in findings if one.state == "missing"]

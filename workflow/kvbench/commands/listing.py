@@ -30,19 +30,20 @@ def run(
     ] = None,
 ) -> None:
     """List scenarios, models, strategies, studies, figures, claims and recorded machines."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        # A pipe or a file has no width: one line stays one line, whole.
-        console = Console(highlight=False, width=1000)
+    from kvbench import commands
+
+    console = commands.console()
     for kind in kinds or list(Kind):
         table = Table(title=kind.value, title_justify="left", box=None, show_header=False)
-        table.add_column(no_wrap=True, style="bold")
+        entries = list(_ENTRIES[kind]())
+        # A name is never cut: it is what the reader came for.
+        widest = max((len(name) for name, _ in entries), default=0)
+        table.add_column(no_wrap=True, style="bold", min_width=widest)
         table.add_column(no_wrap=True, overflow="ellipsis")
-        for name, line in _ENTRIES[kind]():
+        for name, line in entries:
             table.add_row(Text(name), Text(" ".join(line.split())))
         console.print(table)
         console.print()

@@ -9,8 +9,6 @@ from typing import Annotated, Any
 
 import typer
 
-from kvbench.errors import InputError
-
 NAME = "show"
 
 #: How a block's cells lived, in words.
@@ -28,16 +26,10 @@ def run(
     ],
 ) -> None:
     """Show one record: what was measured, where, how it ended, and every turn's numbers."""
-    from rich.console import Console
+    from kvbench import commands, records
 
-    from kvbench import records
-
-    if record.is_dir():
-        raise InputError(f"{record}: a folder; name one record in it (*.json)")
-    found = records.read(record)
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=1000)
+    found = commands.record(record)
+    console = commands.console()
     if found["schema"] == records.KV_SCHEMA:
         _show_kv(console, record, found)
     else:
@@ -58,7 +50,12 @@ def _show_kv(console: Any, path: Path, record: Mapping[str, Any]) -> None:
     if not record["turns"]:
         return
     table = Table(
-        title="turns (medians of what counts)", title_justify="left", box=None, pad_edge=False
+        title="turns (medians of what counts; bytes of the KV cache held and predicted, and the peak)",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        # Ten columns on a line of eighty.
+        padding=(0, 1, 0, 0),
     )
     titles = (
         "turn",
@@ -68,9 +65,9 @@ def _show_kv(console: Any, path: Path, record: Mapping[str, Any]) -> None:
         "E2E (s)",
         "TTFT (s)",
         "tokens/s",
-        "KV held",
-        "KV predicted",
-        "peak memory",
+        "held",
+        "predicted",
+        "peak",
     )
     for title in titles:
         table.add_column(title, justify="right", no_wrap=True)
