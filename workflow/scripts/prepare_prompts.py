@@ -6,12 +6,16 @@ from _job import job
 from kvbench import documents
 from kvbench.errors import InputError
 from kvbench.inputs import scenarios, tokens
+from kvbench.measurement import startup
 
 
 def main(snakemake):
     """Run the rule ``prepare_prompts``."""
-    folder = Path(snakemake.input.model)
-    document = tokens.prompts(folder, scenarios.load(Path(snakemake.input.scenario)))
+    folder, scenario = Path(snakemake.input.model), scenarios.load(Path(snakemake.input.scenario))
+    if scenario.kind == "conversation":
+        # Importing torch takes three times as long as all that this job does.
+        startup.skip_unused_imports(also=["torch"])
+    document = tokens.prompts(folder, scenario)
     allowed = tokens.context_limit(folder)
     for turns, new_tokens, longest in snakemake.params.requests:
         needed = tokens.longest_context(document, turns, new_tokens, longest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -29,14 +30,19 @@ def collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def skip_unused_imports(keep: Sequence[str] = ()) -> None:
-    """Keep transformers from importing the packages in :data:`UNUSED`, except those in ``keep``."""
+def skip_unused_imports(keep: Sequence[str] = (), also: Sequence[str] = ()) -> None:
+    """Keep transformers from importing the packages in :data:`UNUSED` and ``also``, but for ``keep``.
+
+    A process that turns texts into tokens and loads no model needs no torch, for example. What was
+    left out is left out for the life of the process; of ``also``, what is imported already stays.
+    """
     import transformers.utils
     from transformers.utils import import_utils, logging
 
     logging.disable_progress_bar()
 
-    for package in UNUSED - set(keep):
+    unused = UNUSED.union(package for package in also if package not in sys.modules)
+    for package in unused - set(keep):
         for module in (import_utils, transformers.utils):
             setattr(module, f"is_{package}_available", _absent)
 
