@@ -162,7 +162,8 @@ def embedded_folder() -> Path:
 def _load(source: str, revision: str | None, local: bool):
     try:
         startup.skip_unused_imports()
-        from sentence_transformers import SentenceTransformer
+        with startup.imported_when_called("sklearn.metrics"):
+            from sentence_transformers import SentenceTransformer
     except ImportError as error:
         raise Unsupported("no sentence encoder: install sentence-transformers") from error
     try:

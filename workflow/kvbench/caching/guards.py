@@ -85,9 +85,9 @@ class _Side:
     stems: tuple[str, ...]
 
     def meets(self, words: Collection[str]) -> bool:
-        return not self.words.isdisjoint(words) or any(
-            word.startswith(self.stems) for word in words if self.stems
-        )
+        if not self.words.isdisjoint(words):
+            return True
+        return bool(self.stems) and any(word.startswith(self.stems) for word in words)
 
 
 @lru_cache(maxsize=1)
@@ -399,10 +399,11 @@ def _turns_alike(language: Language, here: set[str], there: set[str]) -> bool:
     if _turned(there, here, language.turning_prefixes):
         return False
     for group in language.exclusive:
-        sides = [
-            {n for n, side in enumerate(group) if side.meets(words)} for words in (here, there)
-        ]
-        if sides[0] and sides[1] and not sides[0] & sides[1]:
+        # Few questions are on a side of any group: what is asked of the other text is asked rarely.
+        sides = {n for n, side in enumerate(group) if side.meets(here)}
+        if not sides or any(group[n].meets(there) for n in sides):
+            continue
+        if any(side.meets(there) for side in group):
             return False
     return True
 

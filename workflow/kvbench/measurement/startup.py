@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import gc
+import importlib
+import importlib.util
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
 
 #: Optional packages of transformers that nothing here needs unless it says so: scikit-learn and HQQ
 #: serve other models, SciPy the losses of object detection. Together they take longer than torch.
@@ -45,6 +51,42 @@ def skip_unused_imports(keep: Sequence[str] = (), also: Sequence[str] = ()) -> N
     for package in unused - set(keep):
         for module in (import_utils, transformers.utils):
             setattr(module, f"is_{package}_available", _absent)
+
+
+@contextmanager
+def imported_when_called(module: str) -> Iterator[None]:
+    """While the block imports something, let it take functions of ``module`` that load it when called.
+
+    sentence-transformers asks scikit-learn for one function, which nothing here calls; to import it
+    takes as long as torch. A module that is loaded already, and one that is not installed, is left alone.
+    """
+    package = module.partition(".")[0]
+    installed = package in sys.modules or importlib.util.find_spec(package)
+    names = [name for name in (package, module) if name not in sys.modules]
+    if not installed or module not in names:
+        yield
+        return
+    for name in names:
+        stand_in = ModuleType(name)
+        # Some look for it, to see whether the package is installed.
+        stand_in.__spec__ = ModuleSpec(name, None, is_package=True)
+        stand_in.__getattr__ = partial(_later, name)
+        sys.modules[name] = stand_in
+    try:
+        yield
+    finally:
+        for name in names:
+            del sys.modules[name]
+
+
+def _later(module: str, name: str) -> Callable[..., Any]:
+    if name.startswith("__"):
+        raise AttributeError(name)
+
+    def function(*given: Any, **named: Any) -> Any:
+        return getattr(importlib.import_module(module), name)(*given, **named)
+
+    return function
 
 
 def _absent(*_: object) -> bool:
