@@ -77,7 +77,7 @@ def test_turn_0_starts_the_conversation_again():
 
 def test_a_turn_hands_over_its_whole_prompt_its_tokens_and_its_times():
     turn = converse(Echo())[1]
-    assert turn.prompt == [1, 2, 3, 1000, 1001, 1002, 1003, 7, 8]
+    assert turn.prompts == [[1, 2, 3, 1000, 1001, 1002, 1003, 7, 8]]
     assert turn.generation.tokens == [2000, 2001, 2002, 2003]
     assert 0 < turn.timing.ttft_s <= turn.timing.e2e_s
     assert [len(turn.timing.itl_s) for turn in converse(Echo(), STEPS)] == [3, 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -13,6 +14,8 @@ HERE = "here"
 RECORDED = "results/recorded"
 #: Number format that a device is used with where the configuration says ``auto``.
 DEFAULT_DTYPE = {"cpu": "float32", "cuda": "bfloat16"}
+#: Whether the prompts of a batch have one length, or are shorter from row to row.
+EQUAL, MIXED = "equal", "mixed"
 VALUES = "results/paper/values.json"
 MANIFEST = "results/manifest.json"
 
@@ -31,6 +34,26 @@ NO_LATEX = (
 def place(device: str, dtype: str) -> str:
     """Name of a device and dtype in paths: ``cpu``, ``cuda``, ``cuda-float32``."""
     return device if dtype == DEFAULT_DTYPE[device] else f"{device}-{dtype}"
+
+
+def workload(scenario: str, batch: int = 1, lengths: str = EQUAL) -> str:
+    """Name of a scenario and a batch in paths and tables: ``symposium_turn``, ``symposium_turn-b4-mixed``.
+
+    A batch is what is asked, not how it is answered: it is part of the scenario's name and not of the
+    strategy's, so that what is compared in one scenario is compared at one batch. Ids of scenarios have no
+    hyphen.
+    """
+    if batch == 1:
+        return scenario
+    return f"{scenario}-b{batch}" + ("" if lengths == EQUAL else f"-{lengths}")
+
+
+def batch_of(workload: str) -> tuple[str, int, str | None]:
+    """Scenario, batch and lengths of a name that :func:`workload` made; of one request no lengths."""
+    found = re.fullmatch(r"([^-]+)-b(\d+)(?:-(\w+))?", workload)
+    if found is None:
+        return workload, 1, None
+    return found[1], int(found[2]), found[3] or EQUAL
 
 
 def root(machine: str = HERE) -> str:

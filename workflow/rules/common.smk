@@ -125,8 +125,13 @@ FIGURE_NAMES = figure_modules.drawable(STUDIES, traffic=bool(TRAFFIC_CELLS))
 TRAFFIC_FIGURES = [name for name in FIGURE_NAMES if name.startswith("traffic_")]
 # The three strategies of the symposium's figure, in every scenario that is measured or recorded.
 SCENARIO_FIGURES = figure_modules.by_scenario(
-    {cell.scenario for cell in KV_CELLS.values()}
-    | {path.name for machine in RECORDED for path in machine.glob("cells/kv/*/*/*")}
+    {cell.scenario for cell in KV_CELLS.values() if cell.batch == 1}
+    | {
+        path.name
+        for machine in RECORDED
+        for path in machine.glob("cells/kv/*/*/*")
+        if layout.batch_of(path.name)[1] == 1
+    }
 )
 LANGUAGES = CONFIG["languages"]
 
@@ -207,7 +212,7 @@ def traffic_cell(wildcards):
 def place_of(block):
     """The folder of a block's records, without strategy and replicate."""
     cell = block.first
-    return f"{cell.place}/{cell.model}/{cell.scenario}"
+    return f"{cell.place}/{cell.model}/{cell.workload}"
 
 
 def block_outputs(blocks):

@@ -4,6 +4,7 @@ import importlib
 from pathlib import Path
 
 from _job import job
+from kvbench.analysis import selection
 from kvbench.figures import style
 from kvbench.records import gathering
 
@@ -13,6 +14,8 @@ def main(snakemake):
     style.apply()
     module = importlib.import_module(f"kvbench.figures.{snakemake.params.module}")
     tables = [gathering.read_csv(Path(path)) for path in snakemake.input.tables]
+    if not getattr(module, "BATCHES", False):
+        tables = [selection.single(table) for table in tables]
     figure = module.draw(*tables, *snakemake.params.arguments)
     style.save(figure, Path(snakemake.params.base), *snakemake.params.languages)
 

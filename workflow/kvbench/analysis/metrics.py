@@ -7,7 +7,7 @@ repeats: one during whose turns something else took the machine is left out.
 TTFT   time to first token (s)
 TPOT   (E2E - TTFT)/(new tokens - 1), of a conversation: sum over sum of its turns (s)
 E2E    end-to-end latency of a turn (s)
-output throughput   new tokens/E2E (tokens/s)
+output throughput   new tokens of all requests of a batch/E2E (tokens/s)
 speed-up            E2E of the reference over that of the strategy; geometric mean over turns, rounds
 """
 
@@ -54,6 +54,7 @@ class Repeats:
     #: Id of the block whose cells took turns; None where cells ran one after the other.
     block: str | None
     turns: tuple[int, ...]
+    #: Of each request of the batch.
     new_tokens: tuple[int, ...]
     #: Round of the block, or the iteration of an old record.
     rounds: tuple[int, ...]
@@ -61,6 +62,8 @@ class Repeats:
     ttft_s: np.ndarray
     #: Nothing else took the machine during the repeat.
     clean: np.ndarray
+    #: Requests that were generated for at once.
+    batch: int = 1
 
     @cached_property
     def clean_columns(self) -> dict[int, int]:
@@ -98,7 +101,7 @@ class Repeats:
             "e2e_s": (e2e / turns).tolist(),
             "ttft_s": (ttft / turns).tolist(),
             "tpot_s": [tpot(*pair, gaps) for pair in zip(e2e.tolist(), ttft.tolist(), strict=True)],
-            "output_tokens_per_s": throughput(new, e2e).tolist(),
+            "output_tokens_per_s": throughput(self.batch * new, e2e).tolist(),
         }
 
 
@@ -123,6 +126,7 @@ def repeats(record: Mapping[str, Any]) -> Repeats:
         e2e_s=table("e2e_s"),
         ttft_s=table("ttft_s"),
         clean=clean,
+        batch=record["cell"].get("batch", 1),
     )
 
 
@@ -320,7 +324,8 @@ def conversations(samples: pd.DataFrame) -> pd.DataFrame:
     total, first, new = groups["e2e_s"].sum(), groups["ttft_s"].sum(), groups["new_tokens"].sum()
     gaps = new - groups.size()
     table["tpot_s"] = ((total - first) / gaps).where(gaps > 0)
-    table["output_tokens_per_s"] = throughput(new, total)
+    batch = groups["batch"].first() if "batch" in samples else 1
+    table["output_tokens_per_s"] = throughput(new * batch, total)
     table["disturbed"] = groups["disturbed"].any()
     return table
 

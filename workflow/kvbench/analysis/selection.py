@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from kvbench.layout import DEFAULT_DTYPE
+from kvbench.layout import DEFAULT_DTYPE, batch_of
 from kvbench.records.identity import HERE
 from kvbench.strategies import without_reuse
 from kvbench.strategies.looks import in_order as in_order
@@ -55,6 +55,15 @@ def one_machine(table: pd.DataFrame) -> pd.DataFrame:
     if "machine" not in table or table.empty:
         return table
     return table[table["machine"] == machines(table)[0]]
+
+
+def single(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of cells that generated for one request; only what is about batches looks at the others."""
+    if "scenario" not in table or table.empty:
+        return table
+    known = {name: batch_of(name)[1] == 1 for name in table["scenario"].dropna().astype(str).unique()}
+    keep = table["scenario"].astype(str).map(known)
+    return table if all(known.values()) else table[keep.fillna(True).astype(bool)]
 
 
 def measured(table: pd.DataFrame) -> pd.DataFrame:

@@ -24,27 +24,31 @@ SAMPLE_COLUMNS = {
     "model": "name of a file in config/models",
     "device": "cpu or cuda",
     "dtype": "number format of weights and cache",
-    "scenario": "id of a file in config/scenarios",
+    "scenario": "id of a file in config/scenarios; of a batch followed by `-b<batch>` and, for mixed "
+    "lengths, `-mixed`",
     "strategy": "KV-cache strategy",
+    "batch": "requests that were generated for at once",
+    "lengths": "prompts of a batch: equal, or mixed and padded; empty for one request",
     "replicate": "fresh process, counted from 1",
     "turn": "turn of the conversation or step of a fixed scenario, counted from 1",
     "block": "cells that took turns; empty where cells ran one after the other",
     "iteration": "repeat inside the process, counted from 0; equal to the round in a block",
     "round": "round of the block, counted from 0: what is compared is paired within it",
     "slot": "running position of the turn in the block, counted from 0",
-    "prompt_tokens": "tokens of the whole prompt, history included",
-    "new_tokens": "tokens generated",
+    "prompt_tokens": "tokens of the whole prompt, history included; of a batch the longest",
+    "new_tokens": "tokens generated, of a batch for each request",
     "reused_tokens": "prompt tokens whose keys and values were already cached",
     "e2e_s": "end-to-end latency of the turn (s)",
-    "ttft_s": "time to first token (s)",
-    "tpot_s": "time per output token after the first: (e2e_s - ttft_s)/(new_tokens - 1) (s)",
-    "output_tokens_per_s": "new_tokens/e2e_s (tokens/s)",
+    "ttft_s": "time to first token (s), of a batch until every request has it",
+    "tpot_s": "time per output token after the first, of a batch one step of all requests: "
+    "(e2e_s - ttft_s)/(new_tokens - 1) (s)",
+    "output_tokens_per_s": "batch * new_tokens/e2e_s (tokens/s)",
     "peak_memory_mib": "peak memory of the turn above the loaded model (MiB), from a separate pass",
     "kv_mib": "bytes of the cache's own storage after the turn (MiB), from a separate pass",
     "kv_mib_predicted": "the same by the physics module (MiB)",
     "predicted_ttft_s": "least time to first token that the machine's ceilings allow (s)",
     "disturbed": "whether other processes took more than 10 % of a core meanwhile",
-    "token_digest": "SHA-256 of the new tokens",
+    "token_digest": "SHA-256 of the new tokens, of a batch those of one request after the other",
 }
 
 _INTERVALS = {
@@ -62,6 +66,8 @@ _RATIOS = {
 #: Column of ``kv_summary.csv`` to meaning and unit, in the table's order.
 SUMMARY_COLUMNS: dict[str, str] = {
     **{name: SAMPLE_COLUMNS[name] for name in IDENTITY},
+    "batch": SAMPLE_COLUMNS["batch"],
+    "lengths": SAMPLE_COLUMNS["lengths"],
     "threads": "threads of torch's operations",
     "status": "ok, unsupported, out_of_memory or failed; mixed if replicates differ",
     "reason": "one sentence when the status is not ok",
@@ -76,10 +82,15 @@ for _name, _meaning in _INTERVALS.items():
     SUMMARY_COLUMNS[f"{_name}_median"] = f"median of: {_meaning}"
     SUMMARY_COLUMNS[f"{_name}_ci_low"] = "lower end of its 95 % interval"
     SUMMARY_COLUMNS[f"{_name}_ci_high"] = "upper end of its 95 % interval"
+for _end in ("median", "ci_low", "ci_high"):
+    SUMMARY_COLUMNS[f"tokens_per_second_per_request_{_end}"] = (
+        f"output_tokens_per_s_{_end} over batch: what one request gets (tokens/s)"
+    )
 SUMMARY_COLUMNS |= {
     "peak_memory_mib": "highest peak of any turn above the loaded model (MiB)",
     "kv_mib": "largest cache after any turn (MiB)",
     "kv_mib_predicted": "the same by the physics module (MiB)",
+    "padding_mib": "what of it padded positions before shorter prompts take, by the physics module (MiB)",
     "reserved_memory_mib": "most that an allocator or engine reserved, whatever of it was used (MiB)",
 }
 for _name, _meaning in _RATIOS.items():
@@ -95,9 +106,13 @@ SUMMARY_COLUMNS |= {
     "control_ci_low": "lower end of its 95 % interval",
     "control_ci_high": "upper end of its 95 % interval",
     "not_judged": "why no verdict may rest on the speed-ups; empty where one may",
-    "tokens_match_reference": "share of turns with exactly the tokens of `dynamic`",
+    "tokens_match_reference": "share of turns with exactly the tokens of `dynamic`, in every request",
+    "rows_as_alone": "share of a batch's replies with the tokens of the same prompt by itself: under "
+    "`dynamic` where the strategy is exact, else under the strategy itself; empty for one request",
     "replies_exact": "share of turns whose shown reply is the scenario's reference (trained model)",
     "predicted_e2e_s": "least e2e_s the machine's ceilings allow, mean over the turns (s)",
+    "predicted_tpot_s": "the same of tpot_s (s)",
+    "predicted_output_tokens_per_s": "new tokens of all turns and requests over the least time (tokens/s)",
     "roofline_fraction": "predicted_e2e_s over the measured median",
     "bound": "what the prediction waits for: memory or compute",
     "unstable": "spread of 10 % or more, or more than 20 % of the samples disturbed",
@@ -167,10 +182,13 @@ def _sample_rows(
     fixed = dict(zip(IDENTITY, identity, strict=True))
     predictions = _predictions(identity, record, ceilings)
     block = record["block"]["id"] if record.get("block") else None
+    batch = record["cell"].get("batch", 1)
     for turn, prediction in zip(record["turns"], predictions, strict=True):
         new = turn["new_tokens"]
         shared = {
             **fixed,
+            "batch": batch,
+            "lengths": record["cell"].get("lengths"),
             "replicate": record["cell"]["replicate"],
             "block": block,
             "turn": turn["turn"],
@@ -192,7 +210,7 @@ def _sample_rows(
                 "e2e_s": sample["e2e_s"],
                 "ttft_s": sample["ttft_s"],
                 "tpot_s": metrics.tpot(sample["e2e_s"], sample["ttft_s"], new - 1),
-                "output_tokens_per_s": metrics.throughput(new, sample["e2e_s"]),
+                "output_tokens_per_s": metrics.throughput(batch * new, sample["e2e_s"]),
                 "disturbed": sample["disturbed"],
             }
 
@@ -234,6 +252,8 @@ def _summary_row(
     first = pool.records[0]
     row: dict[str, Any] = {
         **dict(zip(IDENTITY, identity, strict=True)),
+        "batch": first["cell"].get("batch", 1),
+        "lengths": first["cell"].get("lengths"),
         "threads": first["cell"]["threads"],
         "status": statuses[0] if len(statuses) == 1 else "mixed",
         "reason": next((r["reason"] for r in pool.records if r["reason"]), None),
@@ -254,11 +274,15 @@ def _summary_row(
         interval = statistics.median_interval(values)
         row[f"{name}_median"] = interval.value
         row[f"{name}_ci_low"], row[f"{name}_ci_high"] = interval.as_tuple()
+    for end in ("median", "ci_low", "ci_high"):
+        if (speed := row.get(f"output_tokens_per_s_{end}")) is not None:
+            row[f"tokens_per_second_per_request_{end}"] = speed / row["batch"]
     turns = [turn for record in pool.good for turn in record["turns"]]
     for column, field in (
         ("peak_memory_mib", "peak_memory_bytes"),
         ("kv_mib", "kv_bytes"),
         ("kv_mib_predicted", "kv_bytes_predicted"),
+        ("padding_mib", "kv_bytes_padding"),
         ("reserved_memory_mib", "reserved_memory_bytes"),
     ):
         sizes = [turn[field] for turn in turns if turn.get(field) is not None]
@@ -267,6 +291,8 @@ def _summary_row(
     reference_pool = pools.get((*identity[:-1], strategies.REFERENCE))
     if reference_pool is not None and reference_pool.good:
         row["tokens_match_reference"] = _match(pool.digests(), reference_pool.digests())
+    answers = [answer["as_alone"] for turn in turns for answer in turn.get("rows", ())]
+    row["rows_as_alone"] = sum(answers) / len(answers) if answers else math.nan
     recited = [turn["reply_exact"] for turn in turns if turn.get("reply_exact") is not None]
     row["replies_exact"] = sum(recited) / len(recited) if recited else math.nan
     samples = [sample for turn in turns for sample in turn["samples"]]
@@ -366,6 +392,12 @@ def _add_roofline(
     if any(prediction is None for prediction in predictions):
         return
     row["predicted_e2e_s"] = sum(p.e2e_s for p in predictions) / len(predictions)
+    # Over the turns as measured times are: sums over sums.
+    new = [turn["new_tokens"] for turn in record["turns"]]
+    least = sum(p.e2e_s for p in predictions)
+    waited = sum(p.ttft_s for p in predictions)
+    row["predicted_tpot_s"] = metrics.tpot(least, waited, sum(new) - len(new))
+    row["predicted_output_tokens_per_s"] = metrics.throughput(row["batch"] * sum(new), least)
     row["roofline_fraction"] = row["predicted_e2e_s"] / row["e2e_s_median"]
     on_memory = sum(p.e2e_s for p in predictions if p.bound == "memory")
     row["bound"] = "memory" if on_memory * 2 >= sum(p.e2e_s for p in predictions) else "compute"
@@ -391,18 +423,32 @@ def _predictions(
             " run again to measure it anew"
         ) from None
     traffic = physics.read_traffic(record["strategy_info"]["traffic"])
+    batch = record["cell"].get("batch", 1)
     return [
         _predict(
             architecture,
             traffic,
-            turn["prompt_tokens"],
+            _positions(turn),
             turn["new_tokens"],
             turn["reused_tokens"],
             physics.bytes_per_element(dtype),
             _Hashable(ceiling),
+            batch,
         )
         for turn in record["turns"]
     ]
+
+
+def _positions(turn: Mapping[str, Any]) -> int:
+    """Positions of each row's prompt that are computed: padded ones are, by who pads.
+
+    Of requests of different lengths that are not padded it is the mean, rounded down: what attention
+    costs grows faster than the length, so that the least time of the mean is least for all of them.
+    """
+    lengths = [row["prompt_tokens"] for row in turn.get("rows", ())]
+    if not lengths or turn["padded_tokens"]:
+        return turn["prompt_tokens"]
+    return sum(lengths) // len(lengths)
 
 
 #: Column of ``kv_rounds.csv`` to meaning and unit: what the drift figure is drawn from.
@@ -493,6 +539,7 @@ def _predict(
     reused_tokens: int,
     element_bytes: int,
     ceilings: _Hashable,
+    batch: int,
 ) -> physics.Prediction | None:
     """The same lengths return in every cell of a scenario, so each is predicted once."""
     try:
@@ -504,6 +551,7 @@ def _predict(
             element_bytes,
             ceilings.ceilings,
             reused_tokens=reused_tokens,
+            batch=batch,
         )
     except InputError:
         # A ceiling that could not be measured: its reason stands in the ceilings' record.

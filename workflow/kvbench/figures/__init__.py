@@ -4,7 +4,8 @@ Every figure module has ``QUESTION`` (the figure's title: the one question it an
 ``draw(*tables)``. Which tables it takes follows from its name (``kv_*``: summary and samples;
 ``app_<study>*``: the study's table) or from a literal ``TABLES = ("name", ...)`` in the module.
 A module with ``PER_SCENARIO = True`` is drawn once per scenario, as ``<module>_<scenario>``; the
-scenario is the last argument of its ``draw``. Modules whose name starts with an underscore are
+scenario is the last argument of its ``draw``. A module with ``BATCHES = True`` is given rows of batches
+too; to all others every row is of one request. Modules whose name starts with an underscore are
 helpers. Saving, fonts, widths and colours live in
 :mod:`kvbench.figures.style`.
 

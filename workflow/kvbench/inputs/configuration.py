@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -13,7 +14,7 @@ from kvbench.analysis import statistics
 from kvbench.errors import InputError, one_of
 from kvbench.inputs import scenarios
 from kvbench.inputs.scenarios import Scenario
-from kvbench.layout import DEFAULT_DTYPE, place
+from kvbench.layout import DEFAULT_DTYPE, EQUAL, place, workload
 
 #: Name of the second run of the reference in every block: the instrument against itself.
 CONTROL = "control"
@@ -29,6 +30,8 @@ class KvCell:
         What the record is filed under: a strategy, or :data:`CONTROL`.
     measured:
         The strategy that runs.
+    batch, lengths:
+        Requests that are generated for at once, and whether their prompts are ``equal``ly long or ``mixed``.
     slowdown, arm, copy:
         In the test of the instrument: the injected slowdown, ``same`` or ``slowed``, and the number
         of this cell among its equals.
@@ -50,6 +53,8 @@ class KvCell:
     seed: int
     quality: bool = False
     profile: bool = False
+    batch: int = 1
+    lengths: str = EQUAL
     slowdown: float = 0.0
     arm: str | None = None
     copy: int = 1
@@ -60,11 +65,16 @@ class KvCell:
         return place(self.device, self.dtype)
 
     @property
+    def workload(self) -> str:
+        """Scenario and batch, as paths and tables name them."""
+        return workload(self.scenario, self.batch, self.lengths)
+
+    @property
     def key(self) -> str:
         """Path of the record below ``cells/kv`` (in the instrument's test ``cells/aa``), without suffix."""
         if self.arm is not None:
             return f"{self.arm}/b{self.replicate}-{self.copy}"
-        return f"{self.place}/{self.model}/{self.scenario}/{self.strategy}/r{self.replicate}"
+        return f"{self.place}/{self.model}/{self.workload}/{self.strategy}/r{self.replicate}"
 
     @property
     def member(self) -> str:
@@ -114,9 +124,9 @@ class KvBlock:
 
     @property
     def id(self) -> str:
-        """Name of the block in records: experiment, place, model, scenario and replicate."""
+        """Name of the block in records: experiment, place, model, scenario with batch, and replicate."""
         cell = self.first
-        return f"{cell.experiment}/{cell.place}/{cell.model}/{cell.scenario}/r{cell.replicate}"
+        return f"{cell.experiment}/{cell.place}/{cell.model}/{cell.workload}/r{cell.replicate}"
 
     @property
     def seed(self) -> int:
@@ -196,6 +206,7 @@ def fill(config: Mapping[str, Any], source: str) -> dict[str, Any]:
         )
     for number, experiment in enumerate(filled["kv"]["experiments"]):
         _expand_strategies(experiment, f"{source}: kv.experiments[{number}]")
+        _expand_batches(experiment, f"{source}: kv.experiments[{number}]")
     # The command line gives words: --config claims_must_hold=true.
     filled["claims_must_hold"] = str(filled["claims_must_hold"]).lower() == "true"
     return filled
@@ -230,6 +241,17 @@ def _expand_strategies(experiment: dict[str, Any], where: str) -> None:
         for name, count in experiment["rounds"].items()
         for strategy in strategies.variants(name, f"{where}.rounds")
     }
+
+
+def _expand_batches(experiment: dict[str, Any], where: str) -> None:
+    """Make a list of what is a batch or a list of them, and hold it against the lengths."""
+    given = experiment["batch"]
+    batches = experiment["batch"] = given if isinstance(given, list) else [given]
+    if 1 in batches and experiment["lengths"] != EQUAL:
+        raise InputError(
+            f"{where}.lengths is {experiment['lengths']} but batch has a 1, and one request has one "
+            "length; take the 1 out of batch, or leave lengths out"
+        )
 
 
 def resolve_device(device: str) -> str:
@@ -341,7 +363,7 @@ def _blocks(
     where: str,
     source: str,
 ) -> Iterator[KvBlock]:
-    """The blocks of one experiment: one per scenario, model and replicate."""
+    """The blocks of one experiment: one per scenario, model, batch and replicate."""
 
     def setting(key: str) -> Any:
         return experiment.get(key, section[key])
@@ -353,7 +375,7 @@ def _blocks(
     lossy = any(not strategies.get(name).exact for name in names)
     for scenario in (all_scenarios[name] for name in experiment["scenarios"]):
         turns = _turns(experiment, scenario, where, source)
-        for model in experiment["models"]:
+        for model, batch in itertools.product(experiment["models"], experiment["batch"]):
             _check_context(experiment, scenario, model, models[model], where, source)
             for replicate in range(1, setting("replicates") + 1):
                 runs = [(name, name) for name in names]
@@ -375,13 +397,20 @@ def _blocks(
                         warmup=setting("warmup"),
                         memory=experiment["memory"],
                         seed=section["seed"],
-                        # The reference beside a lossy cache shows what nothing costs.
+                        batch=batch,
+                        lengths=experiment["lengths"],
+                        # The reference beside a lossy cache shows what nothing costs. What one request
+                        # loses, each of a batch does.
                         quality=replicate == 1
+                        and batch == 1
                         and (
                             not strategies.get(measured).exact
                             or (lossy and strategy == strategies.REFERENCE)
                         ),
-                        profile=experiment["profile"] and replicate == 1 and strategy != CONTROL,
+                        profile=experiment["profile"]
+                        and replicate == 1
+                        and batch == 1
+                        and strategy != CONTROL,
                     )
                     for strategy, measured in runs
                 )

@@ -22,6 +22,7 @@ from typing import Any
 from kvbench import documents, records, strategies
 from kvbench.analysis import paired
 from kvbench.inputs import models
+from kvbench.layout import workload
 from kvbench.measurement import (
     fitting,
     limits,
@@ -212,6 +213,15 @@ def _parts(block: _Block, kinds: Mapping[str, str]) -> list[list[str]]:
     compared = [name for name in (block.plan["reference"], block.plan["control"]) if name in able]
     own = {name: size for name, (size, _) in found.items()}
     free = fitting.free_bytes(block.cells[able[0]]["device"])
+    if block.turns.batch > 1:
+        # A batch is a number that somebody wrote: it is not tried where it cannot fit.
+        for name, numbers in fitting.too_large(own, compared, shared, free).items():
+            told = f"a batch of {block.turns.batch} needs {numbers}; lower batch"
+            block.fall_out(name, Failure("out_of_memory", told))
+        own = {name: size for name, size in own.items() if name not in block.failures}
+        compared = [name for name in compared if name in own]
+        if not own:
+            return []
     parts = fitting.parts(own, compared, shared, free)
     if len(parts) > 1:
         block.progress(
@@ -388,6 +398,9 @@ def _record(
         "cell": {
             "suite": "kv",
             **{key: cell[key] for key in _IDENTITY},
+            "scenario": workload(cell["scenario"], turns.batch, turns.lengths),
+            "batch": turns.batch,
+            "lengths": turns.lengths if turns.batch > 1 else None,
             "threads": block.threads,
             "max_new_tokens": max(request.new_tokens for request in turns.requests),
             "turns": len(turns.requests),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -45,20 +46,29 @@ class Job:
 
 @dataclass
 class Known:
-    """What is known of one turn beside its times."""
+    """What is known of one turn beside its times.
 
-    prompt: Sequence[int] = ()
+    Attributes
+    ----------
+    prompts, replies:
+        Prompt and new tokens of each row.
+    padding:
+        Padded positions before each row's prompt; empty for one request.
+    """
+
+    prompts: Sequence[Sequence[int]] = ()
+    replies: Sequence[Sequence[int]] = ()
     new_tokens: int = 0
     reused_tokens: int = 0
-    tokens: Sequence[int] = ()
+    padding: tuple[int, ...] = ()
     kv_bytes: int | None = None
     peak_memory_bytes: int | None = None
     reserved_memory_bytes: int | None = None
 
     @property
     def prompt_tokens(self) -> int:
-        """Tokens of the whole prompt."""
-        return len(self.prompt)
+        """Tokens of the whole prompt, of a batch the longest."""
+        return max(map(len, self.prompts), default=0)
 
 
 class _Graphs:
@@ -128,6 +138,10 @@ class Cell:
             raise Unsupported(reason)
         if self._turns is None:
             self._turns = script(documents.read_json(self._job.prompts_file), cell)
+        if self._turns.batch > 1 and (
+            reason := self._strategy.misfit_batch(self._model, self._turns.lengths)
+        ):
+            raise Unsupported(reason)
         self.known = [Known() for _ in self._turns.requests]
         self._graphs = _Graphs(self._strategy.compiled(self._device))
         self._seen_graphs = self._warm_graphs = 0
@@ -142,12 +156,17 @@ class Cell:
         self.prepare()
         if self._timed_memory:
             self._meter.settle()
-        self._session = self._strategy.session(self._model, self._turns.max_length)
+        self._session = self._opened()
         self._engine = dict(self._session.facts)
         if slowdown := self._job.cell["slowdown"]:
             self._session = self._slowed = SlowedSession(self._session, slowdown)
         before = self._meter.start if self._timed_memory else (lambda: None)
         self._talk = Talk(self._session, self._turns, self._device, before)
+
+    def _opened(self) -> Session:
+        """A session of the cell's strategy."""
+        several = (self._turns.batch,) if self._turns.batch > 1 else ()
+        return self._strategy.session(self._model, self._turns.max_length, *several)
 
     def warm_up(self) -> list[list[dict[str, Any]]]:
         """Hold the cold conversations; a compiling strategy goes on until nothing is compiled.
@@ -208,8 +227,9 @@ class Cell:
 
     def _keep(self, index: int, turn: Turn) -> None:
         known, generation = self.known[index], turn.generation
-        known.prompt, known.new_tokens = turn.prompt, len(generation.tokens)
-        known.reused_tokens, known.tokens = generation.reused_tokens, generation.tokens
+        known.prompts, known.replies = turn.prompts, turn.replies
+        known.new_tokens, known.padding = len(generation.tokens), generation.padding
+        known.reused_tokens = generation.reused_tokens
         if not self._here:
             # Such an engine says by itself what a turn holds, and what it reserved at its start.
             known.kv_bytes = cache_bytes(generation.cache)
@@ -260,7 +280,7 @@ class Cell:
         """Hold one more conversation, in a session of its own, for memory alone."""
         if self._meter.supported:
             self._meter.settle()
-        session = self._strategy.session(self._model, self._turns.max_length)
+        session = self._opened()
         before = self._meter.start if self._meter.supported else (lambda: None)
         talk = Talk(session, self._turns, self._device, before)
         try:
@@ -283,7 +303,7 @@ class Cell:
         if room < profiling.FEWEST:
             reason = f"the conversation has no room for {profiling.FEWEST} tokens"
             return {"status": "unsupported", "reason": reason}
-        prompt = max((known.prompt for known in self.known), key=len)
+        prompt = max((known.prompts[0] for known in self.known), key=len)
         prompt = prompt[: self._turns.max_length - room]
         try:
             return profiling.profile(
@@ -305,6 +325,7 @@ class Cell:
         traffic = self._strategy.traffic(self._turns.max_length)
         predicted = prediction.kv_bytes(model, traffic, self.known, size)
         references = document.get("references")
+        of_batches = self._of_batches(model, traffic, size)
         return [
             {
                 "turn": number,
@@ -315,13 +336,62 @@ class Cell:
                 "kv_bytes_predicted": predicted[number - 1],
                 "peak_memory_bytes": known.peak_memory_bytes,
                 "reserved_memory_bytes": known.reserved_memory_bytes,
-                "token_digest": records.token_digest(known.tokens),
-                "response": self._model.decode(known.tokens),
+                # Of a batch the digest is that of all replies, one after the other.
+                "token_digest": records.token_digest([*chain.from_iterable(known.replies)]),
+                "response": self._model.decode(known.replies[0]),
                 "reply_exact": references
-                and _recites(self._model, known.tokens, references[number - 1]),
+                and _recites(self._model, known.replies[0], references[number - 1]),
+                **of_batches[number - 1],
             }
             for number, known in enumerate(self.known, start=1)
         ]
+
+    def _of_batches(
+        self, model: dict[str, Any], traffic: physics.Traffic, size: int
+    ) -> list[dict[str, Any]]:
+        """What a turn of a batch says beside: its rows, and what the padding takes; else nothing."""
+        if self._turns.batch == 1:
+            return [{} for _ in self.known]
+        alone = self._each_alone()
+        padding = prediction.padding_bytes(model, traffic, self.known, size)
+        return [
+            {
+                "padded_tokens": sum(known.padding),
+                "kv_bytes_padding": wasted,
+                "rows": [
+                    {
+                        "prompt_tokens": len(prompt),
+                        "token_digest": records.token_digest(reply),
+                        "as_alone": list(reply) == expected,
+                    }
+                    for prompt, reply, expected in zip(
+                        known.prompts, known.replies, replies, strict=True
+                    )
+                ],
+            }
+            for known, wasted, replies in zip(self.known, padding, alone, strict=True)
+        ]
+
+    def _each_alone(self) -> list[list[list[int]]]:
+        """For each turn the reply to every row's prompt by itself; the history is the batch's.
+
+        An exact strategy is held against the reference, which is the quickest; a lossy one against itself.
+        """
+        strategy = strategies.get(strategies.REFERENCE) if self._strategy.exact else self._strategy
+        found: list[list[list[int]]] = [[] for _ in self.known]
+        session = strategy.session(self._model, self._turns.max_length)
+        try:
+            for row in range(self._turns.batch):
+                for index, (known, request) in enumerate(
+                    zip(self.known, self._turns.requests, strict=True)
+                ):
+                    if index == 0 or not request.continues:
+                        session.restart()
+                    reply = session.generate(known.prompts[row], known.new_tokens, lambda: None)
+                    found[index].append(list(reply.tokens))
+        finally:
+            session.close()
+        return found
 
     def _quality(self, document: Mapping[str, Any]) -> dict[str, Any]:
         """What a lossy cache costs in quality; the reference beside it shows what nothing costs."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kvbench.layout import EQUAL, MIXED
 from kvbench.measurement.clock import Timing, clock_for
 from kvbench.strategies.base import Generation, Session
 
@@ -32,10 +33,20 @@ class Request:
 
 @dataclass
 class Script:
-    """The turns of a cell, and the length of the longest context they reach."""
+    """The turns of a cell, and the length of the longest context they reach.
+
+    Attributes
+    ----------
+    requests, kind:
+        The turns of the first row, whose prompts are the longest, and whether they are a conversation.
+    batch, lengths:
+        Rows that are generated for at once, and whether their prompts are ``equal``ly long or ``mixed``.
+    """
 
     requests: list[Request]
     kind: str
+    batch: int = 1
+    lengths: str = EQUAL
 
     @property
     def max_length(self) -> int:
@@ -48,8 +59,22 @@ class Script:
         return longest
 
 
+    def opening(self, row: int, prompt: Sequence[int]) -> list[int]:
+        """What a row of the batch begins with where the first one begins with ``prompt``.
+
+        Rows differ, so that no cache can share them and a row in another's place would be noticed. Of
+        equal lengths, a row begins as many tokens into the prompt as its number says, and what it skipped
+        stands at the end; of mixed ones it lacks up to half of the prompt's beginning, evenly spread.
+        """
+        if self.lengths == MIXED:
+            return list(prompt[row * len(prompt) // (2 * self.batch) :])
+        start = row % len(prompt)
+        return [*prompt[start:], *prompt[:start]]
+
+
 def script(document: Mapping[str, Any], cell: Mapping[str, Any]) -> Script:
     """Lay out the turns of a cell from a scenario's token ids (:func:`kvbench.inputs.tokens.prompts`)."""
+    batch, lengths = cell.get("batch", 1), cell.get("lengths", EQUAL)
     if document["kind"] == "fixed":
         limit = cell["max_prompt_tokens"]
         return Script(
@@ -59,6 +84,8 @@ def script(document: Mapping[str, Any], cell: Mapping[str, Any]) -> Script:
                 if limit is None or len(step["prompt"]) <= limit
             ],
             "fixed",
+            batch,
+            lengths,
         )
     new = cell["max_new_tokens"]
     following = document["next"][: (cell["turns"] or len(document["next"]) + 1) - 1]
@@ -68,16 +95,24 @@ def script(document: Mapping[str, Any], cell: Mapping[str, Any]) -> Script:
             *(Request(ids, True, new) for ids in following),
         ],
         "conversation",
+        batch,
+        lengths,
     )
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn that was generated: its whole prompt, what came back, and how long it took."""
+    """One turn that was generated: the whole prompt of each row, what came back, and how long it took."""
 
-    prompt: list[int]
+    prompts: list[list[int]]
     generation: Generation
     timing: Timing
+
+    @property
+    def replies(self) -> list[list[int]]:
+        """The new tokens of each row."""
+        found = self.generation
+        return [found.tokens] if found.rows is None else found.rows
 
 
 class Talk:
@@ -110,7 +145,7 @@ class Talk:
         self._turns = turns
         self._clock = clock_for(device)
         self._before_turn = before_turn
-        self._history: list[int] = []
+        self._histories: list[list[int]] = [[] for _ in range(turns.batch)]
 
     def turn(self, index: int) -> Turn:
         """Generate turn ``index``; the turns before it have to come before it.
@@ -120,22 +155,29 @@ class Talk:
         RuntimeError
             The session gave another number of tokens than it was asked for.
         """
-        request = self._turns.requests[index]
+        turns, request = self._turns, self._turns.requests[index]
         if index == 0 or not request.continues:
             self._session.restart()
-            self._history = []
-        prompt = [*self._history, *request.prompt]
+            prompts = [turns.opening(row, request.prompt) for row in range(turns.batch)]
+        else:
+            prompts = [[*history, *request.prompt] for history in self._histories]
+        on_token, new = self._clock.on_token, request.new_tokens
         self._before_turn()
         self._clock.start()
-        generation = self._session.generate(prompt, request.new_tokens, self._clock.on_token)
-        timing = self._clock.finish(generation.stamps)
-        if len(generation.tokens) != request.new_tokens:
-            raise RuntimeError(
-                f"turn {index + 1}: {len(generation.tokens)} tokens came back, "
-                f"{request.new_tokens} were asked for"
-            )
-        self._history = [*prompt, *generation.tokens]
-        return Turn(prompt, generation, timing)
+        if turns.batch == 1:
+            generation = self._session.generate(prompts[0], new, on_token)
+        else:
+            generation = self._session.generate_batch(prompts, new, on_token)
+        turn = Turn(prompts, generation, self._clock.finish(generation.stamps))
+        for reply in turn.replies:
+            if len(reply) != new:
+                raise RuntimeError(
+                    f"turn {index + 1}: {len(reply)} tokens came back, {new} were asked for"
+                )
+        self._histories = [
+            [*prompt, *reply] for prompt, reply in zip(prompts, turn.replies, strict=True)
+        ]
+        return turn
 
 
 class SlowedSession(Session):

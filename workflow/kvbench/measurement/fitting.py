@@ -16,6 +16,8 @@ from kvbench.measurement.processes import FRESH
 
 #: What a process takes beside weights and cache: libraries that were written to, work space.
 PROCESS_BYTES = 256 * 2**20
+#: Vectors of a position that live at once while a prompt is read, at least.
+_VECTORS = 4
 #: Share of the free memory that a block may plan with; predictions know nothing of fragmentation.
 USABLE = 0.9
 
@@ -68,11 +70,35 @@ def needs(cell: Mapping[str, Any], model_folder: Path, turns: Script, kind: str)
         )
         weights = int(physics.parameters(architecture) * size)
         traffic = strategies.get(cell["measured"]).traffic(turns.max_length)
-        cache = traffic.held_bytes(architecture, [turns.max_length], size)
+        cache = traffic.held_bytes(architecture, [turns.max_length], size, turns.batch)
+        if turns.batch > 1:
+            # A pass over all prompts keeps a few vectors of each position, and the logits of each row.
+            vectors = _VECTORS * turns.max_length * architecture.hidden_size
+            cache += turns.batch * (vectors + architecture.vocab_size) * size
     except InputError:
         # A kind of model or cache that nothing is predicted of: it is measured as it comes.
         return PROCESS_BYTES, 0
     return PROCESS_BYTES + cache + (weights if kind == FRESH else 0), weights
+
+
+def too_large(
+    own: Mapping[str, int], always: Sequence[str], shared: int, free: int | None
+) -> dict[str, str]:
+    """Cells that do not fit even alone beside those all are compared with, each with the numbers.
+
+    The arguments are those of :func:`parts`.
+    """
+    if free is None:
+        return {}
+    found = {}
+    for name, size in own.items():
+        needed = shared + size + sum(own[other] for other in always if other != name)
+        if needed > USABLE * free:
+            beside = f" beside {' and '.join(always)}" if set(always) - {name} else ""
+            found[name] = (
+                f"about {needed / 2**30:.1f} GiB{beside}, and {free / 2**30:.1f} GiB are free"
+            )
+    return found
 
 
 def parts(

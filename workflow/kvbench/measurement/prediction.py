@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kvbench import physics
@@ -43,7 +43,41 @@ def kv_bytes(
     turns: Sequence[Known],
     bytes_per_element: int,
 ) -> list[int | None]:
-    """Bytes that each turn should leave in the cache; None, and a reason in the entry, if unknown."""
+    """Bytes that each turn should leave in the cache; None, and a reason in the entry, if unknown.
+
+    Of a batch they are those of all rows, each as long as the longest: padded positions are stored.
+    """
+    return _of_each_turn(
+        described,
+        turns,
+        lambda arch, passes, turn: traffic.held_bytes(
+            arch, passes, bytes_per_element, len(turn.prompts) or 1
+        ),
+    )
+
+
+def padding_bytes(
+    described: dict[str, Any],
+    traffic: physics.Traffic,
+    turns: Sequence[Known],
+    bytes_per_element: int,
+) -> list[int | None]:
+    """Bytes of each turn's cache that padded positions take; None if unknown."""
+    return _of_each_turn(
+        described,
+        turns,
+        lambda arch, passes, turn: traffic.padding_bytes(
+            arch, passes, turn.padding, bytes_per_element
+        ),
+    )
+
+
+def _of_each_turn(
+    described: dict[str, Any],
+    turns: Sequence[Known],
+    size: Callable[[physics.Architecture, list[int], Known], int],
+) -> list[int | None]:
+    """A size of each turn's cache, told from the forward passes behind it."""
     if described["architecture"] is None:
         return [None] * len(turns)
     arch = physics.Architecture.from_dict(described["architecture"])
@@ -57,7 +91,7 @@ def kv_bytes(
         fresh = turn.prompt_tokens - turn.reused_tokens
         updates.append([*earlier, fresh, *[1] * (turn.new_tokens - 1)])
     try:
-        return [traffic.held_bytes(arch, passes, bytes_per_element) for passes in updates]
+        return [size(arch, *pair) for pair in zip(updates, turns, strict=True)]
     except InputError as error:
         described["not_predicted"] = str(error)
         return [None] * len(turns)

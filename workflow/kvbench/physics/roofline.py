@@ -364,9 +364,10 @@ def predicted_generation(
     """Predict the least time of a generation: each forward takes max(bytes/bandwidth, FLOPs/rate).
 
     Williams, Waterman and Patterson (2009), "Roofline", applied to each forward pass and summed.
-    Bytes are those of :func:`decode_bytes` over the read bandwidth; a pass over several tokens is
-    held against the rate of a matrix product, a pass over one token against that of a
-    matrix-vector product. Attention to later tokens is not counted, except where it runs over a
+    Bytes are those of :func:`decode_bytes` over the read bandwidth; a pass over several tokens, of one
+    sequence or of several, is held against the rate of a matrix product, a pass over one token against
+    that of a matrix-vector product. A batch reads the weights once a pass, and the keys and values of
+    all its rows. Attention to later tokens is not counted, except where it runs over a
     preallocated cache under an explicit mask.
 
     Parameters
@@ -375,6 +376,8 @@ def predicted_generation(
         All tokens of the prompt, the reused ones included.
     reused_tokens:
         Tokens of the prompt that a cache from an earlier turn already holds.
+    batch:
+        Sequences of these lengths that are generated at once; the times are those of all together.
 
     Raises
     ------
@@ -425,7 +428,7 @@ def _predicted_generation(
         if not in_place:
             flops -= masked_flops(arch, fresh, batch, reused)
         link = traffic.link_bytes(arch, length, b, batch) if reused else 0
-        rate = "prefill_flops_per_s" if fresh > 1 else "decode_flops_per_s"
+        rate = "prefill_flops_per_s" if batch * fresh > 1 else "decode_flops_per_s"
         return _step(ceilings, moved, link, flops, rate)
 
     def decode(index: int) -> tuple[float, bool]:
@@ -444,7 +447,7 @@ def _predicted_generation(
                 batch,
                 lambda layer: traffic.attended(layer, 1, context - 1),
             ),
-            "decode_flops_per_s",
+            "prefill_flops_per_s" if batch > 1 else "decode_flops_per_s",
         )
 
     first = prefill(prompt_tokens, reused_tokens)

@@ -108,6 +108,33 @@ class Traffic:
         """
         raise NotImplementedError
 
+    def padding_bytes(
+        self,
+        arch: Architecture,
+        updates: Sequence[int],
+        padding: Sequence[int],
+        bytes_per_element: float,
+    ) -> int:
+        """Bytes of a batch's cache that padded positions before its shorter prompts take.
+
+        What is held, less what each row would hold by itself.
+
+        Parameters
+        ----------
+        updates:
+            Tokens of each forward pass, as for :meth:`held_bytes`: those of the longest row.
+        padding:
+            Padded positions of each row, all of them in the first pass.
+        """
+        if not any(padding):
+            return 0
+        held = self.held_bytes(arch, updates, bytes_per_element)
+        first, *later = updates
+        return sum(
+            held - self.held_bytes(arch, [first - pad, *later], bytes_per_element)
+            for pad in padding
+        )
+
     def read_bytes(
         self,
         arch: Architecture,
@@ -231,6 +258,13 @@ class Static(Traffic):
         held = kv_bytes(arch, self.max_length, bytes_per_element, batch)
         return held + new_bytes(arch, 1, bytes_per_element, batch)
 
+    def padding_bytes(self, arch, updates, padding, bytes_per_element):
+        """The slots they fill: a row by itself would need so many fewer."""
+        held = kv_bytes(arch, self.max_length, bytes_per_element)
+        return sum(
+            held - kv_bytes(arch, self.max_length - pad, bytes_per_element) for pad in padding
+        )
+
     def working_bytes(self, arch, tokens, held, bytes_per_element):
         """Nothing beside the allocation."""
         return held
@@ -267,6 +301,10 @@ class Offloaded(Traffic):
     def held_bytes(self, arch, updates, bytes_per_element, batch=1):
         """Wherever the layers are."""
         return self._inner.held_bytes(arch, updates, bytes_per_element, batch)
+
+    def padding_bytes(self, arch, updates, padding, bytes_per_element):
+        """As without offloading."""
+        return self._inner.padding_bytes(arch, updates, padding, bytes_per_element)
 
     def read_bytes(self, arch, context, bytes_per_element, batch=1, decoded=1):
         """As without offloading."""

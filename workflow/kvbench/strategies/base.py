@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from kvbench.errors import Unsupported
 from kvbench.physics import Traffic
 from kvbench.strategies import options as _options
 from kvbench.strategies import shape
@@ -36,12 +37,18 @@ class Generation:
     stamps:
         ``time.perf_counter`` at each token, from engines that stamp tokens themselves; None when
         ``on_token`` was called.
+    rows:
+        Of a batch the new tokens of every row, the first of which ``tokens`` repeats; None for one request.
+    padding:
+        Of a batch the padded positions that stand before each row's prompt.
     """
 
     tokens: list[int]
     cache: Any
     reused_tokens: int = 0
     stamps: list[float] | None = None
+    rows: list[list[int]] | None = None
+    padding: tuple[int, ...] = ()
 
 
 class Session:
@@ -71,12 +78,36 @@ class Session:
         """
         raise NotImplementedError
 
+    def generate_batch(
+        self, rows: Sequence[Sequence[int]], max_new_tokens: int, on_token: Callable[[], None]
+    ) -> Generation:
+        """Generate greedily for several requests at once.
+
+        Parameters
+        ----------
+        rows:
+            The whole history of each request; lengths may differ.
+        max_new_tokens:
+            Exact number of tokens to generate for each.
+        on_token:
+            Called once per step, at the moment every request has that token.
+
+        Raises
+        ------
+        Unsupported
+            The session takes one request at a time, which is so unless a class says otherwise.
+        """
+        raise Unsupported("this strategy generates for one request at a time")
+
     def restart(self) -> None:
         """Forget the conversation; what was allocated or compiled may stay."""
 
     def close(self) -> None:
         """Give back threads and memory. The session is not used afterwards."""
 
+
+#: What stands before shorter prompts; masked, so that any token would do.
+_PAD = 0
 
 #: The attention that the library chooses for a model, and the one that needs a package.
 AUTO, FLASH = "auto", "flash_attention_2"
@@ -199,6 +230,10 @@ class Strategy:
         """Return which of the model's layers this cache cannot keep, or None."""
         return shape.refusal(self.id, model, self.layers)
 
+    def misfit_batch(self, model: LoadedModel, lengths: str) -> str | None:
+        """Return why prompts of ``equal`` or ``mixed`` lengths cannot go together here, or None."""
+        return None
+
     def small(self) -> Strategy:
         """The same strategy with sizes so small that a short conversation reaches them."""
         return self
@@ -215,8 +250,8 @@ class Strategy:
         """What the physics module needs to know: the kind of cache and its sizes."""
         raise NotImplementedError
 
-    def session(self, model: LoadedModel, max_length: int) -> Session:
-        """Open a conversation that will never be longer than ``max_length`` tokens."""
+    def session(self, model: LoadedModel, max_length: int, batch: int = 1) -> Session:
+        """Open a conversation that will never be longer than ``max_length`` tokens, or a batch of them."""
         raise NotImplementedError
 
     def options(self) -> dict[str, Any]:
@@ -265,31 +300,46 @@ class GenerateSession(Session):
     ) -> Generation:
         """Generate one turn; see :meth:`Session.generate`."""
         cache = self._make_cache()
-        tokens, cache = self.run(token_ids, max_new_tokens, on_token, cache)
+        (tokens,), cache = self.run([token_ids], max_new_tokens, on_token, cache)
         return Generation(tokens, cache)
+
+    def generate_batch(
+        self, rows: Sequence[Sequence[int]], max_new_tokens: int, on_token: Callable[[], None]
+    ) -> Generation:
+        """Generate for all rows, the shorter ones padded on the left and masked there."""
+        cache = self._make_cache()
+        found, cache = self.run(rows, max_new_tokens, on_token, cache)
+        return Generation(found[0], cache, rows=found, padding=paddings(rows))
 
     def run(
         self,
-        token_ids: Sequence[int],
+        rows: Sequence[Sequence[int]],
         max_new_tokens: int,
         on_token: Callable[[], None],
         cache: Cache | None,
-    ) -> tuple[list[int], Cache | None]:
-        """Call ``model.generate`` with a given cache; return new tokens and the cache."""
+    ) -> tuple[list[list[int]], Cache | None]:
+        """Call ``model.generate`` with a given cache; return the new tokens of each row and the cache."""
         import torch
 
         model: PreTrainedModel = self._model.model
-        ids = torch.tensor([list(token_ids)], device=model.device)
+        padding = paddings(rows)
+        ids = torch.tensor(
+            [[_PAD] * pad + list(row) for pad, row in zip(padding, rows, strict=True)],
+            device=model.device,
+        )
+        mask = torch.ones_like(ids)
+        for number, pad in enumerate(padding):
+            mask[number, :pad] = 0
         # Passed only where there is one: some models take none.
         given = {} if cache is None else {shape.cache_argument(self._model): cache}
         output = model.generate(
             ids,
-            attention_mask=torch.ones_like(ids),
+            attention_mask=mask,
             **given,
             generation_config=self._generation_config(max_new_tokens),
             stopping_criteria=[_OnToken(on_token)],
         )
-        return output.sequences[0, len(token_ids) :].tolist(), output.past_key_values
+        return output.sequences[:, ids.shape[1] :].tolist(), output.past_key_values
 
     def _generation_config(self, max_new_tokens: int) -> GenerationConfig:
         from transformers import GenerationConfig
@@ -297,7 +347,7 @@ class GenerateSession(Session):
         return GenerationConfig(
             max_new_tokens=max_new_tokens,
             do_sample=False,
-            pad_token_id=0,
+            pad_token_id=_PAD,
             eos_token_id=None,
             return_dict_in_generate=True,
             **self._settings,
@@ -316,6 +366,12 @@ class PersistentCacheSession(GenerateSession):
         return self._cache
 
 
+def paddings(rows: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """Positions that have to stand before each row to make all as long as the longest."""
+    longest = max(map(len, rows))
+    return tuple(longest - len(row) for row in rows)
+
+
 def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
     """Number of leading tokens that two sequences share."""
     length = min(len(left), len(right))
@@ -328,7 +384,9 @@ def text_config(model: LoadedModel) -> Any:
     return model.model.config.get_text_config(decoder=True)
 
 
-def allocated_static_cache(model: LoadedModel, max_length: int, **options: Any) -> Cache:
+def allocated_static_cache(
+    model: LoadedModel, max_length: int, batch: int = 1, **options: Any
+) -> Cache:
     """A StaticCache whose tensors exist before the first turn, so that no turn pays for them.
 
     The sizes of each layer are those of its family; of a family that is not known, one pass over one
@@ -340,6 +398,8 @@ def allocated_static_cache(model: LoadedModel, max_length: int, **options: Any) 
         The loaded model.
     max_length:
         Tokens it can hold.
+    batch:
+        Requests that it serves at once.
     options:
         Passed on to ``transformers.StaticCache``.
     """
@@ -349,7 +409,7 @@ def allocated_static_cache(model: LoadedModel, max_length: int, **options: Any) 
     cache = StaticCache(config=text_config(model), max_cache_len=max_length, **options)
     arch, weights = shape.architecture(model), model.model
     if arch is None:
-        token = torch.zeros((1, 1), dtype=torch.long, device=weights.device)
+        token = torch.zeros((batch, 1), dtype=torch.long, device=weights.device)
         with torch.no_grad():
             weights(token, **{shape.cache_argument(model): cache}, use_cache=True)
         cache.reset()
@@ -358,7 +418,7 @@ def allocated_static_cache(model: LoadedModel, max_length: int, **options: Any) 
         if sizes.kv_heads:
             empty = [
                 torch.zeros(
-                    (1, sizes.kv_heads, 0, size), dtype=weights.dtype, device=weights.device
+                    (batch, sizes.kv_heads, 0, size), dtype=weights.dtype, device=weights.device
                 )
                 for size in (sizes.key_size, sizes.value_size)
             ]

@@ -41,7 +41,7 @@ class Dynamic(Strategy):
         """Concatenation copies the cache at every step."""
         return physics.Dynamic()
 
-    def session(self, model: LoadedModel, max_length: int) -> Session:
+    def session(self, model: LoadedModel, max_length: int, batch: int = 1) -> Session:
         """Open a conversation; see :meth:`Strategy.session`."""
         from transformers import DynamicCache
 
@@ -64,7 +64,7 @@ class Offloaded(Strategy):
         """The cache crosses the bus to the host in both directions at every step."""
         return physics.Offloaded()
 
-    def session(self, model: LoadedModel, max_length: int) -> Session:
+    def session(self, model: LoadedModel, max_length: int, batch: int = 1) -> Session:
         """Open a conversation; see :meth:`Strategy.session`."""
         from transformers import DynamicCache
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from kvbench import physics
 from kvbench.inputs.models import LoadedModel
+from kvbench.layout import MIXED
 from kvbench.physics import Traffic
 from kvbench.strategies import shape
 from kvbench.strategies.base import Generation, Session, Strategy, allocated_static_cache
@@ -39,6 +40,12 @@ class StaticGraph(Strategy):
             return "static_graph needs a model that takes the positions of its tokens"
         return super().misfit(model)
 
+    def misfit_batch(self, model: LoadedModel, lengths: str) -> str | None:
+        """All rows stand at one position."""
+        if lengths == MIXED:
+            return f"{self.id}: the loop's one position and mask serve all rows of a batch"
+        return super().misfit_batch(model, lengths)
+
     def compiled(self, device: str) -> bool:
         """Whether the decoding step runs as a captured graph on ``device``."""
         return True
@@ -47,9 +54,10 @@ class StaticGraph(Strategy):
         """Attention reads the whole allocation, whatever is in it."""
         return physics.Static(max_length)
 
-    def session(self, model: LoadedModel, max_length: int) -> Session:
+    def session(self, model: LoadedModel, max_length: int, batch: int = 1) -> Session:
         """Open a conversation; see :meth:`Strategy.session`."""
-        return StaticLoopSession(model, max_length, capture=model.model.device.type == "cuda")
+        on_gpu = model.model.device.type == "cuda"
+        return StaticLoopSession(model, max_length, capture=on_gpu, batch=batch)
 
 
 class StaticLoopSession(Session):
@@ -67,16 +75,20 @@ class StaticLoopSession(Session):
         Tokens of the longest conversation.
     capture:
         Whether to record the step as a CUDA graph.
+    batch:
+        Requests that it serves at once, of one length; all stand at the same position.
     """
 
-    def __init__(self, model: LoadedModel, max_length: int, capture: bool) -> None:
+    def __init__(
+        self, model: LoadedModel, max_length: int, capture: bool, batch: int = 1
+    ) -> None:
         import torch
 
         device = model.model.device
         self._model = model.model
         self._capture = capture
-        self._cache = allocated_static_cache(model, max_length)
-        self._token = torch.zeros((1, 1), dtype=torch.long, device=device)
+        self._cache = allocated_static_cache(model, max_length, batch)
+        self._token = torch.zeros((batch, 1), dtype=torch.long, device=device)
         self._position = torch.zeros((1, 1), dtype=torch.long, device=device)
         self._slots = torch.arange(max_length, device=device)
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -131,21 +143,36 @@ class StaticLoopSession(Session):
         self, token_ids: Sequence[int], max_new_tokens: int, on_token: Callable[[], None]
     ) -> Generation:
         """Generate one turn; see :meth:`Session.generate`."""
+        return Generation(self._run([token_ids], max_new_tokens, on_token)[0], self._cache)
+
+    def generate_batch(
+        self, rows: Sequence[Sequence[int]], max_new_tokens: int, on_token: Callable[[], None]
+    ) -> Generation:
+        """Generate for rows of one length."""
+        found = self._run(rows, max_new_tokens, on_token)
+        return Generation(found[0], self._cache, rows=found, padding=(0,) * len(rows))
+
+    def _run(
+        self, rows: Sequence[Sequence[int]], max_new_tokens: int, on_token: Callable[[], None]
+    ) -> list[list[int]]:
         import torch
 
         with torch.inference_mode():
-            ids = torch.tensor([list(token_ids)], device=self._token.device)
+            ids = torch.tensor([list(row) for row in rows], device=self._token.device)
             if self._capture and self._graph is None:
                 self._record(ids)
-            tokens = torch.empty(max_new_tokens, dtype=torch.long, device=self._token.device)
+            # One row a step, so that a step's tokens lie together.
+            tokens = torch.empty(
+                (max_new_tokens, len(rows)), dtype=torch.long, device=self._token.device
+            )
             self._prefill(ids)
-            tokens[:1].copy_(self._token[0])
+            tokens[0].copy_(self._token[:, 0])
             on_token()
             for number in range(1, max_new_tokens):
                 if self._graph is not None:
                     self._graph.replay()
                 else:
                     self._step()
-                tokens[number : number + 1].copy_(self._token[0])
+                tokens[number].copy_(self._token[:, 0])
                 on_token()
-            return Generation(tokens.tolist(), self._cache)
+            return tokens.T.tolist()

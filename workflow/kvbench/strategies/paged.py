@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from kvbench import physics
 from kvbench.inputs.models import LoadedModel
@@ -13,6 +13,10 @@ from kvbench.physics import Traffic
 from kvbench.strategies import shape
 from kvbench.strategies.base import AUTO, Generation, Session, Strategy
 from kvbench.strategies.options import option
+
+
+#: Blocks of the engine's own: one to read zeros from, one to write nothing to.
+_OWN_BLOCKS = 2
 
 
 @dataclass(frozen=True)
@@ -63,25 +67,38 @@ class Paged(Strategy):
             return "paged has blocks for keys and values of one size; this model keeps latents"
         return super().misfit(model)
 
-    def blocks(self, max_length: int) -> int:
-        """Blocks that hold ``max_length`` tokens, plus one that is being filled."""
-        return -(-max_length // self.block_size) + 1
+    def blocks(self, max_length: int, batch: int = 1) -> int:
+        """Blocks that hold ``max_length`` tokens of each request, plus one each that is being filled.
+
+        The engine adds :data:`_OWN_BLOCKS`; every request of a batch but one brings as many, so that the
+        pool is that of one request times the batch.
+        """
+        return batch * (-(-max_length // self.block_size) + 1 + _OWN_BLOCKS) - _OWN_BLOCKS
 
     def traffic(self, max_length: int) -> Traffic:
         """The pool is allocated at once; a turn reads the pages it has filled."""
-        # The engine adds two blocks of its own: one to read zeros from, one to write nothing to.
-        pool = (self.blocks(max_length) + 2) * self.block_size
+        pool = (self.blocks(max_length) + _OWN_BLOCKS) * self.block_size
         return physics.Paged(self.block_size, pool)
 
-    def session(self, model: LoadedModel, max_length: int) -> Session:
+    def session(self, model: LoadedModel, max_length: int, batch: int = 1) -> Session:
         """Open a conversation; see :meth:`Strategy.session`."""
-        return _PagedSession(self, model, max_length)
+        return _PagedSession(self, model, max_length, batch)
+
+
+_STOPPED = "the continuous-batching engine stopped before the turn was complete"
+
+
+def _finished(result: Any) -> bool:
+    """Whether a request has all its tokens; an error of the engine's is raised."""
+    if result.error:
+        raise RuntimeError(f"the continuous-batching engine failed: {result.error}")
+    return result.is_finished()
 
 
 class _PagedSession(Session):
     """Keeps the engine's thread alive from turn to turn."""
 
-    def __init__(self, strategy: Paged, model: LoadedModel, max_length: int) -> None:
+    def __init__(self, strategy: Paged, model: LoadedModel, max_length: int, batch: int) -> None:
         from transformers import ContinuousBatchingConfig, GenerationConfig
 
         self._model = model
@@ -95,7 +112,8 @@ class _PagedSession(Session):
             ),
             continuous_batching_config=ContinuousBatchingConfig(
                 **{size: strategy.block_size},
-                num_blocks=strategy.blocks(max_length),
+                num_blocks=strategy.blocks(max_length, batch),
+                # Prompts of a batch are read one after the other, in passes of so many tokens.
                 max_batch_tokens=max(256, max_length),
                 allow_block_sharing=strategy.block_sharing,
             ),
@@ -106,22 +124,52 @@ class _PagedSession(Session):
         self, token_ids: Sequence[int], max_new_tokens: int, on_token: Callable[[], None]
     ) -> Generation:
         """Generate one turn; see :meth:`Session.generate`."""
-        request = self._manager.add_request(
+        request = self._asked(token_ids, max_new_tokens)
+        for result in self._manager.request_id_iter(request):
+            if _finished(result):
+                return Generation(
+                    list(result.generated_tokens), self._cache(), stamps=list(result.timestamps)
+                )
+        raise RuntimeError(_STOPPED)
+
+    def generate_batch(
+        self, rows: Sequence[Sequence[int]], max_new_tokens: int, on_token: Callable[[], None]
+    ) -> Generation:
+        """Serve requests that arrive together; nothing is padded.
+
+        The engine decides whose prompt is read when, so requests get their tokens at different moments:
+        a step's stamp is that of the last request to have its token.
+        """
+        requests = [self._asked(row, max_new_tokens) for row in rows]
+        found = {}
+        for result in self._manager:
+            if _finished(result):
+                found[result.request_id] = result
+                if len(found) == len(requests):
+                    break
+        if len(found) < len(requests):
+            raise RuntimeError(_STOPPED)
+        tokens = [list(found[request].generated_tokens) for request in requests]
+        steps = zip(*(found[request].timestamps for request in requests), strict=True)
+        return Generation(
+            tokens[0],
+            self._cache(),
+            stamps=[max(step) for step in steps],
+            rows=tokens,
+            padding=(0,) * len(rows),
+        )
+
+    def _asked(self, token_ids: Sequence[int], max_new_tokens: int) -> str:
+        return self._manager.add_request(
             list(token_ids),
             max_new_tokens=max_new_tokens,
             streaming=False,
             record_timestamps=True,
             eos_token_id=-1,
         )
-        for result in self._manager.request_id_iter(request):
-            if result.error:
-                raise RuntimeError(f"the continuous-batching engine failed: {result.error}")
-            if result.is_finished():
-                cache = getattr(self._manager.batch_processor, "cache", None)
-                return Generation(
-                    list(result.generated_tokens), cache, stamps=list(result.timestamps)
-                )
-        raise RuntimeError("the continuous-batching engine stopped before the turn was complete")
+
+    def _cache(self) -> Any:
+        return getattr(self._manager.batch_processor, "cache", None)
 
     def close(self) -> None:
         """Stop the engine and give the model back its usual attention."""

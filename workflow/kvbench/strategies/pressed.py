@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from kvbench import physics
 from kvbench.inputs.models import LoadedModel
+from kvbench.layout import MIXED
 from kvbench.physics import Traffic
 from kvbench.strategies.base import Generation, Session, Strategy, text_config
 from kvbench.strategies.options import option
@@ -45,11 +46,17 @@ class Pressed(Strategy):
             return f"{self.id} needs the package {PACKAGE} (pip install {PACKAGE})"
         return _misfit(self.id) or super().available(model, device)
 
+    def misfit_batch(self, model: LoadedModel, lengths: str) -> str | None:
+        """A press scores every position, and knows of no padding."""
+        if lengths == MIXED:
+            return f"{self.id}: the press would score the padding before shorter prompts as tokens"
+        return super().misfit_batch(model, lengths)
+
     def traffic(self, max_length: int) -> Traffic:
         """Decoding reads what is left of the prompt, and all new tokens."""
         return physics.Pruned(self.compression_ratio, self.too_short or None)
 
-    def session(self, model: LoadedModel, max_length: int) -> Session:
+    def session(self, model: LoadedModel, max_length: int, batch: int = 1) -> Session:
         """Open a conversation; see :meth:`Strategy.session`."""
         import kvpress
 
@@ -96,13 +103,26 @@ class PressedSession(Session):
         self, token_ids: Sequence[int], max_new_tokens: int, on_token: Callable[[], None]
     ) -> Generation:
         """Generate one turn; see :meth:`Session.generate`."""
+        (tokens,), cache = self._run([token_ids], max_new_tokens, on_token)
+        return Generation(tokens, cache)
+
+    def generate_batch(
+        self, rows: Sequence[Sequence[int]], max_new_tokens: int, on_token: Callable[[], None]
+    ) -> Generation:
+        """Generate for rows of one length; each is compressed by its own scores."""
+        found, cache = self._run(rows, max_new_tokens, on_token)
+        return Generation(found[0], cache, rows=found, padding=(0,) * len(rows))
+
+    def _run(
+        self, rows: Sequence[Sequence[int]], max_new_tokens: int, on_token: Callable[[], None]
+    ) -> tuple[list[list[int]], Any]:
         import torch
         from transformers import DynamicCache
 
         model = self._model.model
         cache = DynamicCache(config=text_config(self._model))
         with torch.inference_mode():
-            ids = torch.tensor([list(token_ids)], device=model.device)
+            ids = torch.tensor([list(row) for row in rows], device=model.device)
             long_enough = ids.shape[1] > self._too_short
             with self._press(model) if long_enough else nullcontext():
                 output = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -116,7 +136,7 @@ class PressedSession(Session):
                     position = position + 1
                 tokens.append(output.logits[:, -1:].argmax(-1))
                 on_token()
-            return Generation(torch.cat(tokens, dim=-1)[0].tolist(), cache)
+            return torch.cat(tokens, dim=-1).tolist(), cache
 
 
 @dataclass(frozen=True)

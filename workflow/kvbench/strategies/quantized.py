@@ -138,7 +138,7 @@ class Quantized(Strategy):
             self.bits, self.backend, self.group_size, self.residual, counts_new or None
         )
 
-    def session(self, model: LoadedModel, max_length: int) -> Session:
+    def session(self, model: LoadedModel, max_length: int, batch: int = 1) -> Session:
         """Open a conversation; see :meth:`Strategy.session`."""
         use_own_ninja()
         return GenerateSession(model, lambda: self.cache(model))

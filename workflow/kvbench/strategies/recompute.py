@@ -25,6 +25,6 @@ class NoCache(Strategy):
         """Recomputation reads the weights and writes no cache."""
         return physics.NoCache()
 
-    def session(self, model: LoadedModel, max_length: int) -> Session:
+    def session(self, model: LoadedModel, max_length: int, batch: int = 1) -> Session:
         """Open a conversation; see :meth:`Strategy.session`."""
         return GenerateSession(model, lambda: None, use_cache=False)

@@ -15,6 +15,7 @@ from kvbench.strategies.base import (
     Session,
     allocated_static_cache,
     common_prefix,
+    paddings,
     text_config,
 )
 from kvbench.strategies.dynamic import Dynamic
@@ -23,6 +24,10 @@ from kvbench.strategies.static import Static
 
 if TYPE_CHECKING:
     from transformers import Cache
+
+
+#: What stands for a padded position among held tokens: no token's id.
+_PADDED = -1
 
 
 class ReusingSession(GenerateSession):
@@ -52,36 +57,57 @@ class ReusingSession(GenerateSession):
         super().__init__(model, make_cache, **settings)
         self._crops = crops
         self._cache: Cache | None = None
-        self._held: list[int] = []
+        self._held: list[list[int]] = []
 
     def generate(
         self, token_ids: Sequence[int], max_new_tokens: int, on_token: Callable[[], None]
     ) -> Generation:
         """Generate one turn; only tokens after the longest common prefix are read."""
-        ids = list(token_ids)
+        (tokens,), cache, reused = self._continued([token_ids], max_new_tokens, on_token)
+        return Generation(tokens, cache, reused_tokens=reused)
+
+    def generate_batch(
+        self, rows: Sequence[Sequence[int]], max_new_tokens: int, on_token: Callable[[], None]
+    ) -> Generation:
+        """Generate one turn of all rows; what every row shares with its own past is not read again."""
+        found, cache, reused = self._continued(rows, max_new_tokens, on_token)
+        return Generation(found[0], cache, reused, rows=found, padding=paddings(rows))
+
+    def _continued(
+        self, rows: Sequence[Sequence[int]], max_new_tokens: int, on_token: Callable[[], None]
+    ) -> tuple[list[list[int]], Cache | None, int]:
+        """New tokens of each row, the cache, and the positions that were there already."""
+        # A cache has columns: what stands before a shorter row is part of them.
+        ids = [
+            [_PADDED] * pad + list(row) for pad, row in zip(paddings(rows), rows, strict=True)
+        ]
         cache, held = self._cache, self._held
         # A turn that fails leaves a cache of unknown content behind: nothing of it is kept.
         self.restart()
         reused = self._keep(cache, held, ids)
         if not reused or cache is None:
             cache, reused = self._make_cache(), 0
-        tokens, cache = self.run(ids, max_new_tokens, on_token, cache)
+        found, cache = self.run(rows, max_new_tokens, on_token, cache)
         # The last token was returned and never fed back, so it is not in the cache.
-        self._cache, self._held = cache, [*ids, *tokens[:-1]]
-        return Generation(tokens, cache, reused_tokens=reused)
+        self._cache = cache
+        self._held = [[*row, *tokens[:-1]] for row, tokens in zip(ids, found, strict=True)]
+        return found, cache, reused
 
-    def _keep(self, cache: Cache | None, held: list[int], ids: list[int]) -> int:
+    def _keep(self, cache: Cache | None, held: list[list[int]], ids: list[list[int]]) -> int:
         """Cut the cache to the prefix it shares with ``ids``; return its tokens, 0 to start over."""
         # Somebody else may have fed the cache; int() because a static one returns its live counter.
-        if cache is None or int(cache.get_seq_length()) != len(held):
+        if cache is None or len(held) != len(ids):
+            return 0
+        length = len(held[0])
+        if int(cache.get_seq_length()) != length:
             return 0
         # At least one token has to be read, or there is nothing to predict the next one from.
-        shared = min(common_prefix(held, ids), len(ids) - 1)
-        if shared == len(held):
+        shared = min(*map(common_prefix, held, ids), len(ids[0]) - 1)
+        if shared == length:
             return shared
         if not self._crops or not shared or not _can_go_back(cache):
             return 0
-        cache.crop(shared - len(held))
+        cache.crop(shared - length)
         return shared
 
     def restart(self) -> None:
@@ -121,7 +147,7 @@ class DynamicReuse(_Reuses, Dynamic):
             return f"{type(self).name} reads what is new in one pass; leave prefill_chunk out"
         return super().contradiction()
 
-    def session(self, model: LoadedModel, max_length: int) -> Session:
+    def session(self, model: LoadedModel, max_length: int, batch: int = 1) -> Session:
         """Open a conversation; see :meth:`Strategy.session`."""
         from transformers import DynamicCache
 
@@ -137,9 +163,9 @@ class StaticReuse(_Reuses, Static):
     reuses_turns: ClassVar[bool] = True
     without_reuse: ClassVar[str] = "static"
 
-    def session(self, model: LoadedModel, max_length: int) -> Session:
+    def session(self, model: LoadedModel, max_length: int, batch: int = 1) -> Session:
         """Open a conversation; see :meth:`Strategy.session`."""
-        cache = allocated_static_cache(model, max_length)
+        cache = allocated_static_cache(model, max_length, batch)
 
         def emptied() -> Cache:
             cache.reset()
@@ -167,6 +193,6 @@ class QuantizedReuse(_Reuses, Quantized):
         "quantized_int4_reuse": Preset("Four bits through optimum-quanto, kept from turn to turn."),
     }
 
-    def session(self, model: LoadedModel, max_length: int) -> Session:
+    def session(self, model: LoadedModel, max_length: int, batch: int = 1) -> Session:
         """Open a conversation; see :meth:`Strategy.session`."""
         return ReusingSession(model, lambda: self.cache(model), crops=False)

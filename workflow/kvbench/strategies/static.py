@@ -38,10 +38,10 @@ class Static(Strategy):
         """Attention reads the whole allocation, whatever is in it."""
         return physics.Static(max_length)
 
-    def session(self, model: LoadedModel, max_length: int) -> Session:
+    def session(self, model: LoadedModel, max_length: int, batch: int = 1) -> Session:
         """Open a conversation; see :meth:`Strategy.session`."""
         compiled = self.compiled(model.model.device.type)
-        cache = allocated_static_cache(model, max_length)
+        cache = allocated_static_cache(model, max_length, batch)
         return PersistentCacheSession(model, cache, disable_compile=not compiled)
 
 
@@ -65,7 +65,7 @@ class StaticCompiled(Static):
             return "static_compiled needs a C++ compiler on a CPU (Debian package g++)"
         return super().available(model, device)
 
-    def session(self, model: LoadedModel, max_length: int) -> Session:
+    def session(self, model: LoadedModel, max_length: int, batch: int = 1) -> Session:
         """Open a conversation; see :meth:`Strategy.session`."""
         from transformers import CompileConfig
 
@@ -74,7 +74,7 @@ class StaticCompiled(Static):
         config = CompileConfig(mode=mode, dynamic=False)
         # generate() compiles by itself only on accelerators; this is its own switch for a CPU.
         config._compile_all_devices = True
-        cache = allocated_static_cache(model, max_length)
+        cache = allocated_static_cache(model, max_length, batch)
         return PersistentCacheSession(model, cache, disable_compile=False, compile_config=config)
 
 
@@ -98,7 +98,7 @@ class OffloadedStatic(Strategy):
         """The whole allocation crosses the bus at every step."""
         return physics.Offloaded(max_length)
 
-    def session(self, model: LoadedModel, max_length: int) -> Session:
+    def session(self, model: LoadedModel, max_length: int, batch: int = 1) -> Session:
         """Open a conversation; see :meth:`Strategy.session`."""
-        cache = allocated_static_cache(model, max_length, offloading=True)
+        cache = allocated_static_cache(model, max_length, batch, offloading=True)
         return PersistentCacheSession(model, cache)

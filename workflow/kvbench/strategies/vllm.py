@@ -64,7 +64,7 @@ class Vllm(Strategy):
         """Whole blocks are held for the tokens that a turn has."""
         return physics.Paged(self.block_size)
 
-    def session(self, model: LoadedModel, max_length: int) -> Session:
+    def session(self, model: LoadedModel, max_length: int, batch: int = 1) -> Session:
         """Open a conversation; see :meth:`Strategy.session`."""
         return _VllmSession(self, model, max_length)
 

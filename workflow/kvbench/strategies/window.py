@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from kvbench import physics
 from kvbench.inputs.models import LoadedModel
+from kvbench.layout import MIXED
 from kvbench.physics import Traffic
 from kvbench.strategies import shape
 from kvbench.strategies.base import GenerateSession, Session, Strategy, text_config
@@ -64,7 +65,7 @@ class SlidingWindow(Strategy):
         """Sinks and window bound both size and traffic."""
         return physics.Window(self.window, self.sinks)
 
-    def session(self, model: LoadedModel, max_length: int) -> Session:
+    def session(self, model: LoadedModel, max_length: int, batch: int = 1) -> Session:
         """Open a conversation; see :meth:`Strategy.session`."""
         return GenerateSession(model, lambda: self.cache(model))
 
@@ -108,6 +109,12 @@ class AttentionSink(SlidingWindow):
     sinks: int = option(4, "s", least=0, label="{} sinks", label_pt="{} sumidouros")
 
     name: ClassVar[str] = "attention_sink"
+
+    def misfit_batch(self, model: LoadedModel, lengths: str) -> str | None:
+        """The first positions of a batch are its longest row's first tokens, and others' padding."""
+        if lengths == MIXED and self.sinks:
+            return f"{self.id} would keep padding as the first tokens of shorter prompts"
+        return super().misfit_batch(model, lengths)
 
 
 @once

@@ -76,7 +76,11 @@ class Tables:
         others: Mapping[str, pd.DataFrame],
         evidence: Mapping[str, Evidence] | None = None,
     ) -> Tables:
-        """Index the tables ``kv_samples``, ``kv_summary`` and those of the studies."""
+        """Index the tables ``kv_samples``, ``kv_summary`` and those of the studies.
+
+        Claims are about one request: rows of batches are left out.
+        """
+        samples, summary = selection.single(samples), selection.single(summary)
         return cls(
             samples,
             summary,
