@@ -23,10 +23,10 @@ MOST = 3
 _PLACE = ["machine", "model", "device", "dtype"]
 #: Column of a panel, its prediction, its axis label, and the factor from the table's unit.
 _PANELS = (
-    ("output_tokens_per_s", "predicted_output_tokens_per_s", "all requests together (tokens/s)", 1.0),
-    ("tpot_s", "predicted_tpot_s", "time per token of each (ms)", 1e3),
+    ("output_tokens_per_s", "predicted_output_tokens_per_s", "throughput (tokens/s)", 1.0),
+    ("tpot_s", "predicted_tpot_s", "time per token (ms)", 1e3),
 )
-_NOTE = "marker: median; bar: 95 % interval; both axes logarithmic"
+_NOTE = "marker: median; bar: 95 % interval; throughput of all requests together"
 _ROOF = "roof: the least time of any of these strategies"
 
 
@@ -123,16 +123,14 @@ def _panel(
         ax.plot(roof.index, roof, color="0.25", linestyle=(0, (4, 2)), linewidth=0.9)
         handles[_ROOF] = Line2D([], [], color="0.25", linestyle=(0, (4, 2)), linewidth=0.9)
         seen += roof.dropna().tolist()
-    positive = [value for value in seen if value > 0]
     ax.set_xscale("log", base=2)
     ax.xaxis.set_major_locator(FixedLocator(sorted(rows["requests"].unique())))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set_xlabel("requests at once")
-    if positive:
+    if any(value > 0 for value in seen):
         ax.set_yscale("log")
-        _kv.plain_log_axis(ax.yaxis, min(positive), max(positive))
     ax.set_ylabel(label)
     ax.margins(x=0.08)
     ax.grid(color="0.9", linewidth=0.6)

@@ -176,8 +176,6 @@ def kv_values(
     InputError
         If two numbers would get the same name.
     """
-    # What the paper says is about one request.
-    summary, samples = selection.single(summary), selection.single(samples)
     out = _Writer(samples)
     environment = environment or {}
     machines = selection.machines(summary)

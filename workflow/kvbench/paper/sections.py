@@ -58,6 +58,8 @@ def collect(
     environments:
         Machine to its facts.
     """
+    # What the paper says is about one request.
+    summary, samples = selection.single(summary), selection.single(samples)
     values = numbers.kv_values(summary, samples, claims, environments)
     values |= numbers.aa_values(aa_table)
     chosen = selection.choices(summary, samples, quality)
