@@ -294,9 +294,7 @@ EXPERIMENT = {
     "scenarios": ["steps"],
     "strategies": ["dynamic", "static"],
 }
-STEPS = Scenario(
-    id="steps", kind="fixed", title="Steps", seed=1, steps=(Step(24, 5), Step(12, 4))
-)
+STEPS = Scenario(id="steps", kind="fixed", title="Steps", seed=1, steps=(Step(24, 5), Step(12, 4)))
 
 
 def planned(**fields: object) -> dict[str, configuration.KvBlock]:
@@ -306,7 +304,10 @@ def planned(**fields: object) -> dict[str, configuration.KvBlock]:
 
 
 def test_each_batch_is_a_block_of_its_own():
-    assert list(planned(batch=[1, 4])) == ["batches/cpu/tiny/steps/r1", "batches/cpu/tiny/steps-b4/r1"]
+    assert list(planned(batch=[1, 4])) == [
+        "batches/cpu/tiny/steps/r1",
+        "batches/cpu/tiny/steps-b4/r1",
+    ]
 
 
 def test_a_batch_of_one_is_what_it_always_was():
@@ -318,7 +319,9 @@ def test_a_batch_of_one_is_what_it_always_was():
 
 
 def test_a_batch_is_not_scored_for_quality():
-    cells = configuration.cells_of(planned(batch=[1, 2], strategies=["dynamic", "sliding_window"]).values())
+    cells = configuration.cells_of(
+        planned(batch=[1, 2], strategies=["dynamic", "sliding_window"]).values()
+    )
     assert {cell.batch for cell in cells.values() if cell.quality} == {1}
 
 
@@ -496,7 +499,10 @@ def summary(batch_record) -> pd.DataFrame:
 
 def test_a_sweep_begins_with_one_request(summary):
     headings = [heading for heading, _ in kv_batch.sweeps(summary)]
-    assert [heading.rpartition(" · ")[2] for heading in headings] == ["equal lengths", "mixed lengths"]
+    assert [heading.rpartition(" · ")[2] for heading in headings] == [
+        "equal lengths",
+        "mixed lengths",
+    ]
     sweeps = dict(kv_batch.sweeps(summary))
     assert sweeps[headings[0]]["requests"].tolist() == [1, 1, 4, 4, 16, 16]
     assert sweeps[headings[1]]["requests"].tolist() == [1, 4]

@@ -61,7 +61,9 @@ def single(table: pd.DataFrame) -> pd.DataFrame:
     """Rows of cells that generated for one request; only what is about batches looks at the others."""
     if "scenario" not in table or table.empty:
         return table
-    known = {name: batch_of(name)[1] == 1 for name in table["scenario"].dropna().astype(str).unique()}
+    known = {
+        name: batch_of(name)[1] == 1 for name in table["scenario"].dropna().astype(str).unique()
+    }
     keep = table["scenario"].astype(str).map(known)
     return table if all(known.values()) else table[keep.fillna(True).astype(bool)]
 

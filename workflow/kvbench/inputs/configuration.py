@@ -31,7 +31,7 @@ class KvCell:
     measured:
         The strategy that runs.
     batch, lengths:
-        Requests that are generated for at once, and whether their prompts are ``equal``ly long or ``mixed``.
+        Requests that are generated for at once, with prompts of ``equal`` or ``mixed`` lengths.
     slowdown, arm, copy:
         In the test of the instrument: the injected slowdown, ``same`` or ``slowed``, and the number
         of this cell among its equals.

@@ -58,7 +58,6 @@ class Script:
             longest = max(longest, context)
         return longest
 
-
     def opening(self, row: int, prompt: Sequence[int]) -> list[int]:
         """What a row of the batch begins with where the first one begins with ``prompt``.
 

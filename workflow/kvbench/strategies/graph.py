@@ -79,9 +79,7 @@ class StaticLoopSession(Session):
         Requests that it serves at once, of one length; all stand at the same position.
     """
 
-    def __init__(
-        self, model: LoadedModel, max_length: int, capture: bool, batch: int = 1
-    ) -> None:
+    def __init__(self, model: LoadedModel, max_length: int, capture: bool, batch: int = 1) -> None:
         import torch
 
         device = model.model.device

@@ -14,7 +14,6 @@ from kvbench.strategies import shape
 from kvbench.strategies.base import AUTO, Generation, Session, Strategy
 from kvbench.strategies.options import option
 
-
 #: Blocks of the engine's own: one to read zeros from, one to write nothing to.
 _OWN_BLOCKS = 2
 

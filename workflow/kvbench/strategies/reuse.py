@@ -78,9 +78,7 @@ class ReusingSession(GenerateSession):
     ) -> tuple[list[list[int]], Cache | None, int]:
         """New tokens of each row, the cache, and the positions that were there already."""
         # A cache has columns: what stands before a shorter row is part of them.
-        ids = [
-            [_PADDED] * pad + list(row) for pad, row in zip(paddings(rows), rows, strict=True)
-        ]
+        ids = [[_PADDED] * pad + list(row) for pad, row in zip(paddings(rows), rows, strict=True)]
         cache, held = self._cache, self._held
         # A turn that fails leaves a cache of unknown content behind: nothing of it is kept.
         self.restart()
