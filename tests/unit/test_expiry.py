@@ -294,6 +294,35 @@ def test_study_measures_the_garbage_of_version_in_key(table):
     assert rows.drop("version")["garbage_keys"].sum() == 0
 
 
+def test_methods_take_turns_and_are_compared_within_rounds(table):
+    rows = table[table["kind"] == "invalidation"].set_index("policy")
+    assert (rows["updates"] == 5).all()
+    assert (rows.drop("event")["over_event_rounds"] == 5).all()
+    assert rows.loc["pattern", "over_event"] > 0
+    assert "over_event_ci_low" not in rows or rows["over_event_ci_low"].isna().all()
+
+
+def test_another_clients_reads_are_counted_beside_the_method_at_work(table):
+    rows = table[table["kind"] == "invalidation"]
+    assert (rows["bystander_p50_s"].dropna() > 0).all()
+    assert rows["bystander_p50_s"].notna().any()
+
+
+def test_a_method_is_compared_over_ten_rounds_with_an_interval():
+    def arm(seconds):
+        return {"round": list(range(12)), "slot": list(range(12)), "seconds": seconds}
+
+    drift = [1.0 + 0.1 * (number % 4) for number in range(12)]
+    record = {
+        "rows": [{"kind": "invalidation", "policy": name} for name in ("event", "pattern", "ttl")],
+        "samples": {"event": arm(drift), "pattern": arm([8 * one for one in drift])},
+    }
+    event, pattern, ttl = study.aggregate(record)
+    assert pattern["over_event"] == pytest.approx(8.0)
+    assert pattern["over_event_ci_low"] == pytest.approx(8.0)
+    assert "over_event" not in event and "over_event" not in ttl
+
+
 def test_study_compares_every_row_with_theory(table):
     rows = table[table["kind"] == "ttl"]
     assert rows["predicted_hit_ratio"].notna().all()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from kvbench.paper.values import Value
-from kvbench.studies import Cell, Study
+from kvbench.studies import Cell, Study, _paired
 from kvbench.studies import _option as option
 from kvbench.studies import _values as named
 
@@ -56,7 +56,10 @@ OPTIONS = option.schema(
     ),
     parts=option.integer("Entries that depend on one entity.", 10, minimum=1, maximum=1000),
     updates=option.integer(
-        "Entities changed and invalidated per method.", 40, minimum=2, maximum=100_000
+        "Rounds; in each, every method takes back one entity (flush in ten of them).",
+        40,
+        minimum=2,
+        maximum=100_000,
     ),
 )
 
@@ -83,6 +86,7 @@ COLUMNS = {
     "stale_reads": "of these, reads that returned the old value",
     "invalidate_p50_s": "median time of an invalidation (s)",
     "invalidate_p99_s": "99th percentile (s)",
+    **_paired.meanings("over_event", "time of an invalidation over that of event"),
     "read_p50_s": "median time of a read (s)",
     "fill_s": "time to store one entry in a batch (s)",
     "bystander_p50_s": "median read of another client meanwhile (s)",
@@ -114,8 +118,19 @@ def plan(options: Mapping[str, Any]) -> dict[str, Cell]:
 
 
 def aggregate(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the rows; older records hold microseconds."""
-    return [named.in_seconds(row) for row in record["rows"]]
+    """Return the rows, with what each method took over ``event`` in the same rounds.
+
+    Older records hold microseconds, and methods that ran one after the other.
+    """
+    rows = [named.in_seconds(row) for row in record["rows"]]
+    samples = record.get("samples") or {}
+    event = samples.get("event", {})
+    for row in rows:
+        policy = row.get("policy")
+        mine = samples.get(policy, {}) if row["kind"] == "invalidation" else {}
+        if policy != "event" and "round" in mine:
+            row |= _paired.columns_of("over_event", _paired.log_ratios(mine, event))
+    return rows
 
 
 def values(table: pd.DataFrame) -> dict[str, Value]:
@@ -166,6 +181,7 @@ def values(table: pd.DataFrame) -> dict[str, Value]:
             found[f"{prefix}_{column}_us"] = named.number(
                 named.first(own), f"{column}_s", "us", 0, 1e6
             )
+        found[f"{prefix}_over_event"] = _paired.value(named.first(own), "over_event", digits=1)
         fewest = named.first(smallest[smallest["policy"] == method])
         found[f"{prefix}_invalidate_p50_us_fewest"] = named.number(
             fewest, "invalidate_p50_s", "us", 0, 1e6

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from kvbench.caching import expiry
 from kvbench.errors import Unsupported
 from kvbench.studies import Context, Outcome
+from kvbench.studies.measuring._rounds import Log, turns
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -29,6 +31,9 @@ CLASS_TTL_S = {
     "guide": {"static": 86_400.0, "daily": 3600.0, "volatile": 300.0},
 }
 SPREAD = 0.2
+
+#: Rounds in which a flush takes part: as many as an interval needs, and each fills the cache anew.
+_FLUSHES = 10
 
 
 def measure(factors: Mapping[str, Any], context: Context) -> Outcome:
@@ -108,20 +113,33 @@ def _z(seen: float, predicted: float, error: float | None) -> float | None:
 
 
 def _invalidation(factors: Mapping[str, Any], context: Context) -> Outcome:
+    """Let every method take back one entity a round, in an order drawn anew."""
     from kvbench.caching.server import running
 
-    rows, samples = [], {}
     with running(context.server_url, context.scratch) as server:
         if not server.private:
             raise Unsupported(
                 "invalidation flushes the server and measures a scan of all its keys, so it needs "
                 "a private one: remove app.server_url and REDIS_URL"
             )
-        for name in factors["methods"]:
-            server.client().flushall()
-            row, times = _invalidate(name, factors, context, server)
-            rows.append(row)
-            samples[name] = times
+        server.client().flushall()
+        arms = {
+            name: _Arm(name, number, factors, context, server)
+            for number, name in enumerate(factors["methods"])
+        }
+        log, meanwhile = Log(), _Bystander(server, len(arms))
+        seldom = max(1, factors["updates"] // _FLUSHES)
+        with meanwhile:
+            for number, name in turns(list(arms), factors["updates"], context.seed):
+                # A flush empties everything, so each of its updates needs a full cache first.
+                if name == "flush" and number % seldom:
+                    continue
+                arm = arms[name]
+                arm.prepare()
+                with meanwhile.beside(name):
+                    log.add(name, number, seconds=arm.update())
+        rows = [arm.row(meanwhile.seconds(name)) for name, arm in arms.items()]
+        samples = {name: {**taken, "read": arms[name].read_s} for name, taken in log.arms().items()}
     return Outcome(rows, samples)
 
 
@@ -129,84 +147,129 @@ def _value(version: int) -> bytes:
     return b"%d " % version + b"x" * 500
 
 
-def _invalidate(
-    name: str, factors: Mapping[str, Any], context: Context, server: Server
-) -> tuple[dict[str, Any], dict[str, list[float]]]:
-    from kvbench.caching import invalidation
+class _Arm:
+    """A method at work in a database of its own: a scan or a flush meets nobody else's entries."""
 
-    client, parts = server.client(), factors["parts"]
-    entities = [str(number) for number in range(max(2, factors["keys"] // parts))]
-    method = invalidation.build(name, client, server.namespace, parts, ttl_s=3600)
-    rng = np.random.default_rng(context.seed)
-    versions = dict.fromkeys(entities, 0)
-    # A flush empties everything, so each of its updates needs a full cache first.
-    updates = min(3, factors["updates"]) if name == "flush" else factors["updates"]
-    times: dict[str, list[float]] = {"invalidate": [], "read": []}
-    started = time.perf_counter()
-    _fill(method, versions)
-    fill_s = time.perf_counter() - started
-    client.set(f"{server.namespace}bystander", _value(0))
-    stale = reads = gone = looked_at = 0
-    # Another process, so that the interpreter lock is no part of what the other client waits for.
-    processes = multiprocessing.get_context("fork")
-    stop = processes.Event()
-    here, there = processes.Pipe(duplex=False)
-    bystander = processes.Process(
-        target=_read_on, args=(server, f"{server.namespace}bystander", stop, there), daemon=True
-    )
-    bystander.start()
-    try:
-        for update in range(updates):
-            if name == "flush" and update:
-                _fill(method, versions)
-            entity = entities[int(rng.integers(len(entities)))]
-            versions[entity] += 1
+    def __init__(
+        self, name: str, number: int, factors: Mapping[str, Any], context: Context, server: Server
+    ) -> None:
+        from kvbench.caching import invalidation
+
+        self._name, self._parts = name, factors["parts"]
+        self._client = server.client(db=number)
+        self._entities = [str(one) for one in range(max(2, factors["keys"] // self._parts))]
+        self._method = invalidation.build(
+            name, self._client, server.namespace, self._parts, ttl_s=3600
+        )
+        self._rng = np.random.default_rng(context.seed)
+        self._versions = dict.fromkeys(self._entities, 0)
+        self._updates = self._stale = self._gone = self._looked_at = 0
+        self._invalidate_s: list[float] = []
+        self.read_s: list[float] = []
+        started = time.perf_counter()
+        _fill(self._method, self._versions)
+        self._fill_s = time.perf_counter() - started
+
+    def prepare(self) -> None:
+        """Have everything stored again where an update takes all of it."""
+        if self._name == "flush" and self._updates:
+            _fill(self._method, self._versions)
+
+    def update(self) -> float:
+        """Change an entity, invalidate and read it; return the seconds of the invalidation."""
+        entities, versions, method = self._entities, self._versions, self._method
+        self._updates += 1
+        entity = entities[int(self._rng.integers(len(entities)))]
+        versions[entity] += 1
+        started = time.perf_counter()
+        method.invalidate(entity)
+        seconds = time.perf_counter() - started
+        self._invalidate_s.append(seconds)
+        for part in range(self._parts):
             started = time.perf_counter()
-            method.invalidate(entity)
-            times["invalidate"].append(time.perf_counter() - started)
-            for part in range(parts):
-                started = time.perf_counter()
-                found = method.get(entity, part)
-                times["read"].append(time.perf_counter() - started)
-                reads += 1
-                if found is None:
-                    method.put(entity, part, _value(versions[entity]))
-                else:
-                    stale += int(found.split()[0]) != versions[entity]
-            for other in rng.choice(len(entities), size=min(5, len(entities)), replace=False):
-                if entities[other] != entity:
-                    looked_at += 1
-                    gone += method.get(entities[other], 0) is None
-    finally:
-        stop.set()
-        meanwhile = here.recv() if here.poll(10.0) else []
-        bystander.join(10.0)
-        if bystander.is_alive():
-            bystander.kill()
-    garbage = method.garbage()
-    pipe = client.pipeline(transaction=False)
-    for key in garbage:
-        pipe.memory_usage(key, samples=0)
-    row = {
-        "kind": "invalidation",
-        "policy": name,
-        "ttl_s": 3600.0,
-        "entries": len(entities) * parts,
-        "promises_fresh": method.promises_fresh,
-        "updates": updates,
-        "reads": reads,
-        "stale_reads": stale,
-        "invalidate_p50_s": _percentile(times["invalidate"], 50),
-        "invalidate_p99_s": _percentile(times["invalidate"], 99),
-        "read_p50_s": _percentile(times["read"], 50),
-        "fill_s": fill_s / (len(entities) * parts),
-        "bystander_p50_s": _percentile(meanwhile, 50),
-        "bystander_p99_s": _percentile(meanwhile, 99),
-        "collateral_share": gone / looked_at if looked_at else None,
-        "garbage_keys": len(garbage),
-        "garbage_bytes": sum(pipe.execute()) if garbage else 0,
-    }
-    return row, times
+            found = method.get(entity, part)
+            self.read_s.append(time.perf_counter() - started)
+            if found is None:
+                method.put(entity, part, _value(versions[entity]))
+            else:
+                self._stale += int(found.split()[0]) != versions[entity]
+        for other in self._rng.choice(len(entities), size=min(5, len(entities)), replace=False):
+            if entities[other] != entity:
+                self._looked_at += 1
+                self._gone += method.get(entities[other], 0) is None
+        return seconds
+
+    def row(self, meanwhile: list[float]) -> dict[str, Any]:
+        """The row of the method; ``meanwhile`` are the seconds of another client's reads."""
+        garbage = self._method.garbage()
+        pipe = self._client.pipeline(transaction=False)
+        for key in garbage:
+            pipe.memory_usage(key, samples=0)
+        return {
+            "kind": "invalidation",
+            "policy": self._name,
+            "ttl_s": 3600.0,
+            "entries": len(self._entities) * self._parts,
+            "promises_fresh": self._method.promises_fresh,
+            "updates": self._updates,
+            "reads": len(self.read_s),
+            "stale_reads": self._stale,
+            "invalidate_p50_s": _percentile(self._invalidate_s, 50),
+            "invalidate_p99_s": _percentile(self._invalidate_s, 99),
+            "read_p50_s": _percentile(self.read_s, 50),
+            "fill_s": self._fill_s / (len(self._entities) * self._parts),
+            "bystander_p50_s": _percentile(meanwhile, 50),
+            "bystander_p99_s": _percentile(meanwhile, 99),
+            "collateral_share": self._gone / self._looked_at if self._looked_at else None,
+            "garbage_keys": len(garbage),
+            "garbage_bytes": sum(pipe.execute()) if garbage else 0,
+        }
+
+
+class _Bystander:
+    """Another client of the server, and how long its reads took while each method was at work.
+
+    It is a process, so that the interpreter lock is no part of what it waits for.
+    """
+
+    def __init__(self, server: Server, database: int) -> None:
+        processes = multiprocessing.get_context("fork")
+        key = f"{server.namespace}bystander"
+        server.client(db=database).set(key, _value(0))
+        self._stop = processes.Event()
+        self._here, there = processes.Pipe(duplex=False)
+        self._process = processes.Process(
+            target=_read_on, args=(server, database, key, self._stop, there), daemon=True
+        )
+        self._windows: dict[str, list[tuple[float, float]]] = {}
+        self._taken: list[tuple[float, float]] = []
+
+    def __enter__(self) -> _Bystander:
+        self._process.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._taken = self._here.recv() if self._here.poll(10.0) else []
+        self._process.join(10.0)
+        if self._process.is_alive():
+            self._process.kill()
+
+    @contextmanager
+    def beside(self, name: str) -> Iterator[None]:
+        """Count what is read meanwhile as read beside a method."""
+        begun = time.perf_counter()
+        yield
+        self._windows.setdefault(name, []).append((begun, time.perf_counter()))
+
+    def seconds(self, name: str) -> list[float]:
+        """How long the reads took that were under way beside a method."""
+        windows = self._windows.get(name, [])
+        return [
+            seconds
+            for begun, seconds in self._taken
+            if any(begun < end and begun + seconds > start for start, end in windows)
+        ]
 
 
 def _fill(method: Any, versions: Mapping[str, int]) -> None:
@@ -219,14 +282,15 @@ def _fill(method: Any, versions: Mapping[str, int]) -> None:
         method.put_many(entries[first : first + 1000])
 
 
-def _read_on(server: Server, key: str, stop: Event, answer: Connection) -> None:
-    """Read one key about a thousand times a second until told to stop; send the times back."""
-    client = server.client()
+def _read_on(server: Server, database: int, key: str, stop: Event, answer: Connection) -> None:
+    """Read one key about a thousand times a second until told to stop; send begin and seconds back."""
+    client = server.client(db=database)
     taken = []
     while not stop.is_set():
+        # The clock of the machine, which all of its processes share.
         started = time.perf_counter()
         client.get(key)
-        taken.append(time.perf_counter() - started)
+        taken.append((started, time.perf_counter() - started))
         time.sleep(0.001)
     answer.send(taken)
 
