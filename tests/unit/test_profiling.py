@@ -32,6 +32,8 @@ PROMPT = list(range(20, 60))
         (["quanto::unpack"], "other"),
         (["cpp_fused_cos_index_copy_sin_2"], "cache"),
         (["cpp_fused_mul_silu_5"], "other"),
+        (["cpp_fused_bmm_cos_2"], "other"),
+        (["cpp_fused_index_copy_mm_mul_7"], "weights"),
         (["kvbench::cache"], None),
         (["Torch-Compiled Region: 0/0"], None),
     ],

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from kvbench import documents
@@ -91,9 +93,27 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str:
     if tokenizer.chat_template is None:
         lines = [f"{message['role']}: {message['content']}\n" for message in messages]
         return "".join(lines) + "assistant:"
-    return tokenizer.apply_chat_template(
-        list(messages), tokenize=False, add_generation_prompt=True, strftime_now=TODAY.strftime
-    )
+    with _stopped_clock():
+        return tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=True
+        )
+
+
+@contextmanager
+def _stopped_clock() -> Iterator[None]:
+    """Have the library's templates print :data:`TODAY`, whatever day it is.
+
+    Their ``strftime_now`` asks the clock of the module it stands in. A function of ours under that name
+    would do up to transformers 5.18; later versions hand templates plain data only.
+    """
+    from transformers.utils import chat_template_utils as library
+
+    clock = library.datetime
+    library.datetime = SimpleNamespace(now=lambda: TODAY)
+    try:
+        yield
+    finally:
+        library.datetime = clock
 
 
 def opening(

@@ -169,6 +169,8 @@ def part_of(names: Sequence[str], marked: bool) -> str | None:
     """
     own = names[0]
     if own.startswith("cpp_fused"):
+        if {"mm", "addmm"}.intersection(own.split("_")):
+            return "weights"
         return "cache" if any(word in own for word in _WRITES) else "other"
     if "::" not in own or own in (_CACHE, _ATTENTION):
         return None

@@ -18,6 +18,10 @@ from kvbench.strategies.base import (
     Strategy,
     allocated_static_cache,
 )
+from kvbench.strategies.options import option
+
+#: Who multiplies one row with the weights.
+LIBRARY, GENERATED = "library", "generated"
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,22 @@ class Static(Strategy):
 
 @dataclass(frozen=True)
 class StaticCompiled(Static):
-    """The static cache with the decoding step compiled by torch.compile, on a CPU too."""
+    """The static cache with the decoding step compiled by torch.compile, on a CPU too.
+
+    Parameters
+    ----------
+    products:
+        Who multiplies one row with the weights on a CPU: the library that torch calls, or a loop that is
+        generated for it and reads them faster.
+    """
+
+    products: str = option(
+        LIBRARY,
+        "",
+        choices=(LIBRARY, GENERATED),
+        label="generated products",
+        label_pt="produtos gerados",
+    )
 
     name: ClassVar[str] = "static_compiled"
 
@@ -61,6 +80,8 @@ class StaticCompiled(Static):
 
         name_the_compilers_cache()
 
+        if self.products == GENERATED and device != "cpu":
+            return f"{self.id} needs a cpu device: elsewhere the library's products are generated already"
         if device == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
             return "static_compiled needs a C++ compiler on a CPU (Debian package g++)"
         return super().available(model, device)
@@ -71,7 +92,12 @@ class StaticCompiled(Static):
 
         device = model.model.device.type
         mode = "reduce-overhead" if device == "cuda" else "default"
-        config = CompileConfig(mode=mode, dynamic=False)
+        options = None
+        if self.products == GENERATED:
+            from kvbench.engines.inductor import GeneratedProducts
+
+            mode, options = None, {"post_grad_custom_pre_pass": GeneratedProducts()}
+        config = CompileConfig(mode=mode, options=options, dynamic=False)
         # generate() compiles by itself only on accelerators; this is its own switch for a CPU.
         config._compile_all_devices = True
         cache = allocated_static_cache(model, max_length, batch)
