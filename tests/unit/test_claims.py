@@ -546,6 +546,20 @@ def test_what_cannot_be_tested_says_why_in_both_languages():
         assert row["reason"]["en"] != row["reason"]["pt"]
 
 
+def test_every_statement_of_the_documents_has_a_claim_or_a_reason(shipped):
+    rows = yaml.safe_load((ROOT / "tests" / "data" / "source_rows.yaml").read_text("utf-8"))
+    entries = yaml.safe_load(SHIPPED.read_text(encoding="utf-8"))["not_tested"]
+    for document, statements in rows.items():
+        known = {one.id for one in shipped if one.document == document}
+        places = {entry["place"] for entry in entries if entry["document"] == document}
+        answered = [set(row.get("claims", ())) for row in statements.values()]
+        excused = [set(row.get("untested", ())) for row in statements.values()]
+        assert all(one or other for one, other in zip(answered, excused, strict=True))
+        # In both directions: no statement is forgotten, and none is attributed to a document at will.
+        assert set().union(*answered) == known, document
+        assert set().union(*excused) == places, document
+
+
 def test_the_cache_client_has_neither_method_that_the_guide_calls():
     redis = pytest.importorskip("redis")
     assert not hasattr(redis.Redis, "delete_pattern")

@@ -306,7 +306,7 @@ def test_the_command_writes_advice_tables_and_figures(asked, tmp_path):
     assert {
         f"figures/{n}.pt.{s}" for n in advise.figure_names() for s in ("pdf", "svg", "png")
     } <= written
-    assert "repetições exatas, por pedido" in done.output
+    assert "repetições exatas, por requisição" in done.output
 
 
 def test_the_page_holds_its_figures_and_points_nowhere(asked, tmp_path):

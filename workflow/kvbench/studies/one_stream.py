@@ -136,9 +136,17 @@ def values(table: pd.DataFrame) -> dict[str, Value]:
     mix = (chosen if len(chosen) else rows)["mix"].head(1).tolist()
     rows = rows[rows["mix"].isin(mix)]
     any_row = first(rows)
+    # As drawn: a short stream does not have the shares that were asked for.
+    drawn = rows["requests"].astype(float)
     found = {
-        f"one_stream_{name}": number(any_row, name, "%", 0, 100)
-        for name in ("repeats", "paraphrases", "near_misses")
+        f"one_stream_{name}": number(
+            first(rows.assign(drawn=100 * rows[column].astype(float) / drawn)), "drawn", "%", 0
+        )
+        for name, column in (
+            ("repeats", "repeat_requests"),
+            ("paraphrases", "paraphrase_requests"),
+            ("near_misses", "near_miss_requests"),
+        )
     }
     found["one_stream_requests"] = number(any_row, "requests", "", 0)
     found["one_stream_mixes"] = Value(int(table["mix"].nunique()) or None, digits=0)

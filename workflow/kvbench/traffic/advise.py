@@ -23,7 +23,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 #: Shares that the command prints, in the words of each language.
 _SHARES = {
-    "repeat_share": ("exact repeats, per request", "repetições exatas, por pedido"),
+    "repeat_share": ("exact repeats, per request", "repetições exatas, por requisição"),
     "exact_hit_ratio": ("exact cache, LRU, hit ratio", "cache exato, LRU, taxa de acertos"),
     "prefix_unlimited_share": (
         "prefix cache, unlimited, input tokens",

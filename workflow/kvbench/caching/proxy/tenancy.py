@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable
 #: Name and value of a header, the name in lower case.
 Header = tuple[bytes, bytes]
 
-#: Headers that belong to one connection (RFC 9110, section 7.6.1) or are set anew.
+#: Headers that belong to one connection (RFC 9110, sections 7.6.1 and, for proxies, 11.7) or are set anew.
 _HOP_BY_HOP = frozenset(
     {
         b"accept-encoding",
