@@ -21,9 +21,9 @@ from kvbench.errors import Unsupported, one_of
 if TYPE_CHECKING:
     import requests
 
-#: What a cache must do with an answer, by RFC 9111, and the headers by which the origin says so. Freshness is
-#: defined in 4.2; that what is stale may not be served is 4.2.4. That a 500 needs freshness information also
-#: follows from section 3 and from RFC 9110, 15.1.
+#: What a cache must do with an answer, by RFC 9111, and the headers by which the origin says so.
+#: Freshness is defined in 4.2; that what is stale may not be served is 4.2.4. That a 500 needs
+#: freshness information also follows from section 3 and from RFC 9110, 15.1.
 BEHAVIOURS: dict[str, str] = {
     "max_age": "fresh for max-age seconds, so it may be reused until then and not after (4.2)",
     "no_cache": "must be validated before every reuse; an ETag makes that cheap (5.2.2.4)",
