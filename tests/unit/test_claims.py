@@ -724,7 +724,7 @@ def test_claims_are_judged_without_torch_and_plotting():
         "from pathlib import Path\n"
         "from kvbench.analysis import claims\n"
         "claims.load(Path('config/claims.yaml'))\n"
-        "bad = {'torch', 'transformers', 'matplotlib'} & set(sys.modules)\n"
+        "bad = {'torch', 'transformers', 'matplotlib', 'seaborn'} & set(sys.modules)\n"
         "sys.exit(', '.join(sorted(bad)) or 0)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -68,16 +69,22 @@ def _heat_map(axes: Axes, rows: pd.DataFrame) -> None:
     means = means.reindex(index=list(policies), columns=list(workloads))
     # A colour tells how close a policy comes to the limit of its own workload.
     limit = means.loc["opt"].where(means.loc["opt"] > 0)
-    axes.imshow(means / limit, cmap="Greens", vmin=0, vmax=1.6, aspect="auto")
-    for row in range(len(policies)):
-        for column in range(len(workloads)):
-            value = means.iloc[row, column]
-            note = "" if np.isnan(value) else f"{100 * value:.1f}"
-            axes.text(column, row, note, ha="center", va="center", fontsize=6.5)
-    axes.set_xticks(range(len(workloads)), list(workloads.values()), fontsize=6.5)
-    axes.set_yticks(range(len(policies)), list(policies.values()), fontsize=6.5)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
+    sns.heatmap(
+        means / limit,
+        ax=axes,
+        annot=100 * means,
+        fmt=".1f",
+        annot_kws={"fontsize": 6.5, "color": "black"},
+        cmap="Greens",
+        vmin=0,
+        vmax=1.6,
+        cbar=False,
+        xticklabels=list(workloads.values()),
+        yticklabels=list(policies.values()),
+    )
+    axes.set(xlabel="", ylabel="")
+    axes.tick_params(length=0, labelsize=6.5, labelrotation=0)
+    plt.setp(axes.get_yticklabels(), verticalalignment="center")
     if share is not None:
         axes.set_title(
             f"hit ratio (%), room for {100 * share:.0f} % of the keys\n"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
@@ -67,20 +69,21 @@ def draw(table: pd.DataFrame) -> Figure:
     )
     left.legend(frameon=False, fontsize=6, handlelength=1.5)
     grid, notes = _obedience(table, list(looks), list(behaviours))
-    right.imshow(
-        grid,
+    sns.heatmap(
+        np.array(grid),
+        ax=right,
+        annot=np.array(notes),
+        fmt="",
+        annot_kws={"fontsize": 6.5, "color": "black"},
         cmap=ListedColormap(["#F3C9B0", "#BFE3D5", "#EEEEEE"]),
         vmin=0,
         vmax=2,
-        aspect="auto",
+        cbar=False,
+        xticklabels=list(behaviours.values()),
+        yticklabels=[label for label, _, _ in looks.values()],
     )
-    for row, line in enumerate(notes):
-        for column, note in enumerate(line):
-            right.text(column, row, note, ha="center", va="center", fontsize=6.5)
-    right.set_xticks(range(len(behaviours)), list(behaviours.values()), fontsize=6.5)
-    right.set_yticks(range(len(looks)), [label for label, _, _ in looks.values()], fontsize=6.5)
-    right.tick_params(length=0)
-    right.spines[:].set_visible(False)
+    right.tick_params(length=0, labelsize=6.5, labelrotation=0)
+    plt.setp(right.get_yticklabels(), verticalalignment="center")
     right.set_title("obeys RFC 9111? requests that reached the origin of all sent", fontsize=7)
     figure.suptitle(_app.title(QUESTION, table, "runs", "runs"), fontsize=9)
     return figure

@@ -11,6 +11,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+import seaborn as sns
 from matplotlib.backends import backend_agg, backend_pdf, backend_svg
 from matplotlib.figure import Figure
 
@@ -38,27 +39,9 @@ OKABE_ITO = {
 
 def apply() -> None:
     """Set the look of all figures; called once by each drawing script."""
-    ink, width = "0.15", 0.8
+    sns.set_theme(context="paper", style="ticks", palette=list(OKABE_ITO.values()))
     plt.rcParams.update(
         {
-            "axes.prop_cycle": plt.cycler(color=list(OKABE_ITO.values())),
-            "axes.axisbelow": True,
-            # Dark grey frames and letters, longer and thicker ticks than matplotlib's.
-            **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "text.color"), ink),
-            **dict.fromkeys(("xtick.color", "ytick.color"), ink),
-            "axes.linewidth": 1.0,
-            **{f"{axis}tick.major.size": 4.8 for axis in "xy"},
-            **{f"{axis}tick.major.width": 1.0 for axis in "xy"},
-            **{f"{axis}tick.minor.size": 3.2 for axis in "xy"},
-            **{f"{axis}tick.minor.width": width for axis in "xy"},
-            "grid.color": "0.8",
-            "lines.linewidth": 1.2,
-            "lines.markersize": 4.8,
-            "lines.solid_capstyle": "round",
-            # Bars and bands are parted by white.
-            "patch.edgecolor": "white",
-            "patch.force_edgecolor": True,
-            "patch.linewidth": width,
             # Times, as in the paper's text; the SVG falls back to what the reader's browser has.
             "font.family": "serif",
             "font.serif": ["STIXGeneral", "Times New Roman", "Times", "DejaVu Serif"],
@@ -67,7 +50,6 @@ def apply() -> None:
             "axes.titlesize": 8.5,
             "axes.labelsize": 8,
             "legend.fontsize": 7,
-            "legend.title_fontsize": 9.6,
             "xtick.labelsize": 7,
             "ytick.labelsize": 7,
             "axes.spines.top": False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.figure import Figure
 
 from kvbench.figures import _kv, style
@@ -37,7 +38,9 @@ def draw(loss: pd.DataFrame) -> Figure:
         2, 1, figsize=(style.COLUMN_WIDTH, 3.2), sharex=True, height_ratios=[3, 2]
     )
     blue = style.OKABE_ITO["blue"]
-    above.plot(loss["step"], loss["loss"], color=blue, alpha=0.3, linewidth=0.5, label="one step")
+    sns.lineplot(
+        loss, x="step", y="loss", ax=above, color=blue, alpha=0.3, linewidth=0.5, label="one step"
+    )
     smooth = np.exp(np.log(loss["loss"]).rolling(WINDOW, center=True, min_periods=1).mean())
     above.plot(loss["step"], smooth, color=blue, linewidth=1.2, label=f"mean of {WINDOW} steps")
     above.set_yscale("log")
@@ -46,9 +49,10 @@ def draw(loss: pd.DataFrame) -> Figure:
     colours = [style.OKABE_ITO[name] for name in ("vermilion", "green", "purple", "orange")]
     for number, name in enumerate(shares):
         checked = loss[["step", name]].dropna()
-        below.plot(
-            checked["step"],
-            100 * checked[name],
+        sns.lineplot(
+            x=checked["step"],
+            y=100 * checked[name],
+            ax=below,
             color=colours[number % len(colours)],
             marker="os^D"[number % 4],
             markersize=3,

@@ -32,6 +32,7 @@ PACKAGES = (
     "cachetools",
     "requests-cache",
     "faiss-cpu",
+    "seaborn",
     "sentence-transformers",
     "openai",
 )
