@@ -480,12 +480,16 @@ def test_the_instruments_test_is_blocks_of_equal_copies_with_slowed_ones_beside_
     assert len(keys) == 3 * 5
 
 
-def test_the_instrument_is_tested_at_the_settings_of_the_comparisons(known):
+def test_the_instrument_is_tested_at_the_settings_of_the_comparisons_unless_it_has_its_own(known):
     kv = {"precision": 0.2, "budget_s": 7, "min_rounds": 3, "max_rounds": 4}
-    for own, budget in (({}, 7), ({"budget_s": 2}, 2)):
+    for own, budget, precision in (
+        ({}, 7, 0.2),
+        ({"budget_s": 2}, 2, 0.2),
+        ({"precision": 0.01}, 7, 0.01),
+    ):
         filled = configuration.fill({"kv": kv, "aa_test": own}, SOURCE)
         block = next(iter(configuration.plan_aa(filled, known[1], SOURCE).values()))
-        assert (block.precision, block.min_rounds, block.max_rounds) == (0.2, 3, 4)
+        assert (block.precision, block.min_rounds, block.max_rounds) == (precision, 3, 4)
         assert block.budget_s == budget
 
 

@@ -64,6 +64,14 @@ def test_what_was_truly_injected_is_told_beside_what_was_asked_for(make_record, 
     assert table["injected"].isna().all()
 
 
+def test_the_rule_that_lets_strategies_rest_is_tested_too(table):
+    same, slowed = rows(table, "same"), rows(table, "slowed")
+    # By the precision, which is reached well before the blocks end.
+    assert 15 <= same["stopped_rounds"].iloc[0] < ROUNDS
+    assert same["stopped_share"].iloc[0] <= 0.15
+    assert slowed["stopped_share"].iloc[0] >= 0.90
+
+
 def test_a_block_is_cut_into_as_many_stretches_as_it_has(table):
     same = rows(table, "same")
     pairs = CELLS * (CELLS - 1) // 2

@@ -49,6 +49,10 @@ COLUMNS = {
     "share_ci_low": "lower end of its 95 % interval, by the independent comparisons (exact binomial)",
     "share_ci_high": "upper end of its 95 % interval",
     "ratio_median": "median of the estimated ratios",
+    "stopped_rounds": "rounds after which a comparison of one block has reached the precision of "
+    f"{metrics.PRECISION:g} and rests, as strategies do in a block; median",
+    "stopped_share": "share of the comparisons that differ when each ends by that rule: false alarms, "
+    "or slowdowns found",
     "smallest_slowdown": "slowdown of one side that nine out of ten of these comparisons would have "
     "found, as a share; by equal cells only",
 }
@@ -69,12 +73,13 @@ def evaluate(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> pd.DataFrame
     rows = []
     for machine, found in sorted(records.items()):
         blocks = _blocks(found)
-        injected = {one: _injected(found, one) for block in blocks for one in block}
+        arms = sorted({one for block in blocks for one in block})
+        shared = {one: {"injected": _injected(found, one)} | _stopped(blocks, one) for one in arms}
         for count, length in product(BLOCKS, ROUNDS):
-            for slowdown in sorted({one for block in blocks for one in block}):
+            for slowdown in arms:
                 row = _row(blocks, slowdown, count, length)
                 if row is not None:
-                    rows.append({"machine": machine, "injected": injected[slowdown]} | row)
+                    rows.append({"machine": machine} | shared[slowdown] | row)
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -103,6 +108,26 @@ def _injected(records: Iterable[Mapping[str, Any]], slowdown: float) -> float:
         if "injected_s" in sample
     ]
     return float(np.median(shares)) if shares else math.nan
+
+
+def _stopped(
+    blocks: Sequence[Mapping[float, Sequence[Repeats]]], slowdown: float
+) -> dict[str, float]:
+    """What becomes of the comparisons when each goes on until its precision is reached."""
+    found = []
+    for block in blocks:
+        for pair in _pairs(block, slowdown):
+            logs = metrics.log_ratios(*pair)
+            ends = range(paired.FEWEST_ROUNDS, logs.size)
+            rest = (n for n in ends if paired.reached([logs[:n]], metrics.PRECISION))
+            found.append(paired.ratio([logs[: next(rest, logs.size)]]) if logs.size else None)
+    known = [one for one in found if one is not None]
+    if not known:
+        return {}
+    return {
+        "stopped_rounds": float(np.median([one.rounds for one in known])),
+        "stopped_share": float(np.mean([paired.differs(one) for one in known])),
+    }
 
 
 def _pairs(block: Mapping[float, Sequence[Repeats]], slowdown: float) -> list[tuple]:

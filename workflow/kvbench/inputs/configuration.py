@@ -471,8 +471,8 @@ def plan_aa(
 ) -> dict[str, KvBlock]:
     """Blocks of the instrument's test by id: one strategy many times over, some copies slowed.
 
-    Precision, budget and rounds are those of the ``kv`` section, so that the test is one of the
-    settings that the comparisons were made with.
+    Precision, budget and rounds are those of the ``kv`` section unless the test has its own, so that
+    it is one of the settings that the comparisons were made with.
 
     Raises
     ------
@@ -515,7 +515,7 @@ def plan_aa(
             control=cells[1].member,
             once=(),
             rounds={},
-            precision=kv["precision"],
+            precision=section["precision"] or kv["precision"],
             budget_s=section["budget_s"] or kv["budget_s"],
             min_rounds=kv["min_rounds"],
             max_rounds=kv["max_rounds"],
