@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -162,3 +163,20 @@ def test_numbers_tex_writes_portuguese_decimals():
 def test_numbers_tex_refuses_two_values_with_one_macro():
     with pytest.raises(InputError, match="rename one"):
         tex.numbers_tex({"a_b": Value(1), "a__b": Value(2)})
+
+
+def test_words_and_templates_that_are_edited_are_read_again(tmp_path):
+    page, words = tmp_path / "page.tex.j2", tmp_path / "words" / "page.en.yaml"
+    words.parent.mkdir()
+    page.write_text("\\SAY{greeting}, \\VAR{name}")
+
+    def rendered(said: str, moment: int) -> str:
+        words.write_text(f"greeting: {said}\n")
+        os.utime(words, (moment, moment))
+        return tex.render(page, {"lang": "en", "name": "reader"})
+
+    assert rendered("Good morning", 1_000) == "Good morning, reader"
+    assert rendered("Good evening", 2_000) == "Good evening, reader"
+    page.write_text("\\SAY{greeting}!")
+    os.utime(page, (3_000, 3_000))
+    assert tex.render(page, {"lang": "en"}) == "Good evening!"

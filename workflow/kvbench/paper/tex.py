@@ -19,6 +19,7 @@ import traceback
 import unicodedata
 from collections.abc import Iterable, Mapping
 from decimal import ROUND_HALF_EVEN, Decimal
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -346,7 +347,13 @@ class _Worded(jinja2.FileSystemLoader):
                 else " ".join(str(text).split("\n"))
             )
 
-        return _SAY.sub(say, source), path, unchanged
+        read = file.stat().st_mtime_ns
+
+        def current() -> bool:
+            same = file.is_file() and file.stat().st_mtime_ns == read
+            return same and (unchanged is None or unchanged())
+
+        return _SAY.sub(say, source), path, current
 
 
 def words_file(folder: Path, template: str, lang: str) -> Path:
@@ -354,8 +361,13 @@ def words_file(folder: Path, template: str, lang: str) -> Path:
     return folder / "words" / f"{Path(template).name.removesuffix('.tex.j2')}.{lang}.yaml"
 
 
+@cache
 def environment(folder: Path, lang: str = "en") -> jinja2.Environment:
-    """The Jinja2 environment of all templates below ``folder``, with the words of a language."""
+    """The Jinja2 environment of all templates below ``folder``, with the words of a language.
+
+    It is one and the same at every call, so that a template is compiled once and again when it or
+    its words are edited.
+    """
     env = jinja2.Environment(
         loader=_Worded(folder, lang),
         block_start_string=r"\BLOCK{",
