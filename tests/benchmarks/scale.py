@@ -22,6 +22,8 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 REPLICATES = 5
+#: Blocks in one job of a cluster.
+GROUPED = 25
 TURNS = 3
 ITERATIONS = 3
 
@@ -158,6 +160,24 @@ def write_case(folder: Path, size: int) -> None:
     (folder / "config/scale.yaml").write_text(yaml.safe_dump(config))
 
 
+def plan(folder: Path, *more: str) -> tuple[float, str]:
+    """Plan the cells; return the seconds that it took, and what was said."""
+    begin = time.perf_counter()
+    planned = subprocess.run(
+        [
+            sys.executable,
+            *("-m", "snakemake", "--cores", "2", "--dry-run"),
+            *("--configfile", "config/scale.yaml", *more, "--", "cells"),
+        ],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    if planned.returncode:
+        sys.exit(planned.stdout + planned.stderr)
+    return time.perf_counter() - begin, planned.stdout + planned.stderr
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -174,20 +194,14 @@ def main() -> None:
                 ignore=shutil.ignore_patterns(".venv", ".git", "results", ".snakemake", "logs"),
             )
             write_case(folder, size)
-            begin = time.perf_counter()
-            planned = subprocess.run(
-                [
-                    sys.executable,
-                    *("-m", "snakemake", "--cores", "2", "--dry-run", "--quiet", "all"),
-                    *("--configfile", "config/scale.yaml", "--", "cells"),
-                ],
-                cwd=folder,
-                capture_output=True,
-                text=True,
+            planning, _ = plan(folder, "--quiet", "all")
+            # As on a cluster: every block is to be measured, and many go into one job.
+            grouping, told = plan(
+                folder,
+                *("--forcerun", "measure_kv_scale", "--groups", "measure_kv_scale=blocks"),
+                *("--group-components", f"blocks={GROUPED}"),
             )
-            planning = time.perf_counter() - begin
-            if planned.returncode:
-                sys.exit(planned.stdout + planned.stderr)
+            blocks, jobs = told.count("Measuring a block"), told.count("Group job blocks")
             paths = sorted(map(str, folder.glob("results/cells/kv/**/*.json")))
             begin = time.perf_counter()
             samples, summary = tables.kv_tables(gathering.kv_records(paths, {}))
@@ -196,7 +210,8 @@ def main() -> None:
             aggregating = time.perf_counter() - begin
             print(
                 f"{len(paths):6d} records: planned in {planning:5.1f} s, "
-                f"aggregated in {aggregating:5.1f} s ({len(samples)} sample rows)",
+                f"aggregated in {aggregating:5.1f} s ({len(samples)} sample rows); "
+                f"{blocks} blocks planned as {jobs} job groups in {grouping:5.1f} s",
                 flush=True,
             )
     print("bounds for 10,000 records: 20 s and 15 s")

@@ -211,6 +211,25 @@ def test_reading_records_otherwise_redoes_tables_and_measures_nothing(edit, plan
     assert "results/tables/kv_summary.csv" in found
 
 
+def test_a_contract_redoes_what_is_checked_against_it(edit, planned):
+    edit("workflow/schemas/app-cell.schema.json", lambda text: f"{text} ")
+    assert planned() == set()
+    edit(
+        "workflow/schemas/kv-cell.schema.json",
+        lambda text: text.replace('"minimum": 2', '"minimum": 1', 1),
+    )
+    found = cells(planned())
+    assert kv_cells() <= found
+    assert studies_of(found) == set()
+
+
+def test_the_physics_redo_tables_and_no_study(edit, planned):
+    edit("workflow/kvbench/physics/roofline.py", code)
+    found = planned()
+    assert "results/tables/kv_summary.csv" in found
+    assert studies_of(cells(found)) == set()
+
+
 def test_the_sections_redo_the_paper_and_no_table(edit, planned):
     edit("workflow/kvbench/paper/sections.py", code)
     found = planned()
