@@ -327,6 +327,11 @@ _MEASURING = f"{_PACKAGE}.studies.measuring"
 _FIGURES = f"{_PACKAGE}.figures"
 
 
+#: Scripts whose jobs come before every cell, and the contracts of cells, which they never see.
+_BEFORE_CELLS = ("measure_ceilings", "prepare_model", "prepare_prompts", "record_environment")
+_CELL_SCHEMAS = ("app-cell", "kv-cell", "traffic-cell")
+
+
 @cache
 def of_script(script: str, *studies: str) -> str:
     """Digest of a rule's script that measures nothing.
@@ -343,7 +348,8 @@ def of_script(script: str, *studies: str) -> str:
     only: dict[str, list[str]] = {_MEASURING: [], _FIGURES: advised}
     if studies:
         only[_STUDIES] = [f"{_STUDIES}.{name}" for name in studies]
-    return library().digest(script=script, only=only)
+    unseen = _CELL_SCHEMAS if script in _BEFORE_CELLS else ()
+    return library().digest(script=script, only=only, no_schema=unseen)
 
 
 @cache
