@@ -295,6 +295,8 @@ class Cell:
 
     def _profile(self) -> dict[str, Any]:
         """Take the time of a token apart, behind the longest prompt of the cell."""
+        if not self._here:
+            return {"status": "unsupported", "reason": "the engine runs in a process of its own"}
         if self._device != "cpu":
             # Kernels of a captured graph carry no operator that they could be told by.
             reason = "a token's time is taken apart on a CPU only"
