@@ -13,6 +13,7 @@ import pytest
 import synthetic_kv
 from kvbench.analysis import claims as claims_module
 from kvbench.analysis import tables as analysis_tables
+from kvbench.figures import _bitmap
 from kvbench.publication import report
 from PIL import Image
 
@@ -178,9 +179,9 @@ def test_a_long_table_says_how_much_of_it_is_shown(folder):
 
 def test_a_bitmap_keeps_its_size_and_few_colours(folder):
     path = folder / "figures" / "claims.en.png"
-    with Image.open(io.BytesIO(report.bitmap(path))) as few, Image.open(path) as full:
+    with Image.open(io.BytesIO(_bitmap.bitmap(path))) as few, Image.open(path) as full:
         assert few.size == full.size
-        assert len(few.convert("RGB").getcolors()) <= report.COLOURS
+        assert len(few.convert("RGB").getcolors()) <= _bitmap.COLOURS
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (apt install chromium)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -312,7 +313,7 @@ def test_the_command_writes_advice_tables_and_figures(asked, tmp_path):
 def test_the_page_holds_its_figures_and_points_nowhere(asked, tmp_path):
     command(str(asked), *OPTIONS, "--output", str(tmp_path))
     page = (tmp_path / "advice.en.html").read_text()
-    assert page.count("data:image/svg+xml;base64,") == page.count("<img ") >= 4
+    assert page.count("data:image/png;base64,") == page.count("<img ") >= 4
     assert 'src="figures' not in page and "http" not in re.sub(r"base64,[^\"]*", "", page)
 
 
@@ -322,6 +323,22 @@ def test_nothing_that_is_written_holds_a_text_or_a_name_of_the_log(asked, tmp_pa
         if path.is_file():
             data = path.read_bytes()
             assert b"secret" not in data and b"mallory" not in data, path.name
+
+
+def test_nothing_of_the_log_leaves_the_machine(asked, tmp_path, monkeypatch):
+    reached = []
+
+    def refuse(sock, address, *_):
+        reached.append(address)
+        raise OSError("no network here")
+
+    for name in ("connect", "connect_ex", "sendto"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    done = command(
+        str(asked), "--model", "embedded", "--memory", "16MiB", "--output", str(tmp_path)
+    )
+    assert done.exit_code == 0, done.output
+    assert reached == []
 
 
 def test_a_mistake_ends_in_one_line(asked, tmp_path, capsys, monkeypatch):

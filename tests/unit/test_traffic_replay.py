@@ -467,8 +467,22 @@ def test_sharing_prefixes_fits_more_and_computes_less():
 
 
 def test_sharing_is_never_assumed_beyond_what_the_log_showed():
-    _, caching = plan(most_concurrent=1)
+    # A log of one request shows no two that share.
+    _, caching = plan(most_concurrent=1, held_share=lambda count: 1 / count)
     assert caching["concurrent"] == plan()[0]["concurrent"]
+    assert caching["held_share"] == 1
+
+
+def test_more_conversations_than_a_log_has_share_in_groups_of_its_size():
+    without, caching = plan(most_concurrent=2, held_share=lambda count: 1 / count)
+    # Of every two prompts one is held; the answers and the working copy are each one's own.
+    whole, prompt, layer = (
+        tokens * physics.kv_bytes(LLAMA_1B, 1, 2) for tokens in (8200, 8000, 8200 / 16)
+    )
+    free = 24 * 2**30 - physics.weight_bytes(LLAMA_1B, 2)
+    assert caching["held_share"] == 0.5
+    assert caching["concurrent"] == int(free / (whole - prompt / 2 + layer))
+    assert caching["concurrent"] > without["concurrent"]
 
 
 def test_a_log_that_does_not_tell_has_a_row_with_a_reason():

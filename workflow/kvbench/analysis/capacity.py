@@ -327,7 +327,8 @@ def fleet(
     prefill_flops, prefill_flops_reusing:
         Mean work of a conversation's prefill, without and with reuse.
     most_concurrent:
-        Requests of the log: sharing among more conversations than these was never seen.
+        Requests of the log: sharing among more conversations than these was never seen. A machine
+        that holds more is taken to hold groups of so many, which share nothing with each other.
 
     Raises
     ------
@@ -368,12 +369,19 @@ def fleet(
         share = 1.0
         if caching and held_share is not None and fitting:
             # More conversations share more, so more fit: the largest number that still does.
-            low, high = fitting, max(fitting, most_concurrent)
-            while low < high:
-                middle = (low + high + 1) // 2
-                fits = needed(middle, held_share(middle)) <= free
-                low, high = (middle, high) if fits else (low, middle - 1)
-            fitting, share = low, held_share(low)
+            most = max(1, most_concurrent)
+            if needed(most, held_share(most)) <= free:
+                # As many as the log has fit. Of more, each group of that size shares what the log
+                # showed, and nothing is assumed to be shared between the groups.
+                share = held_share(most)
+                fitting = int(free // (needed(most, share) / most))
+            else:
+                low, high = fitting, most
+                while low < high:
+                    middle = (low + high + 1) // 2
+                    fits = needed(middle, held_share(middle)) <= free
+                    low, high = (middle, high) if fits else (low, middle - 1)
+                fitting, share = low, held_share(low)
         work = prefill_flops_reusing if caching else prefill_flops
         saved = float(reused_share or 0.0) if caching else 0.0
         row |= {

@@ -7,7 +7,6 @@ neither a network nor a script.
 from __future__ import annotations
 
 import base64
-import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,13 +14,13 @@ from typing import Any, NamedTuple
 
 import jinja2
 import pandas as pd
-from PIL import Image
 
 from kvbench import documents, figures, layout
 from kvbench.analysis.claims import Entry, entries, plain, say
 from kvbench.analysis.claims.pages import reason_text
 from kvbench.analysis.claims.verdict import OPEN
 from kvbench.figures import _language
+from kvbench.figures._bitmap import bitmap
 from kvbench.paper.numbers import DERIVED, PUBLISHED
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -54,8 +53,6 @@ _SCENARIO = "symposium_turn"
 _TRUST = ("claims", "instrument", "kv_drift", "training_loss")
 #: Rows of a table that the page shows; the file has all of them.
 MOST_ROWS = 60
-#: Colours of a bitmap in the page: charts have few, and with a palette the page stays light.
-COLOURS = 64
 
 
 class Picture(NamedTuple):
@@ -130,18 +127,6 @@ def render(
         ],
         machines=[page.machine(*item, summary) for item in environments.items()],
     )
-
-
-def bitmap(path: Path) -> bytes:
-    """A PNG with a palette.
-
-    Not the SVG: its text is text, and where its font is missing another one runs out of the picture.
-    """
-    with Image.open(path) as picture:
-        few = picture.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
-    written = io.BytesIO()
-    few.save(written, "PNG", optimize=True)
-    return written.getvalue()
 
 
 class _Page:

@@ -195,20 +195,25 @@ def advice(record: Mapping[str, Any], language: str) -> str:
 
 
 def html(markdown: str, folder: Path, language: str) -> str:
-    """One self-contained page: the Markdown as HTML, its figures within it."""
+    """One self-contained page: the Markdown as HTML, its figures within it as bitmaps."""
     from markdown_it import MarkdownIt
+
+    from kvbench.figures._bitmap import bitmap
 
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
 
     def inline(match: re.Match[str]) -> str:
-        path = folder / match[1]
+        path = folder / f"{match[1]}.png"
         if not path.is_file():
             return match[0]
-        return (
-            'src="data:image/svg+xml;base64,' + base64.b64encode(path.read_bytes()).decode() + '"'
-        )
+        return 'src="data:image/png;base64,' + base64.b64encode(bitmap(path)).decode() + '"'
 
-    body = re.sub(r'src="(figures/[a-z_]+\.[a-z]+\.svg)"', inline, body)
+    body = re.sub(r'src="(figures/[a-z_]+\.[a-z]+)\.svg"', inline, body)
+    # What is wider than a small screen is moved by itself, and the page stands still.
+    body = body.replace("<table>", '<div class="scroll"><table>').replace(
+        "</table>", "</table></div>"
+    )
+    body = re.sub(r"<p>(<img [^>]*>)</p>", r'<div class="scroll">\1</div>', body)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES), undefined=jinja2.StrictUndefined
     )
