@@ -10,7 +10,7 @@ import families
 import pandas as pd
 import pytest
 from kvbench import documents, layout, physics, strategies
-from kvbench.analysis import metrics, selection, tables
+from kvbench.analysis import batches, metrics, selection, tables
 from kvbench.errors import InputError, Unsupported
 from kvbench.figures import kv_batch, style
 from kvbench.inputs import configuration
@@ -498,14 +498,18 @@ def summary(batch_record) -> pd.DataFrame:
 
 
 def test_a_sweep_begins_with_one_request(summary):
-    headings = [heading for heading, _ in kv_batch.sweeps(summary)]
-    assert [heading.rpartition(" · ")[2] for heading in headings] == [
-        "equal lengths",
-        "mixed lengths",
-    ]
-    sweeps = dict(kv_batch.sweeps(summary))
-    assert sweeps[headings[0]]["requests"].tolist() == [1, 1, 4, 4, 16, 16]
-    assert sweeps[headings[1]]["requests"].tolist() == [1, 4]
+    equal, mixed = batches.sweeps(summary)
+    assert (equal.lengths, equal.scenario) == (EQUAL, "talk")
+    assert equal.rows["requests"].tolist() == [1, 1, 4, 4, 16, 16]
+    assert (mixed.lengths, mixed.rows["requests"].tolist()) == (MIXED, [1, 4])
+
+
+def test_one_request_of_other_turns_begins_no_sweep(summary):
+    alone = summary["batch"] == 1
+    summary.loc[alone, "turns"] = 7
+    equal, *mixed = batches.sweeps(summary)
+    assert set(equal.rows["requests"]) == {4, 16}
+    assert mixed == []
 
 
 def test_the_figure_has_a_line_per_strategy_and_the_roof(summary):

@@ -9,9 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
-from kvbench.analysis import selection
+from kvbench.analysis import batches, selection
 from kvbench.figures import _kv, style
-from kvbench.layout import EQUAL, MIXED, batch_of
 
 QUESTION = "What does it gain to generate for several requests at once?"
 TABLES = ("kv_summary",)
@@ -20,7 +19,6 @@ BATCHES = True
 
 #: Most sweeps that fit a page.
 MOST = 3
-_PLACE = ["machine", "model", "device", "dtype"]
 #: Column of a panel, its prediction, its axis label, and the factor from the table's unit.
 _PANELS = (
     ("output_tokens_per_s", "predicted_output_tokens_per_s", "throughput (tokens/s)", 1.0),
@@ -30,50 +28,17 @@ _NOTE = "marker: median; bar: 95 % interval; throughput of all requests together
 _ROOF = "roof: the least time of any of these strategies"
 
 
-def sweeps(summary: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """Heading and rows of every scenario that was measured at two batches or more.
-
-    One request has no lengths: it begins the sweep of equal lengths and that of mixed ones. The longest
-    come first, those of this machine before others.
-    """
-    rows = selection.measured(summary)
-    if rows.empty:
-        return []
-    parts = [batch_of(str(name)) for name in rows["scenario"]]
-    rows = rows.assign(
-        base=[part[0] for part in parts],
-        requests=[part[1] for part in parts],
-        spread=[part[2] for part in parts],
-    )
-    found = []
-    for place, own in rows.groupby([*_PLACE, "base"], sort=True):
-        for lengths in (EQUAL, MIXED):
-            several = own[own["spread"] == lengths]
-            # Of one request only strategies that a batch was measured of: a sweep has two points.
-            one = own[
-                (own["requests"] == 1)
-                & own["strategy"].isin(several["strategy"])
-                & own["turns"].isin(several["turns"])
-            ]
-            sweep = pd.concat([one, several]).sort_values("requests", kind="stable")
-            if several.empty or sweep["requests"].nunique() < 2:
-                continue
-            machine, model, device, dtype, scenario = map(str, place)
-            group = selection.Group(machine, model, device, dtype)
-            heading = f"{_kv.heading(group, scenario)} · {lengths} lengths"
-            found.append((machine != selection.HERE, -len(sweep), heading, sweep))
-    return [(heading, sweep) for _, _, heading, sweep in sorted(found, key=lambda one: one[:3])]
-
-
 def draw(summary: pd.DataFrame) -> Figure:
     """Draw two panels per sweep, the batch on the x axis: a line per strategy, and the machine's roof."""
-    found = sweeps(summary)[:MOST]
+    found = batches.sweeps(summary)[:MOST]
     if not found:
         return _kv.empty(QUESTION, "no scenario was measured with two batches")
     figure = plt.figure(figsize=(style.PAGE_WIDTH, 0.9 + 2.2 * len(found)))
     parts = figure.subfigures(len(found), 1, squeeze=False)[:, 0]
     handles: dict[str, object] = {}
-    for part, (heading, rows) in zip(parts, found, strict=True):
+    for part, sweep in zip(parts, found, strict=True):
+        rows = sweep.rows
+        heading = f"{_kv.heading(sweep.group, sweep.scenario)} · {sweep.lengths} lengths"
         part.suptitle(heading, x=0.012, ha="left", fontsize=7.5, style="italic")
         for ax, panel in zip(part.subplots(1, len(_PANELS)), _PANELS, strict=True):
             _panel(ax, rows, *panel, handles)

@@ -200,7 +200,13 @@ def kv_values(
     timed = selection.measured(summary)
     highest = timed["roofline_fraction"].max() if len(timed) else None
     out.put("all_roofline_highest", Value(_number(highest), digits=2))
-    for name in ("reuse_strategies", "quality_strategies", "profile_strategies", "swept_options"):
+    for name in (
+        "reuse_strategies",
+        "quality_strategies",
+        "profile_strategies",
+        "swept_options",
+        "batch_sweeps",
+    ):
         # Filled by kvbench.paper.sections where such strategies were measured.
         out.put(name, Value(""))
     for name, entry in _claim_counts(claims).items():

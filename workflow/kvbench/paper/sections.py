@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from kvbench import documents, studies
-from kvbench.analysis import instrument, metrics, selection, statistics, sweeps
+from kvbench.analysis import batches, instrument, metrics, selection, statistics, sweeps
 from kvbench.figures import names as figure_names
 from kvbench.paper import numbers, tex
 from kvbench.paper.values import Value
@@ -58,7 +58,8 @@ def collect(
     environments:
         Machine to its facts.
     """
-    # What the paper says is about one request.
+    batch_sweeps = Value(len(batches.sweeps(summary)), digits=0)
+    # What the paper says beside its figure is about one request.
     summary, samples = selection.single(summary), selection.single(samples)
     values = numbers.kv_values(summary, samples, claims, environments)
     values |= numbers.aa_values(aa_table)
@@ -67,6 +68,7 @@ def collect(
     values |= reuse_values(summary, samples, chosen, needed)
     values |= quality_values(quality, chosen)
     values |= profile_values(profile)
+    values["batch_sweeps"] = batch_sweeps
     values["swept_options"] = Value(len(sweeps.sweeps(summary)), digits=0)
     shown = [selection.one_machine(table) for table in study_tables.values() if len(table)]
     values["app_machine"] = Value(str(shown[0]["machine"].iloc[0]) if shown else None)
