@@ -9,6 +9,9 @@ min_version("9.25")
 # ------------------------------------------------------------------------------- configuration
 
 
+include: "workflow/rules/readable.smk"
+
+
 configfile: "config/config.yaml"
 
 

@@ -90,6 +90,17 @@ def test_a_mistake_in_the_configuration_is_one_line_before_anything_runs(
     assert not (clone / "results" / "cells").exists()
 
 
+def test_a_configuration_that_cannot_be_read_is_one_line_before_snakemake_reads_it(
+    clone, snakemake
+):
+    path = clone / "config" / "config.yaml"
+    path.write_bytes(path.read_text().encode("utf-16"))
+    done = snakemake(clone, "--dry-run")
+    assert done.returncode != 0
+    assert "config/config.yaml: not UTF-8 text" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
 def test_cuda_that_is_absent_stops_before_the_first_cell(clone, snakemake):
     path = clone / "config" / "cuda.yaml"
     block = {
