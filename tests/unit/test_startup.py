@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import subprocess
 import sys
@@ -66,3 +67,41 @@ def test_what_came_in_is_frozen():
     with startup.collector_paused():
         kept = [[] for _ in range(1000)]
     assert gc.get_freeze_count() >= before + len(kept)
+
+
+@pytest.fixture
+def heavy(tmp_path, monkeypatch) -> str:
+    """A package with a module that says when it is imported."""
+    package = tmp_path / "heavy_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "numbers.py").write_text("def double(x):\n    return 2 * x\n")
+    (tmp_path / "asks_for_it.py").write_text("from heavy_package.numbers import double\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "heavy_package.numbers"
+    for name in ("heavy_package", "heavy_package.numbers", "asks_for_it"):
+        sys.modules.pop(name, None)
+
+
+def test_a_function_of_an_unused_package_is_loaded_when_it_is_called(heavy):
+    with startup.imported_when_called(heavy):
+        import asks_for_it
+    assert heavy not in sys.modules
+    assert asks_for_it.double(21) == 42
+    assert heavy in sys.modules
+
+
+def test_what_is_imported_already_is_given_as_it_is(heavy):
+    import heavy_package.numbers
+
+    with startup.imported_when_called(heavy):
+        import asks_for_it
+    assert asks_for_it.double is heavy_package.numbers.double
+
+
+def test_a_package_that_is_not_installed_stays_missing():
+    with (
+        pytest.raises(ModuleNotFoundError),
+        startup.imported_when_called("no_such_package.numbers"),
+    ):
+        importlib.import_module("no_such_package.numbers")
