@@ -16,6 +16,7 @@ from kvbench.analysis import capacity
 from kvbench.errors import InputError
 from kvbench.figures import capacity as capacity_figure
 from kvbench.figures import roofline, style
+from kvbench.measurement import crowd
 from kvbench.physics import Ceilings
 
 ROOT = Path(__file__).parents[2]
@@ -71,6 +72,24 @@ def test_static_conversations_take_their_cache_and_dynamic_ones_a_layers_copy_mo
     assert rows["static"]["device_bytes"] == cache
     assert rows["dynamic"]["device_bytes"] == cache + cache // 16
     assert rows["static"]["concurrent"] == (80 * GIB - 2 * 1_235_814_400) // cache
+
+
+def test_measured_work_space_is_taken_from_all_conversations_together():
+    plain, beside = (by_strategy(workspace_bytes=size)["static"] for size in (0, 4 * GIB))
+    assert (plain["workspace_bytes"], beside["workspace_bytes"]) == (0, 4 * GIB)
+    free = 80 * GIB - beside["weight_bytes"] - 4 * GIB
+    assert beside["concurrent"] == free // beside["device_bytes"] < plain["concurrent"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="address spaces are limited on Linux")
+@pytest.mark.parametrize("strategy", ["static", "dynamic"])
+def test_as_many_conversations_fit_three_memories_as_are_predicted_give_or_take_one(strategy):
+    pytest.importorskip("transformers")
+    outcomes = crowd.check(strategy)
+    assert [one.memory_bytes for one in outcomes] == list(crowd.LIMITS)
+    assert all(one.right for one in outcomes), outcomes
+    # The limits held: more memory, more conversations.
+    assert outcomes[0].ran < outcomes[1].ran < outcomes[2].ran
 
 
 def test_smaller_caches_fit_more_conversations():

@@ -2,7 +2,8 @@
 
 A conversation is one sequence of a given length. Beside the weights the memory holds the caches of
 all open conversations and one layer's working copy of them; the roofline model gives the decode
-rate. Everything is computed, nothing is measured.
+rate. All of that is computed. Activations and work space are not: give what was measured
+(``peak_memory_mib - kv_mib`` of ``kv_summary.csv``) as ``--workspace``.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ COLUMNS: Mapping[str, str] = {
     "tokens": "length of each conversation (tokens)",
     "strategy": "KV-cache strategy",
     "weight_bytes": "weights (bytes)",
+    "workspace_bytes": "activations and work space beside weights and caches, as measured; 0: not"
+    " counted (bytes)",
     "kv_bytes": "cache of one conversation at its full length (bytes)",
     "device_bytes": "memory one conversation needs beside the weights while decoding (bytes)",
     "concurrent": "conversations that fit one machine at once",
@@ -165,6 +168,7 @@ def plan(
     conversations: int = 1_000_000,
     names: Iterable[str] | None = None,
     model: str = "",
+    workspace_bytes: int = 0,
 ) -> list[dict[str, Any]]:
     """Plan one machine size: a row per strategy, with the columns of :data:`COLUMNS`.
 
@@ -182,6 +186,8 @@ def plan(
     names:
         Strategies; default all that are registered, the reusing variants excepted (their caches
         are those of the plain ones).
+    workspace_bytes:
+        Measured activations and work space, which all conversations share.
 
     Raises
     ------
@@ -213,6 +219,7 @@ def plan(
             "tokens": tokens,
             "strategy": name,
             "weight_bytes": weights,
+            "workspace_bytes": workspace_bytes,
             "conversations": conversations,
             "reason": "",
         }
@@ -222,7 +229,8 @@ def plan(
             kv = physics.predicted_kv_bytes(arch, traffic, prompt, decoded + 1, size)
             row["kv_bytes"] = kv
             row["device_bytes"] = traffic.working_bytes(arch, tokens, kv, size)
-            row["concurrent"] = max(0, memory_bytes - weights) // row["device_bytes"]
+            free = max(0, memory_bytes - weights - workspace_bytes)
+            row["concurrent"] = free // row["device_bytes"]
             rate = (arch, traffic, traffic.kept_tokens(tokens), size, ceilings)
             if weights < memory_bytes:
                 row["tokens_per_s_single"] = _rates(*rate, min(row["concurrent"], 1), decoded)
@@ -462,6 +470,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rates = parser.add_mutually_exclusive_group()
     rates.add_argument("--ceilings", help="ceilings measured on the machine (JSON)")
     rates.add_argument("--bandwidth", help="memory bandwidth, such as 2TB/s")
+    parser.add_argument(
+        "--workspace", help="measured activations and work space, such as 300MiB (default: none)"
+    )
     parser.add_argument("--conversations", default="1000000", help="open conversations of a fleet")
     given = parser.parse_args(arguments)
     try:
@@ -480,6 +491,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             ceilings,
             _whole(given.conversations, "conversations"),
             model=Path(given.model).name,
+            workspace_bytes=parse_bytes(given.workspace, "workspace") if given.workspace else 0,
         )
     except InputError as error:
         print(f"kvbench.analysis.capacity: {error}", file=sys.stderr)
