@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import os
 import random
 import re
@@ -29,6 +30,8 @@ def measure(factors: Mapping[str, Any], context: Context) -> Outcome:
     """Put every load on one server, in rounds; each round draws the order of the loads anew."""
     loads: list[Load] = [("closed", level) for level in factors["open_conversations"]]
     loads += [("open", rate) for rate in factors["rates_per_s"]]
+    # A line for every request would be written while the next answer is on the clock.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     generator = random.Random(context.seed)
     supply = _Conversations(factors["turns"], factors["repeated_share"], generator)
     found: dict[Load, list[dict[str, Any]]] = {load: [] for load in loads}
