@@ -156,7 +156,17 @@ def test_few_rounds_are_made_up_when_all_the_others_are_known():
     entries, stop = played(rules, lambda name, round: 8.0 if name == "none" else 1.0)
     assert stop == "precision"
     assert len(rounds_of(entries, "none")) == 10
-    assert rounds_of(entries, "static") == list(range(SOONEST))
+    assert set(rounds_of(entries, "static")) == {*range(SOONEST), *rounds_of(entries, "none")}
+
+
+def test_who_has_few_rounds_meets_in_them_those_that_rest_already():
+    live = [*LIVE, "paged"]
+    entries, _ = played(FEW, slow, live=live)
+    few = rounds_of(entries, "none")
+    # `paged` is known soon and rests, but is compared with `none` as well.
+    assert len(rounds_of(entries, "paged")) < len(rounds_of(entries, "static"))
+    assert set(few) <= set(rounds_of(entries, "paged"))
+    assert len(few) == 10
 
 
 def test_a_disturbed_one_of_few_rounds_is_played_again():
@@ -176,6 +186,12 @@ def test_who_does_not_fit_into_the_rest_of_the_budget_lets_the_others_use_it():
     entries, _ = played(rules, slow)
     assert sum(found["wall_s"] for found in entries) > FEW.budget_s - 4
     assert "none" not in entries[-1]["order"]
+
+
+def test_a_block_of_nobody_but_cells_of_few_rounds_ends_with_its_budget():
+    rules = replace(FEW, reference=None, control=None, budget_s=20.0)
+    entries, stop = played(rules, slow, live=["none"])
+    assert (len(entries), stop) == (2, "budget")
 
 
 def test_the_time_of_cells_measured_once_is_not_counted():

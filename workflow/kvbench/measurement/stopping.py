@@ -35,7 +35,8 @@ class Rules:
     once:
         Cells that take part in the first round only; their time is not counted.
     rounds:
-        Cell to the rounds that it shall have, spread evenly over the block's time.
+        Cell to the rounds that it shall have, spread evenly over the block's time; in them it meets
+        all the others.
     precision, budget_s, min_rounds, max_rounds:
         As in :class:`kvbench.inputs.configuration.KvBlock`.
     """
@@ -125,17 +126,25 @@ def next_round(
         for name in live
         if name in always or (name in open_ and _due(rules, entries, name, open_, logs))
     ] or [name for name in live if name not in rules.once]
+    few = rules.rounds.keys() & set(members)
+    # Who has few rounds meets everybody in them, those at rest too: it is compared with them as well.
+    everybody = [n for n in live if n in few or n not in (*rules.once, *rules.rounds)]
     spent, expected = _seconds(rules, entries)
     left = rules.budget_s - spent
-    if expected(members) > left:
-        members = [name for name in members if name not in rules.rounds]
-        if expected(members) > left or (open_ and open_ <= rules.rounds.keys()):
-            return [], BUDGET
+    if few and expected(everybody) <= left:
+        return everybody, None
+    members = [name for name in members if name not in few]
+    waiting = open_ <= rules.rounds.keys() if open_ else not members
+    if expected(members) > left or waiting:
+        return [], BUDGET
     return members, None
 
 
 def settled(rules: Rules, entries: Sequence[Round], live: Sequence[str]) -> set[str]:
-    """The cells that rest from here on: their ratio is known, or they have had their rounds."""
+    """The cells that rest: their ratio is known, or they have had their rounds.
+
+    Rounds that one of them has beside a cell of few rounds may make it go on for a while.
+    """
     resting = set(live) - {rules.reference, rules.control, *rules.once}
     return resting - _open(rules, entries, live, log_ratios(rules, entries, live))
 
