@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -582,7 +583,7 @@ def section_context(
                 "alike": _model(values, start) in selection.MODEL_ORDER,
                 "not_run": str(not_run or "").splitlines(),
                 "facts": {
-                    key.removeprefix(facts): entry
+                    key.removeprefix(facts): _said(entry, lang)
                     for key, entry in sorted(values.items())
                     if key.startswith(facts) and entry.value is not None
                 },
@@ -633,7 +634,7 @@ def section_context(
         "aa_shown": str(values["aa_shown"].value) if sizes else None,
         "reuse_first": next(iter(_listed(values, "reuse_strategies")), None),
         "labels": {
-            name: labels.get(name, name.replace("_", " "))
+            name: _label(labels, name)
             for name in selection.in_order([*PUBLISHED_STRATEGIES, *strategies])
         },
         "authors": authors,
@@ -652,10 +653,23 @@ def _here_is(values: Mapping[str, Value], lang: str) -> str:
     return tex.escape(f"{say(processor, lang)}; {counted}")
 
 
+def _said(entry: Value, lang: str) -> Value:
+    """A fact of a machine whose words are said in the language."""
+    return replace(entry, value=say(entry.value, lang)) if isinstance(entry.value, str) else entry
+
+
 def _model(values: Mapping[str, Value], start: str) -> object:
     """The model of a machine's published cell, or None."""
     found = values.get(f"{start}headline_model")
     return None if found is None else found.value
+
+
+def _label(labels: Mapping[str, str], name: str) -> str:
+    """What the reader sees for a strategy; the mapping may know more names than it lists."""
+    try:
+        return labels[name]
+    except KeyError:
+        return name.replace("_", " ")
 
 
 #: What the names of the symposium's regenerated figures start with; a scenario follows.
@@ -711,6 +725,8 @@ def figure_text(figure: str, lang: str) -> str:
     """A source's number as LaTeX, in the notation of the language."""
     from kvbench.paper import tex
 
+    if not any(map(str.isdigit, figure)):
+        return tex.escape(say(figure, lang))
     if lang == "pt":
         swap = {",": ".", ".": ","}
         figure = re.sub(
