@@ -248,3 +248,13 @@ def test_without_a_single_kv_cell_there_are_values_all_the_same():
     nothing = [rows.iloc[:0].astype(object) for rows in (summary, samples)]
     values = numbers.kv_values(*nothing, [], {"here": {"cores": 2}})
     assert values["all_cells_total"].value == 0
+
+
+def test_a_gain_over_too_few_rounds_of_recomputing_has_no_interval(tables):
+    summary, samples = tables
+    summary = summary.assign(not_judged=None)
+    summary.loc[summary["strategy"] == "none", "not_judged"] = "not enough rounds: 2 of 10"
+    found = numbers.kv_values(summary, samples)
+    assert found["headline_dynamic_speedup_vs_none"].value is not None
+    assert found["headline_dynamic_speedup_vs_none"].ci is None
+    assert found["headline_static_speedup_vs_dynamic"].ci is not None

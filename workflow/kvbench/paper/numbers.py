@@ -177,6 +177,7 @@ def kv_values(
     InputError
         If two numbers would get the same name.
     """
+    summary = _judged_over_none(summary)
     out = _Writer(samples)
     environment = environment or {}
     machines = selection.machines(summary)
@@ -214,6 +215,19 @@ def kv_values(
         out.put(name, entry)
     _provenance(out, summary, environment)
     return out.values
+
+
+def _judged_over_none(summary: pd.DataFrame) -> pd.DataFrame:
+    """The summary without intervals over ``none`` where the rounds of ``none`` carry no verdict."""
+    if "not_judged" not in summary:
+        return summary
+    group = ["machine", "model", "device", "dtype", "scenario"]
+    control = summary[(summary["strategy"] == "none") & summary["not_judged"].notna()]
+    unjudged = set(control[group].itertuples(index=False, name=None))
+    hit = [key in unjudged for key in summary[group].itertuples(index=False, name=None)]
+    found = summary.copy()
+    found.loc[hit, ["speedup_vs_none_ci_low", "speedup_vs_none_ci_high"]] = math.nan
+    return found
 
 
 def _machine_values(
