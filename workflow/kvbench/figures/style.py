@@ -21,6 +21,8 @@ from kvbench.strategies.looks import look
 #: Widths of one and of two text columns, in inches.
 COLUMN_WIDTH = 3.35
 PAGE_WIDTH = 7.0
+#: Dots per inch of the bitmaps.
+_DPI = 200
 
 #: Okabe and Ito (2008), "Color Universal Design (CUD): How to make figures and presentations that are
 #: friendly to colorblind people": safe for the common colour-vision deficiencies. The grey is ours.
@@ -59,7 +61,7 @@ def apply() -> None:
             "ps.fonttype": 42,
             "svg.fonttype": "none",
             "svg.hashsalt": "kvbench",
-            "savefig.dpi": 200,
+            "savefig.dpi": _DPI,
         }
     )
 
@@ -91,7 +93,7 @@ def save(figure: Figure, base: Path, *languages: str) -> list[Path]:
 
 def _formats(figure: Figure) -> dict[str, bytes]:
     """The figure as it stands in every format."""
-    canvas, dpi = figure.canvas, plt.rcParams["savefig.dpi"]
+    canvas, dpi = figure.canvas, _DPI
     layout = figure.get_layout_engine() if figure.axes else None
     if layout is not None:
         backend_agg.FigureCanvasAgg(figure)
