@@ -34,6 +34,21 @@ def sums() -> dict[str, str]:
     return {name: value for value, name in (line.split("  ") for line in lines)}
 
 
+def test_the_shipped_tokenizer_is_what_the_scenarios_make(tmp_path):
+    rewordings = documents.read_yaml(SHIPPED / "training" / "rewordings.yaml")
+    known = scenarios.load_all(ROOT / "config" / "scenarios")
+    embedded.build_tokenizer(embedded.corpus(known, rewordings), tmp_path)
+    made = sorted(path.name for path in tmp_path.iterdir())
+    assert made == [
+        "chat_template.jinja",
+        "special_ids.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+    for name in made:
+        assert (tmp_path / name).read_bytes() == (SHIPPED / name).read_bytes(), name
+
+
 @pytest.fixture(scope="module")
 def loaded() -> models.LoadedModel:
     return models.load(SHIPPED, "cpu", "float32")

@@ -46,8 +46,8 @@ def _read_checkpoint(path: Path) -> None:
     models.check_checkpoint(path.parent, "config/models/mine.yaml")
 
 
-def _read_machine(path: Path) -> None:
-    machines.read_machine(next(p for p in path.parents if p.parent.name == "recorded"))
+def _verify(path: Path) -> None:
+    machines.verify(next(p for p in path.parents if p.parent.name == "recorded"))
 
 
 def inputs() -> Iterator[Input]:
@@ -70,7 +70,7 @@ def inputs() -> Iterator[Input]:
         "recorded machine",
         machine,
         str(environment.relative_to(machine)),
-        _read_machine,
+        _verify,
     )
     yield Input("paraphrases", ROOT / "resources/paraphrases", "intents.pt.jsonl", paraphrases.load)
     yield Input("checkpoint", ROOT / "resources/embedded-llama", "config.json", _read_checkpoint)

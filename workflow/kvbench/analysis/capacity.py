@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kvbench import documents, physics, strategies
+from kvbench import documents, layout, physics, strategies
 from kvbench.errors import InputError
 from kvbench.physics import Architecture, Ceilings, Traffic
 
@@ -104,7 +104,7 @@ def architecture(model: str, root: Path | None = None) -> Architecture:
     if path.suffix == ".json":
         return Architecture.from_config(_mapping(documents.read_json(path), path), str(path))
     if path.suffix not in {".yaml", ".yml"}:
-        folder = (root or Path(__file__).parents[3]) / "config" / "models"
+        folder = (root / "config" if root else layout.shipped("config")) / "models"
         path = folder / f"{model}.yaml"
         if not path.is_file():
             known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml"))) or "none"

@@ -43,7 +43,7 @@ def run(
         widest = max((len(name) for name, _ in entries), default=0)
         table.add_column(no_wrap=True, style="bold", min_width=widest)
         table.add_column(no_wrap=True, overflow="ellipsis")
-        for name, line in entries:
+        for name, line in entries or [("none", "")]:
             table.add_row(Text(name), Text(" ".join(line.split())))
         console.print(table)
         console.print()

@@ -11,9 +11,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kvbench.analysis import selection
+from kvbench.analysis import published, selection
 from kvbench.figures import _kv, style
-from kvbench.paper.numbers import PUBLISHED
 
 QUESTION = "Does the symposium's figure look the same when it is measured again?"
 
@@ -34,7 +33,7 @@ COLOURS = {
 #: Column of the summary, title as in the source (its Portuguese is in the words), factor from the
 #: column's unit to the title's, and the key of what the source printed. Memory was never printed.
 PANELS = (
-    ("e2e_s_median", "Mean generation time (s)", 1.0, "e2e"),
+    ("e2e_s_median", "Mean generation time (s)", 1.0, "e2e_s"),
     ("peak_memory_mib", "Mean memory used (MB)", 2**20 / 1e6, None),
     ("output_tokens_per_s_median", "Tokens/second (avg)", 1.0, "output_tokens_per_s"),
 )
@@ -70,6 +69,7 @@ def draw(summary: pd.DataFrame, scenario: str) -> Figure:
     scenario:
         Which conversation, or the published cell.
     """
+    printed = published.turn()
     found = []
     for machine in selection.machines(summary):
         group = selection.nearest_to_published(summary, machine, scenario)
@@ -94,7 +94,7 @@ def draw(summary: pd.DataFrame, scenario: str) -> Figure:
         marked = scenario == selection.HEADLINE_SCENARIO and group.model in selection.MODEL_ORDER
         for ax, (column, title, factor, key) in zip(axes, PANELS, strict=True):
             bars = {
-                name: _bar(own[name], column, factor, PUBLISHED[name].get(key) if marked else None)
+                name: _bar(own[name], column, factor, printed[name].get(key) if marked else None)
                 for name in names
             }
             panel(ax, title, bars)

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from kvbench import documents
-from kvbench.analysis import instrument, metrics, selection
+from kvbench.analysis import instrument, metrics, published, selection
 from kvbench.analysis.claims.pages import entries, outcomes, reason_text, say
 from kvbench.analysis.claims.verdict import VERDICTS
 from kvbench.analysis.claims.writing import plain
@@ -23,16 +23,6 @@ from kvbench.records.identity import CONTROL, HERE, record_paths, replicates_of
 
 #: Strategies of the source document; their headline values exist even where nothing was measured.
 PUBLISHED_STRATEGIES = ("none", "dynamic", "static")
-
-#: What the source document printed for its one cell: one run each, 152 + 150 tokens.
-PUBLISHED = {
-    "none": {"e2e": 314.42, "output_tokens_per_s": 0.5},
-    "dynamic": {"e2e": 58.71, "output_tokens_per_s": 2.6},
-    "static": {"e2e": 56.52, "output_tokens_per_s": 2.7},
-}
-
-#: Our quotients of what it printed; it printed no ratio and no memory figure.
-DERIVED = {"dynamic_vs_none": 5.36, "static_vs_none": 5.56, "static_vs_dynamic": 1.04}
 
 #: Value's ending -> (column of the summary, unit). Columns with a ``_median`` carry an interval.
 MEASURES = {
@@ -182,17 +172,13 @@ def kv_values(
     environment = environment or {}
     machines = selection.machines(summary)
     out.put("machines", Value(", ".join(machines)))
-    for key in ("e2e", "output_tokens_per_s"):
-        unit = {"e2e": "s", "output_tokens_per_s": "tokens/s"}[key]
-        for strategy in PUBLISHED_STRATEGIES:
-            out.put(
-                f"published_{strategy}_{key}",
-                Value(
-                    PUBLISHED[strategy][key], unit=unit, digits=_printed(PUBLISHED[strategy][key])
-                ),
-            )
-    for key, ratio in DERIVED.items():
-        out.put(f"published_{key}", Value(ratio, unit="x", digits=2))
+    for strategy, numbers in published.turn().items():
+        for key, unit in (("e2e_s", "s"), ("output_tokens_per_s", "tokens/s")):
+            value = Value(numbers[key], unit=unit, digits=_printed(numbers[key]))
+            out.put(f"published_{strategy}_{'e2e' if key == 'e2e_s' else key}", value)
+    for one, base in (("dynamic", "none"), ("static", "none"), ("static", "dynamic")):
+        value = Value(published.ratio(one, base), unit="x", digits=2)
+        out.put(f"published_{one}_vs_{base}", value)
     chosen = selection.choices(summary, samples)
     for machine in dict.fromkeys([HERE, *machines]):
         _machine_values(out, summary, machine, chosen.get(machine))

@@ -16,12 +16,12 @@ import jinja2
 import pandas as pd
 
 from kvbench import documents, figures, layout
+from kvbench.analysis import published
 from kvbench.analysis.claims import Entry, entries, plain, say
 from kvbench.analysis.claims.pages import reason_text
 from kvbench.analysis.claims.verdict import OPEN
 from kvbench.figures import _language
 from kvbench.figures._bitmap import bitmap
-from kvbench.paper.numbers import DERIVED, PUBLISHED
 
 _TEMPLATES = Path(__file__).parent / "templates"
 #: Verdict to how it is shown: a colour's class, and a sign for who sees no colour. In reading order.
@@ -43,10 +43,11 @@ _OUTCOMES = {
 }
 #: Rows of the headline: the words' key, strategy, column of the summary, what the source gives.
 _HEADLINE = (
-    *((name, name, "e2e_s_median", PUBLISHED[name]["e2e"]) for name in PUBLISHED),
-    ("dynamic_vs_none", "dynamic", "speedup_vs_none", DERIVED["dynamic_vs_none"]),
-    ("static_vs_none", "static", "speedup_vs_none", DERIVED["static_vs_none"]),
-    ("static_vs_dynamic", "static", "speedup_vs_dynamic", DERIVED["static_vs_dynamic"]),
+    *((name, name, "e2e_s_median", printed["e2e_s"]) for name, printed in published.turn().items()),
+    *(
+        (f"{one}_vs_{base}", one, f"speedup_vs_{base}", published.ratio(one, base))
+        for one, base in (("dynamic", "none"), ("static", "none"), ("static", "dynamic"))
+    ),
 )
 _SCENARIO = "symposium_turn"
 #: Figures about the numbers themselves; the others are told apart by the beginning of their names.
@@ -203,7 +204,9 @@ class _Page:
 
     def headline(self, summary: pd.DataFrame) -> dict[str, Any]:
         """The published cell: one column per machine and model that measured it."""
-        ours = summary[(summary["scenario"] == _SCENARIO) & summary["strategy"].isin(PUBLISHED)]
+        ours = summary[
+            (summary["scenario"] == _SCENARIO) & summary["strategy"].isin(published.turn())
+        ]
         groups = list(ours.groupby(["machine", "model", "device", "dtype"], sort=False))
         return {
             "columns": [

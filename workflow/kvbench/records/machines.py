@@ -14,7 +14,6 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,8 @@ CEILINGS_SCHEMA = "kvbench/ceilings/1"
 
 _SLUG = re.compile(r"[a-z0-9][a-z0-9-]*")
 _LINE = re.compile(r"([0-9a-f]{64})  (\S.*)")
+#: Where the files of a recorded machine may stand.
+_PLACES = re.compile(r"cells/(kv|aa)/.+|cells/app/[^/]+/[^/]+|(environment|ceilings)/[^/]+")
 #: Words that already mean something where a machine is named.
 _RESERVED = (HERE, "all")
 #: Folder of a run to the folder of a recorded machine.
@@ -38,41 +39,6 @@ _PARTS = {
     "inputs/environment": "environment",
     "inputs/ceilings": "ceilings",
 }
-
-
-@dataclass(frozen=True)
-class RecordedMachine:
-    """The files of one recorded machine.
-
-    Attributes
-    ----------
-    slug:
-        Its name in tables, figures and claims.
-    folder:
-        ``results/recorded/<slug>``.
-    kv:
-        Records of the ``kv`` suite.
-    aa:
-        Records of the A/A test, which have the same schema.
-    app:
-        Study to its records.
-    environment, ceilings:
-        File name without suffix to the file.
-    """
-
-    slug: str
-    folder: Path
-    kv: tuple[Path, ...] = ()
-    aa: tuple[Path, ...] = ()
-    app: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
-    environment: Mapping[str, Path] = field(default_factory=dict)
-    ceilings: Mapping[str, Path] = field(default_factory=dict)
-
-    def files(self) -> list[Path]:
-        """All files but the README and the checksums, sorted."""
-        app = (path for paths in self.app.values() for path in paths)
-        named = [*self.environment.values(), *self.ceilings.values()]
-        return sorted([*self.kv, *self.aa, *app, *named])
 
 
 def check_slug(slug: str | None) -> str:
@@ -319,60 +285,8 @@ def _kv_first(part: str) -> tuple[bool, str]:
 # ---------------------------------------------------------------------------- reading
 
 
-def read_machines(
-    folder: Path, names: Sequence[str] = ("all",), verify: bool = True
-) -> dict[str, RecordedMachine]:
-    """Find the recorded machines below ``folder``.
-
-    Parameters
-    ----------
-    folder:
-        ``results/recorded``; a missing one holds no machine.
-    names:
-        Slugs, or ``all``; nothing gives no machine.
-    verify:
-        Whether to check hashes and schemas too; otherwise only that the files are those listed.
-
-    Returns
-    -------
-    dict
-        Slug to machine, sorted by slug.
-
-    Raises
-    ------
-    InputError
-        A name is unknown, two machines have the same name but for case, or a folder is not as it
-        was recorded (see :func:`read_machine`).
-    """
-    found = {path.name: path for path in _folders(folder)}
-    if "all" not in names:
-        for name in names:
-            if name not in found:
-                known = ", ".join(found) or "none"
-                raise InputError(
-                    f"recorded: {name!r} is not in {folder}; recorded machines: {known}"
-                )
-        found = {name: path for name, path in found.items() if name in names}
-    seen: dict[str, str] = {}
-    for name in found:
-        other = seen.setdefault(name.lower(), name)
-        if other != name:
-            raise InputError(
-                f"{folder}: {other} and {name} are the same name but for case; rename one of them"
-            )
-    return {name: read_machine(path, verify) for name, path in found.items()}
-
-
-def _folders(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(
-        path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
-    )
-
-
-def read_machine(folder: Path, verify: bool = True) -> RecordedMachine:
-    """Read one recorded folder and check it against its checksums.
+def verify(folder: Path) -> None:
+    """Check a recorded folder whole: its name, its list of files, their checksums, schemas and places.
 
     Raises
     ------
@@ -401,37 +315,23 @@ def read_machine(folder: Path, verify: bool = True) -> RecordedMachine:
             f"{folder / extra[0]}: {SUMS} does not list it{_more(extra)}; remove the file or "
             "record the run anew"
         )
-    for name, expected in listed.items() if verify else ():
+    for name, expected in listed.items():
         if documents.sha256_of_file(folder / name) != expected:
             raise InputError(
                 f"{folder / name}: altered, its checksum differs from {SUMS}; restore it "
                 "(git checkout) or record the run anew"
             )
         _read(folder / name, name)
-    kv, aa, app, environment, ceilings = [], [], {}, {}, {}
-    for name in sorted(listed):
-        path = folder / name
-        match name.split("/"):
-            case ["cells", "kv", _, *_]:
-                kv.append(path)
-            case ["cells", "aa", *_]:
-                aa.append(path)
-            case ["cells", "app", study, _]:
-                app.setdefault(study, []).append(path)
-            case ["environment", _]:
-                environment[path.stem] = path
-            case ["ceilings", _]:
-                ceilings[path.stem] = path
-            case _:
-                raise InputError(f"{path}: has no place in a recorded machine; remove it")
-    studies = {study: tuple(paths) for study, paths in app.items()}
-    kept = (tuple(kv), tuple(aa), studies, environment, ceilings)
-    return RecordedMachine(folder.name, folder, *kept)
+        if not _PLACES.fullmatch(name):
+            raise InputError(f"{folder / name}: has no place in a recorded machine; remove it")
 
 
-def verify(folder: Path) -> None:
-    """Check a recorded folder whole, as :func:`read_machine` does (same InputErrors)."""
-    read_machine(folder, verify=True)
+def _folders(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(
+        path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
+    )
 
 
 def _more(names: Sequence[str]) -> str:
@@ -461,9 +361,3 @@ def _read_sums(folder: Path) -> dict[str, str]:
     if not sums:
         raise InputError(f"{path}: lists no file; restore it (git checkout) or remove the folder")
     return sums
-
-
-def digests(machine: RecordedMachine) -> dict[str, list[str]]:
-    """Digests of the measuring code by part (``kv/<strategy>``, ``app/<study>``); several are mixed."""
-    paths = [*machine.kv, *machine.aa, *(path for found in machine.app.values() for path in found)]
-    return _digests(map(records.read, paths))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from kvbench.analysis import published
 from kvbench.paper.values import Value
 from kvbench.studies import Cell, Study, _paired
 from kvbench.studies import _option as option
@@ -13,9 +14,6 @@ from kvbench.studies._values import first, milliseconds, number, with_interval
 
 if TYPE_CHECKING:
     import pandas as pd
-
-#: What the guide printed for one first and one repeated call, in seconds.
-PUBLISHED = {"first": 1.458, "repeated": 0.00035}
 
 CALLS = (
     "direct",
@@ -130,9 +128,11 @@ def values(table: pd.DataFrame) -> dict[str, Value]:
         found[f"llm_api_{name}_speedup"] = _paired.value(rows[name], "speedup", "x", 1, otherwise)
     found["llm_api_miss_overhead_ms"] = with_interval(rows["first"], "overhead_s", "ms", 1, 1000)
     found["llm_api_rounds"] = number(rows["repeated"], "speedup_rounds", "", 0)
-    for name, seconds in PUBLISHED.items():
+    printed = published.api_call()
+    for name in ("first", "repeated"):
+        seconds = printed[f"{name}_s"]
         found[f"llm_api_published_{name}_ms"] = Value(1000 * seconds, unit="ms", digits=2)
-    ratio = PUBLISHED["first"] / PUBLISHED["repeated"]
+    ratio = printed["first_s"] / printed["repeated_s"]
     found["llm_api_published_speedup"] = Value(ratio, unit="x", digits=0)
     server = table["server"].dropna()
     found["llm_api_server"] = Value(None if server.empty else str(server.iloc[0]))
