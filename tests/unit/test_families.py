@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import cache
+from importlib import metadata
 
 import families
 import pytest
@@ -31,6 +32,8 @@ LENGTH = PROMPT + QUESTION + 2 * NEW
 _WINDOWS = {"mistral", "qwen2", "gemma2", "gemma3_text"}
 _STATES = {"mamba", "jamba"}
 _LATENTS = {"deepseek_v2", "deepseek_v3"}
+#: Versions of the library that do not read their own mask there.
+_BLOOM_FAILS = "5.18" <= metadata.version("transformers")[:4] < "5.23"
 _REUSING = {"dynamic_reuse", "static_reuse", "quantized_int4_reuse"}
 _QUANTISED = {"quantized_int4", "quantized_int4_reuse"}
 
@@ -51,6 +54,8 @@ def expected_refusal(family: str, strategy: str) -> str | None:
         return "head size of 32"
     if strategy == "paged" and family in {"falcon", "bloom", *_STATES}:
         return "cannot be replaced"
+    if strategy in {"static", "static_reuse"} and family == "bloom" and _BLOOM_FAILS:
+        return "cannot run Bloom on a static cache"
     if strategy == "paged" and family in _LATENTS:
         return "latents"
     return None
@@ -166,9 +171,8 @@ def test_an_architecture_survives_its_plain_form(family):
 
 def library_at_least(*version: int) -> bool:
     """Whether transformers is at least of a version."""
-    import transformers
-
-    return tuple(map(int, transformers.__version__.split(".")[: len(version)])) >= version
+    found = metadata.version("transformers").split(".")[: len(version)]
+    return tuple(map(int, found)) >= version
 
 
 @cache

@@ -301,6 +301,9 @@ class Cell:
             # Kernels of a captured graph carry no operator that they could be told by.
             reason = "a token's time is taken apart on a CPU only"
             return {"status": "unsupported", "reason": reason}
+        if self._turns.batch > 1:
+            reason = "a token's time is taken apart for one request at a time"
+            return {"status": "unsupported", "reason": reason}
         room = min(profiling.TOKENS, self._turns.max_length - 1)
         if room < profiling.FEWEST:
             reason = f"the conversation has no room for {profiling.FEWEST} tokens"

@@ -6,6 +6,7 @@ import getpass
 import os
 import tempfile
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import ClassVar
 
@@ -20,6 +21,9 @@ from kvbench.strategies.base import (
 )
 from kvbench.strategies.options import option
 
+#: First version of transformers whose Bloom fails on a static cache, and the first that does not again,
+#: of those that were tried: 5.17 runs it, 5.18 and 5.20 do not, 5.23 does.
+_BLOOM_FAILS = ((5, 18), (5, 23))
 #: Who multiplies one row with the weights.
 LIBRARY, GENERATED = "library", "generated"
 
@@ -33,6 +37,16 @@ class Static(Strategy):
     """
 
     name: ClassVar[str] = "static"
+
+    def misfit(self, model: LoadedModel) -> str | None:
+        """Some versions of the library give Bloom's alibi a mask that it cannot read."""
+        version = tuple(map(int, metadata.version("transformers").split(".")[:2]))
+        if (
+            model.model.config.model_type == "bloom"
+            and _BLOOM_FAILS[0] <= version < _BLOOM_FAILS[1]
+        ):
+            return f"{self.id}: transformers {version[0]}.{version[1]} cannot run Bloom on a static cache"
+        return super().misfit(model)
 
     def compiled(self, device: str) -> bool:
         """Whether the decoding step runs as a compiled graph on ``device``."""
