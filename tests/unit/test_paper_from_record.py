@@ -171,7 +171,7 @@ def test_the_recorded_paper_is_twelve_pages_none_of_them_floats_alone(
 #: Parts of reasons and places that are names, or the same in both languages.
 SAME = re.compile(
     r"[\w.]*(_\w+)+|[\w.-]*llama[\w.-]*|float\d+|bfloat16|cpu|cuda|embedded|kvpress|hqq|"
-    r"(app|http|expiry|memoization|prefix|semantic|stampede|resilience|eviction|layered)|"
+    r"(app|endpoint|http|expiry|memoization|prefix|semantic|stampede|resilience|eviction|layered)|"
     r"KV caching|TTL|https?:.*|R(\.|aushan) Turganbay|Unlocking Longer .*|\[.*|.*\]|"
     r"[\d., ]+ (s|ms|tokens/s|GiB|%|x)( \[.*)?|(AMD|NVIDIA|Intel).*|pip install \w+"
 )

@@ -108,9 +108,9 @@ class StaticCompiled(Static):
         mode = "reduce-overhead" if device == "cuda" else "default"
         options = None
         if self.products == GENERATED:
-            from kvbench.engines.inductor import GeneratedProducts
+            from kvbench.engines.inductor import generated_products
 
-            mode, options = None, {"post_grad_custom_pre_pass": GeneratedProducts()}
+            mode, options = None, {"post_grad_custom_pre_pass": generated_products()}
         config = CompileConfig(mode=mode, options=options, dynamic=False)
         # generate() compiles by itself only on accelerators; this is its own switch for a CPU.
         config._compile_all_devices = True
