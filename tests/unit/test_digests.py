@@ -165,7 +165,8 @@ def edited(tmp_path_factory):
     root = tmp_path_factory.mktemp("edited") / "workflow"
     shutil.copytree(WORKFLOW, root, ignore=shutil.ignore_patterns("__pycache__"))
     # Files beside the folder that modules name.
-    (root.parent / "resources").symlink_to(WORKFLOW.parent / "resources")
+    for beside in ("config", "resources"):
+        (root.parent / beside).symlink_to(WORKFLOW.parent / beside)
     before = all_digests()
 
     def edited(name: str, change=lambda text: f"{text}\nEDITED = 1\n") -> dict[str, set[str]]:

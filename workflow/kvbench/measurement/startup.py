@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -84,7 +83,9 @@ def _later(module: str, name: str) -> Callable[..., Any]:
         raise AttributeError(name)
 
     def function(*given: Any, **named: Any) -> Any:
-        return getattr(importlib.import_module(module), name)(*given, **named)
+        # Packages of others only: what of the library is imported by name, digests have to know.
+        __import__(module)
+        return getattr(sys.modules[module], name)(*given, **named)
 
     return function
 

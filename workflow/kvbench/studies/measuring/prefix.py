@@ -395,9 +395,10 @@ class _Vllm:
         factors: Mapping[str, Any],
         length: int,
     ) -> None:
-        from kvbench import strategies
+        from kvbench.strategies.vllm import Vllm, VllmPrefixCaching
 
-        strategy = strategies.get(f"{way}-b{factors['vllm_block_size']}")
+        kinds = {kind.name: kind for kind in (Vllm, VllmPrefixCaching)}
+        strategy = kinds[way](block_size=factors["vllm_block_size"])
         if why := strategy.available(model, "cpu"):
             raise Unsupported(why)
         self._system, self._new = list(system), factors["new_tokens"]
