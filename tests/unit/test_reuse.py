@@ -249,9 +249,9 @@ def test_the_figure_shows_ttft_share_and_memory_of_what_was_reused(measured):
 
     times, shares, memory = kv_reuse.draw(*measured).axes
     assert [ax.get_ylabel() for ax in (times, shares, memory)] == [
-        "time to first token (s)",
-        "prompt tokens not read (%)",
-        "cache held after the turn (MiB)",
+        "TTFT (s)",
+        "prompt not read (%)",
+        "cache held (MiB)",
     ]
     drawn = shares.lines[0].get_ydata()
     assert drawn[0] == 0 < drawn[1] < 100

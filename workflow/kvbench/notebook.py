@@ -257,7 +257,7 @@ class KVCacheBenchmark:
     ) -> dict[str, list[Any]]:
         result: dict[str, list[Any]] = {field: [] for field in FIELDS}
         for question, turn, times in zip(questions, cell.known, seconds, strict=True):
-            reply = self._model.decode(turn.tokens)
+            reply = self._model.decode(turn.replies[0])
             peak = turn.peak_memory_bytes
             result["generation_times"].append(median(times))
             result["memory_usage"].append(float("nan") if peak is None else peak / 1e6)
@@ -282,7 +282,7 @@ class KVCacheBenchmark:
             ``max_memory_usage`` (MB), ``avg_tokens_per_second`` (all tokens over all time, the mean
             that suits a rate), ``total_tokens_generated``, ``success_rate`` (share of turns with
             output), and ``speedup_vs_none`` where ``none`` was run: the geometric mean over turns,
-            as in the tables. One after the other and without an interval, it is no verdict.
+            as in the tables. Without an interval it is no verdict.
         """
         summary = {}
         for name, result in results.items():
