@@ -66,7 +66,7 @@ def draw(table: pd.DataFrame | Sequence[Mapping[str, Any]]) -> Figure:
             if name in own:
                 _mark(ax, place, own[name])
         _frame(ax, len(order), len(shown))
-        ax.set_title(machine or "computed", fontsize=7.5, style="italic")
+        ax.set_title(_kv.called(machine) if machine else "computed", fontsize=7.5, style="italic")
     axes[0].set_yticks(range(len(order)), [called[name] for name in order], fontsize=6)
     _language.bring(figure, {"pt": {row["label_en"]: row["label_pt"] for row in rows}})
     axes[0].set_ylim(len(order) - 0.5, -0.7)
