@@ -26,6 +26,10 @@ _BACKENDS = {
     "hqq": ("hqq", "hqq", 1, (1, 2, 3, 4, 8)),
 }
 
+#: Rows of groups that HQQ packs into one byte, by bits: it loses the rest of a number of rows that this
+#: does not divide.
+_HQQ_ROWS = {1: 8, 2: 4, 4: 2}
+
 #: The library's own backend, which has one format.
 _FP8 = "fp8"
 
@@ -121,6 +125,19 @@ class Quantized(Strategy):
                     f"{self.id} groups {self.group_size} numbers under one scale, which does "
                     f"not divide the model's head size of {size}"
                 )
+        return self._unpackable(model) if self.backend == "hqq" else None
+
+    def _unpackable(self, model: LoadedModel) -> str | None:
+        """What HQQ would not give back whole, whatever the length of the prompt."""
+        arch, rows = shape.architecture(model), _HQQ_ROWS.get(self.bits, 1)
+        for layer in arch.layers if arch else ():
+            for size in (layer.key_size, layer.value_size):
+                groups = layer.kv_heads * size // self.group_size
+                if groups % rows:
+                    return (
+                        f"{self.id}: HQQ packs {rows} groups of {self.bits} bits together, and a token of "
+                        f"this model has {groups} of {self.group_size} numbers"
+                    )
         return None
 
     def small(self) -> Strategy:
