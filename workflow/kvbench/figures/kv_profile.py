@@ -44,7 +44,12 @@ def draw(profile: pd.DataFrame) -> Figure:
     for ax, (names, own) in zip(axes[:, 0], groups, strict=True):
         machine, model, device, dtype, scenario = names
         context = f"{int(own['context_tokens'].max()):,} tokens of context"
-        parts = [*map(_kv.called, (machine, model)), f"{dtype} on {device}", _kv.called(scenario), context]
+        parts = [
+            *map(_kv.called, (machine, model)),
+            f"{dtype} on {device}",
+            _kv.called(scenario),
+            context,
+        ]
         ax.set_title(" · ".join(parts), fontsize=7.5, style="italic", loc="left")
         handles |= _bars(ax, own.set_index("strategy"))
     axes[-1, 0].set_xlabel("time per token (ms)")
