@@ -43,7 +43,7 @@ COLUMNS = {
     "rounds": "rounds of each of these blocks in one comparison",
     "measuring_s": "time that both cells of a comparison take for them (s), median",
     "comparisons": "comparisons made",
-    "independent": "of these, comparisons that share no cell and no round",
+    "independent": "of these, comparisons that share no cell",
     "differs": "comparisons whose interval excludes 1",
     "share": "the same as a share: false alarms, or slowdowns found",
     "share_ci_low": "lower end of its 95 % interval, by the independent comparisons (exact binomial)",
@@ -161,7 +161,9 @@ def _row(
         if not pairs:
             continue
         windows = min(logs.size for block in series for logs, _ in block) // length
-        independent += windows * min(_apart(block, slowdown) for block in group)
+        # Other rounds of the same processes are no other comparison: what tells two processes of one
+        # block apart stays with them.
+        independent += min(_apart(block, slowdown) for block in group) if windows else 0
         for number in range(pairs):
             for window in range(windows):
                 cut = slice(window * length, (window + 1) * length)
