@@ -352,6 +352,17 @@ def test_a_window_that_is_not_full_yet_goes_back():
     assert again.reused_tokens == 35
 
 
+@pytest.mark.parametrize(("bits", "rows"), [(1, 8), (2, 4)])
+def test_hqq_is_refused_where_a_token_does_not_fill_what_it_packs(bits, rows):
+    """Two heads of 64 numbers are two groups; HQQ would lose the rest of a prompt of odd length."""
+    config = families.CONFIGS["llama"] | {"num_key_value_heads": 2, "head_dim": 64}
+    model = families.build("llama", config)
+    reason = strategies.get(f"quantized-hqq-b{bits}").misfit(model)
+    assert f"packs {rows} groups of {bits} bits together" in reason
+    assert "a token of this model has 2 of 64 numbers" in reason
+    assert strategies.get("quantized_hqq_int4").misfit(model) is None
+
+
 # Families that nothing is known of -------------------------------------------------------------
 
 
