@@ -107,7 +107,7 @@ TRAFFIC_TABLES = [
 TABLES = [
     *(
         layout.table(f"kv_{name}")
-        for name in ("samples", "summary", "rounds", "replies", "quality")
+        for name in ("samples", "summary", "rounds", "replies", "quality", "profile")
     ),
     *APP_TABLES,
     *TRAFFIC_TABLES,
