@@ -157,6 +157,13 @@ def test_every_part_is_balanced_and_says_no_program_message(lang, values, write)
                 assert word not in text, (part, word)
 
 
+def test_portuguese_contracts_its_prepositions_also_before_what_is_filled_in(values, write):
+    parts = write(values, "pt", figures=figure_names())
+    text = flat("\n".join(parts[part] for part in parts if part != "numbers"))
+    assert "nesta máquina" in text
+    assert re.findall(r"\b(?:em|de) (?:est[ae]s?|esse|essa|isso|isto)\b.{0,30}", text, re.I) == []
+
+
 @pytest.mark.parametrize("lang", LANGUAGES)
 def test_every_work_that_is_cited_is_in_the_bibliography(lang, values, write):
     known = set(re.findall(r"@\w+\{(\w+),", (PAPER / "references.bib").read_text()))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import http.client
 
 import fake_openai
 import openai
 import pytest
+from kvbench.caching.proxy.flights import Flight, Flights
+from kvbench.caching.proxy.upstream import Call
 from proxying import said, until
 
 
@@ -83,6 +87,39 @@ def test_a_client_that_leaves_before_the_first_byte_stops_the_generation(start, 
     connection.close()
     assert upstream.left.wait(5)
     assert client.metric("stopped_generations_total") == 1
+
+
+class Silent:
+    """A server that takes a call and never answers."""
+
+    @contextlib.asynccontextmanager
+    async def answer(self, call):
+        await asyncio.Event().wait()
+        yield
+
+
+def test_nobody_joins_a_generation_that_is_being_stopped():
+    """Between the order to stop and its end others may ask: they would get an error that is not theirs."""
+
+    async def found():
+        async def settle(flight):
+            raise AssertionError("a stopped call has no answer")
+
+        flights = Flights(0, lambda: None)
+        call = Call("POST", b"/v1/chat/completions", [], b"{}")
+        flight = flights.start("key", Flight("whole", 1000), Silent(), call, settle)
+        reader = flight.join()
+        await asyncio.sleep(0)
+        before = flights.get("key")
+        flights.leave(flight, reader)
+        after, done = flights.get("key"), flight.done
+        other = flights.start("key", Flight("whole", 1000), Silent(), call, settle)
+        await flight.end()
+        kept = flights.get("key")
+        await flights.close()
+        return before is flight, after, done, kept is other
+
+    assert asyncio.run(found()) == (True, None, False, True)
 
 
 def test_a_client_that_leaves_does_not_stop_a_generation_that_others_wait_for(start, upstream):

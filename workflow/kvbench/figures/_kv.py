@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from kvbench.analysis import metrics, selection
 from kvbench.figures import style
+from kvbench.strategies.looks import Look
 
 #: Raw samples are drawn one by one below this number (the house rule of the figures).
 FEW = 20
@@ -55,6 +56,17 @@ def heading(group: selection.Group, scenario: str | None = None) -> str:
     """One line that names what a panel shows."""
     parts = [called(group.machine), called(group.model), f"{group.dtype} on {group.device}"]
     return " · ".join([*parts, called(scenario)] if scenario else parts)
+
+
+def line_of(look: Look) -> dict[str, object]:
+    """How a line of a strategy is drawn from point to point: its colour and its marker, parted by white."""
+    return {
+        "color": look.colour,
+        "marker": look.marker,
+        "ms": 4 * look.size,
+        "mec": "white",
+        "mew": 0.4,
+    }
 
 
 #: Height of all panels of a figure together, in inches: it has to fit a page with its caption.

@@ -73,11 +73,7 @@ def _panel(
             own["requests"] * beside,
             centres,
             yerr=[centres - low, high - centres],
-            color=look.colour,
-            marker=look.marker,
-            ms=4 * look.size,
-            mec="white",
-            mew=0.4,
+            **_kv.line_of(look),
             linewidth=1,
             elinewidth=1.2,
         )

@@ -118,12 +118,8 @@ def _ttft(ax: Axes, own: pd.DataFrame, strategy: str, line: str) -> tuple[object
         turns,
         centres,
         yerr=[below, above],
-        color=look.colour,
-        marker=look.marker,
+        **_kv.line_of(look),
         linestyle=line,
-        ms=4 * look.size,
-        mec="white",
-        mew=0.4,
         linewidth=0.9,
         elinewidth=0.8,
     )

@@ -109,11 +109,7 @@ def _panel(ax: Axes, samples: pd.DataFrame, rows: pd.DataFrame) -> list[float]:
             turns,
             centres,
             yerr=[below, above],
-            color=look.colour,
-            marker=look.marker,
-            ms=4 * look.size,
-            mec="white",
-            mew=0.4,
+            **_kv.line_of(look),
             linewidth=1,
             elinewidth=0.9,
         )

@@ -58,6 +58,15 @@ class Flight:
         """All bytes so far; meaningful while :attr:`whole`."""
         return b"".join(self._pieces)
 
+    @property
+    def can_be_joined(self) -> bool:
+        """Whether a new reader gets all of it: nothing is forgotten, and it is not being stopped.
+
+        Between the order to stop and the end of the task a moment passes, in which it is not done yet.
+        """
+        stopping = self.task is not None and self.task.cancelling() > 0
+        return self.whole and not self.done and not stopping
+
     async def head(self) -> None:
         """Wait until the head of the answer is there; raise what ended the call before."""
         while not self.status and not self.done:
@@ -180,7 +189,7 @@ class Flights:
     def get(self, key: str) -> Flight | None:
         """Return the call of a key if it is under way and can be read from its beginning."""
         flight = self._flights.get(key)
-        return flight if flight is not None and flight.whole and not flight.done else None
+        return flight if flight is not None and flight.can_be_joined else None
 
     def start(
         self, key: str, flight: Flight, upstream: Upstream, call: Call, finish: Finish
