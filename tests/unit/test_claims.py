@@ -855,3 +855,13 @@ def test_the_figure_names_machines_it_leaves_out(shipped):
 
 def test_the_figure_of_no_claims_says_so():
     assert "there are no claims" in words(draw([]))
+
+
+def test_where_a_statement_stands_is_said_in_the_readers_language():
+    from kvbench.analysis.claims.pages import source_text
+
+    own = {"document": "S1", "place": "section 4, output of the run, turn 1", "source": "unused"}
+    assert source_text(own, "pt").endswith("2025, seção 4, saída da execução, turno 1")
+    assert source_text({"document": "", "place": "", "source": "x"}, "pt") == "Nossas hipóteses"
+    other = {"document": "other", "place": "memory", "source": "A. Author, A Title, 2024, memory"}
+    assert source_text(other, "pt") == "A. Author, A Title, 2024, memória"

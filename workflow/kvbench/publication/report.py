@@ -17,8 +17,8 @@ import pandas as pd
 
 from kvbench import documents, figures, layout
 from kvbench.analysis import published
-from kvbench.analysis.claims import Entry, entries, plain, say
-from kvbench.analysis.claims.pages import reason_text
+from kvbench.analysis.claims import Entry, entries, plain
+from kvbench.analysis.claims.pages import reason_text, source_text
 from kvbench.analysis.claims.verdict import OPEN
 from kvbench.figures import _language
 from kvbench.figures._bitmap import bitmap
@@ -161,7 +161,7 @@ class _Page:
         return {
             "outcome": entry.outcome(),
             "statement": row[f"statement_{self.language}"],
-            "source": say(_text(row["source"]), self.language),
+            "source": source_text(row, self.language),
             "figure": self.figures_number(row),
             "found": [
                 {

@@ -198,6 +198,16 @@ def _summary(
     return lines
 
 
+def source_text(row: Mapping[str, Any], language: str) -> str:
+    """Whose statement a claim is, and where it stands there; other authors are cited as they are."""
+    place = row["place"] or ""
+    if row["document"] == "other":
+        cited = row["source"].removesuffix(f", {place}")
+    else:
+        cited = _words(language)["documents"][row["document"] or "ours"]
+    return ", ".join(filter(None, [cited, say(place, language)]))
+
+
 def _place(row: Mapping[str, Any], language: str) -> str:
     """Document and place in it; another publication names itself in its place."""
     place = say(row["place"], language)
