@@ -19,7 +19,7 @@ from kvbench.analysis import paired
 from kvbench.errors import InputError
 from kvbench.inputs import configuration, models, tokens
 from kvbench.inputs.scenarios import Scenario, Turn
-from kvbench.measurement import blocks, fitting, processes
+from kvbench.measurement import blocks, fitting, placement, processes
 from kvbench.strategies.base import Generation, Session
 
 pytestmark = pytest.mark.usefixtures("private_lock", "undisturbed")
@@ -170,6 +170,12 @@ def test_the_record_names_block_and_the_way_its_process_came_about(found):
     assert found["none"]["cell"]["block"] == "test/cpu/tiny/talk/r1"
     assert found["none"]["block"]["id"] == "test/cpu/tiny/talk/r1"
     assert {record["block"]["processes"] for record in found.values()} == {"forked"}
+
+
+def test_the_main_threads_of_all_cells_share_one_processor(found):
+    allowed = placement.processors()
+    place = allowed[0] if len(allowed) > 1 else None
+    assert {record["block"]["main_cpu"] for record in found.values()} == {place}
     assert found["none"]["block"]["members"] == list(found)
 
 

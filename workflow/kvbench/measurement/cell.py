@@ -12,7 +12,7 @@ from typing import Any
 from kvbench import documents, physics, records, strategies
 from kvbench.errors import InputError, Unsupported
 from kvbench.inputs import models
-from kvbench.measurement import noise, prediction, profiling, startup
+from kvbench.measurement import noise, placement, prediction, profiling, startup
 from kvbench.measurement import quality as lossy
 from kvbench.measurement.conversation import Script, SlowedSession, Talk, Turn, script
 from kvbench.measurement.memory import ElsewhereMemory, cache_bytes, meter_for
@@ -191,6 +191,19 @@ class Cell:
                 break
         self._seen_graphs = self._warm_graphs = self._graphs.count()
         return cold
+
+    def settle(self) -> int | None:
+        """Bind the threads of this process, which is the cell's own, to their processors.
+
+        Returns
+        -------
+        int or None
+            The main thread's processor; None where nothing is bound, as on a GPU, or when the work is
+            done by an engine in another process.
+        """
+        if not self._here or self._device != "cpu":
+            return None
+        return placement.settle(self._job.threads)
 
     def begin(self, companions: int) -> None:
         """Begin a round: collect garbage now, so that it is not collected while a turn is timed.
