@@ -16,13 +16,16 @@ WORKFLOW = Path(__file__).parents[2] / "workflow"
 PROGRAM = """
 import json, os, sys, threading
 from kvbench.measurement import placement
+if sys.argv[2] == "forked" and (child := os.fork()):
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+main = threading.get_native_id()
 release = threading.Event()
 helpers = [threading.Thread(target=release.wait, daemon=True) for _ in range(2)]
 for helper in helpers:
     helper.start()
 found = placement.settle(*json.loads(sys.argv[1]))
-threads = [threading.main_thread(), *helpers]
-print(json.dumps([found, [sorted(os.sched_getaffinity(t.native_id)) for t in threads]]))
+threads = [main, *(helper.native_id for helper in helpers)]
+print(json.dumps([found, [sorted(os.sched_getaffinity(thread)) for thread in threads]]), flush=True)
 release.set()
 """
 
@@ -31,10 +34,10 @@ several = pytest.mark.skipif(
 )
 
 
-def places(*arguments: object) -> tuple[int | None, list[list[int]]]:
+def places(*arguments: object, process: str = "fresh") -> tuple[int | None, list[list[int]]]:
     """What a process of three threads finds after it has settled."""
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps(arguments)],
+        [sys.executable, "-c", PROGRAM, json.dumps(arguments), process],
         env={**os.environ, "PYTHONPATH": str(WORKFLOW)},
         capture_output=True,
         text=True,
@@ -45,9 +48,10 @@ def places(*arguments: object) -> tuple[int | None, list[list[int]]]:
 
 
 @several
-def test_the_main_thread_has_the_first_processor_and_the_others_have_the_rest() -> None:
+@pytest.mark.parametrize("process", ["fresh", "forked"])
+def test_the_main_thread_has_the_first_processor_and_the_others_have_the_rest(process: str) -> None:
     first, *rest = placement.processors()
-    assert places(2) == (first, [[first], rest, rest])
+    assert places(2, process=process) == (first, [[first], rest, rest])
 
 
 @several

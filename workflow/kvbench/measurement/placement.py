@@ -11,7 +11,6 @@ share one processor, and all helping threads share the others.
 from __future__ import annotations
 
 import os
-import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -43,7 +42,9 @@ def settle(threads: int, allowed: list[int] | None = None) -> int | None:
     allowed = processors() if allowed is None else allowed
     if len(allowed) < max(2, threads):
         return None
-    main = threading.main_thread().native_id
+    # Linux numbers the main thread like its process. Python's own `native_id` of it is, in a process that
+    # was forked, still its parent's.
+    main = os.getpid()
     try:
         for entry in Path("/proc/self/task").iterdir():
             thread = int(entry.name)
