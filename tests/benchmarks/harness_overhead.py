@@ -115,7 +115,9 @@ def main() -> None:
                 paired.log_ratio([own], [plain])
                 for own, plain in zip(seconds[HARNESS], seconds[BARE], strict=True)
             ]
-        ]
+        ],
+        # Both work in this process.
+        one_process=True,
     ).interval
     print(
         f"harness / bare {ratio.value:.4f}  95 % interval [{ratio.low:.4f}, {ratio.high:.4f}]  "

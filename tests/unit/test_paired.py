@@ -63,24 +63,44 @@ def log_ratios(generator, experiments, rounds, noise, wander=0.0):
     return one - other + autoregressive(generator, experiments, rounds, 0.7, wander)
 
 
-def covered(experiments):
+#: What the ratio of two equal processes was measured to differ by: 0.9 % each, side by side.
+BETWEEN = 0.009 * math.sqrt(2)
+
+
+def covered(experiments, **given):
     """Share of the experiments whose interval holds 1."""
-    found = [paired.ratio(blocks).interval for blocks in experiments]
+    found = [paired.ratio(blocks, **given).interval for blocks in experiments]
     return np.mean([interval.low <= 1 <= interval.high for interval in found])
 
 
 @pytest.mark.parametrize("rounds", [10, 20, 30, 60, 120])
 @pytest.mark.parametrize("noise", [normal, skewed, with_outliers])
 def test_one_block_is_covered_as_promised(noise, rounds):
-    logs = log_ratios(np.random.default_rng(11), EXPERIMENTS, rounds, noise)
+    generator = np.random.default_rng(11)
+    logs = log_ratios(generator, EXPERIMENTS, rounds, noise)
+    logs += BETWEEN * generator.standard_normal((EXPERIMENTS, 1))
     assert 0.93 <= covered([[row] for row in logs]) <= 0.97
+
+
+@pytest.mark.parametrize("rounds", [10, 20, 30, 60, 120])
+@pytest.mark.parametrize("noise", [normal, skewed, with_outliers])
+def test_what_works_in_one_process_is_covered_by_its_rounds(noise, rounds):
+    logs = log_ratios(np.random.default_rng(11), EXPERIMENTS, rounds, noise)
+    assert 0.93 <= covered([[row] for row in logs], one_process=True) <= 0.97
+
+
+def test_rounds_alone_would_not_cover_what_processes_differ_by():
+    generator = np.random.default_rng(11)
+    logs = log_ratios(generator, EXPERIMENTS, 120, normal)
+    logs += BETWEEN * generator.standard_normal((EXPERIMENTS, 1))
+    assert covered([[row] for row in logs], one_process=True) < 0.85
 
 
 @pytest.mark.parametrize("rounds", [10, 30, 60, 120])
 @pytest.mark.parametrize("noise", [normal, with_outliers])
 def test_a_ratio_that_itself_wanders_is_still_covered(noise, rounds):
     logs = log_ratios(np.random.default_rng(12), EXPERIMENTS, rounds, noise, wander=0.02)
-    assert 0.93 <= covered([[row] for row in logs]) <= 0.97
+    assert 0.93 <= covered([[row] for row in logs], one_process=True) <= 0.97
 
 
 def test_without_the_slow_frequencies_a_wandering_ratio_would_not_be_covered(monkeypatch):
@@ -92,7 +112,7 @@ def test_without_the_slow_frequencies_a_wandering_ratio_would_not_be_covered(mon
 
     monkeypatch.setattr(paired, "_block", blind)
     logs = log_ratios(np.random.default_rng(12), EXPERIMENTS, 60, normal, wander=0.04)
-    assert covered([[row] for row in logs]) < 0.90
+    assert covered([[row] for row in logs], one_process=True) < 0.90
 
 
 def of_blocks(generator, blocks, rounds, noise, apart):
@@ -121,10 +141,9 @@ def test_equal_blocks_err_on_the_wide_side_but_not_by_much(rounds, blocks):
 
 
 def test_pooling_blocks_that_happen_to_agree_would_not_cover(monkeypatch):
-    monkeypatch.setattr(paired, "BLOCKS_APART", 0.0)
     monkeypatch.setattr(paired, "_WORTH", 1000)
     logs = of_blocks(np.random.default_rng(13), 2, 60, normal, 0.02)
-    assert covered(logs) < 0.90
+    assert covered(logs, one_process=True) < 0.90
 
 
 def test_blocks_that_differ_much_are_not_told_as_if_they_agreed():
@@ -150,7 +169,7 @@ def false_alarms(stops, noise, experiments=3000):
     alarms = 0
     for series in logs:
         count = next((n for n in range(3, 120, 4) if stops(series[:n])), 120)
-        ends = paired.ratio([series[:count]]).interval
+        ends = paired.ratio([series[:count]], one_process=True).interval
         alarms += not ends.low <= 1 <= ends.high
     return alarms / experiments
 
@@ -167,7 +186,9 @@ def test_stopping_at_a_precision_raises_no_false_alarms(noise, precision):
 
 
 def test_stopping_at_the_first_narrow_interval_would_raise_them():
-    share = false_alarms(lambda series: paired.ratio([series]).half_width <= 0.06, normal, 2000)
+    share = false_alarms(
+        lambda series: paired.ratio([series], one_process=True).half_width <= 0.06, normal, 2000
+    )
     assert share > 0.07
 
 
@@ -230,7 +251,14 @@ def test_blocks_of_one_round_tell_by_their_difference():
 
 
 def test_equal_rounds_have_an_interval_of_no_width():
-    assert paired.ratio([[0.5] * 12]).interval.as_tuple() == pytest.approx((math.exp(0.5),) * 2)
+    found = paired.ratio([[0.5] * 12], one_process=True)
+    assert found.interval.as_tuple() == pytest.approx((math.exp(0.5),) * 2)
+
+
+def test_equal_rounds_of_one_block_do_not_hide_that_processes_differ():
+    ends = paired.ratio([[0.5] * 12]).interval
+    reach = 2.306 * paired.PROCESSES_APART  # Student's quantile at eight degrees of freedom
+    assert math.log(ends.high) - 0.5 == pytest.approx(reach, rel=0.001)
 
 
 def test_swapping_the_sides_inverts_ratio_and_interval():
@@ -241,16 +269,24 @@ def test_swapping_the_sides_inverts_ratio_and_interval():
 
 
 def test_the_smallest_difference_is_found_nine_times_out_of_ten():
-    logs = log_ratios(np.random.default_rng(20), 2000, 60, normal)
+    generator = np.random.default_rng(20)
+    logs = log_ratios(generator, 2000, 60, normal)
+    logs += BETWEEN * generator.standard_normal((2000, 1))
     told = np.median([paired.ratio([row]).smallest_difference for row in logs])
     found = np.mean([paired.differs(paired.ratio([row + math.log1p(told)])) for row in logs])
     assert found == pytest.approx(0.90, abs=0.03)
 
 
-def test_four_times_the_rounds_find_half_the_difference():
-    found = paired.ratio([np.random.default_rng(21).normal(0, 0.07, 50)])
-    half = math.expm1(math.log1p(found.smallest_difference) / 2)
-    assert found.rounds_to_find(half) == pytest.approx(200, abs=1)
+def test_four_times_the_rounds_find_half_the_difference_in_one_process():
+    logs = np.random.default_rng(21).normal(0, 0.07, 50)
+    some, more = (paired.ratio([np.tile(logs, n)], one_process=True) for n in (1, 4))
+    halved = math.log1p(some.smallest_difference) / math.log1p(more.smallest_difference)
+    assert halved == pytest.approx(2, rel=0.05)
+
+
+def test_no_number_of_rounds_finds_less_than_processes_differ_by():
+    logs = np.random.default_rng(21).normal(0, 0.07, 10_000)
+    assert paired.ratio([logs]).smallest_difference > 3 * paired.PROCESSES_APART
 
 
 def test_few_rounds_differ_from_nothing_however_narrow():
@@ -282,8 +318,3 @@ def test_rounds_without_meaning_are_refused(blocks, words):
 def test_times_without_meaning_are_refused(one, other, words):
     with pytest.raises(InputError, match=words):
         paired.log_ratio(one, other)
-
-
-def test_a_difference_of_nothing_cannot_be_looked_for():
-    with pytest.raises(InputError, match="above 0"):
-        paired.ratio([[0.1, 0.2]]).rounds_to_find(0.0)

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from kvbench.measurement import placement
 
 WORKFLOW = Path(__file__).parents[2] / "workflow"

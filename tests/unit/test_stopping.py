@@ -214,7 +214,7 @@ def test_a_block_goes_on_while_its_control_differs():
     assert set(entries[-1]["order"]) == {"dynamic", "control"}
 
 
-@pytest.mark.parametrize(("ratio", "stop"), [(1.02, "precision"), (1.05, "rounds")])
+@pytest.mark.parametrize(("ratio", "stop"), [(1.02, "precision"), (1.08, "rounds")])
 def test_a_control_within_the_precision_does_not_hold_a_block_up(ratio, stop):
     _, found = played(RULES, lambda name, round: ratio if name == "control" else 1.0)
     assert found == stop
@@ -245,6 +245,8 @@ def blocks():
     own = spread[:, None, None] * generator.standard_normal((4, *shape))
     hit = generator.random((4, *shape)) < 0.03
     own += hit * generator.exponential(0.3, (4, *shape))
+    # And what each process differs by from the others, to its end: 0.9 % were measured.
+    own += 0.009 * generator.standard_normal((4, BLOCKS, 1))
     return 0.15 * drift + own
 
 

@@ -151,8 +151,9 @@ def test_cells_of_a_block_are_paired_within_its_rounds(build):
     _, summary = build(("dynamic", in_block(1.0)), ("static", in_block(0.9, seed=2)))
     found = row(summary, "static")
     assert found["speedup_vs_dynamic"] == pytest.approx(1 / 0.9, rel=0.02)
-    assert found["speedup_vs_dynamic_ci_low"] > 1.08
-    assert found["speedup_vs_dynamic_ci_high"] < 1.14
+    # The rounds, and 3 % on either side for what two processes may differ by.
+    assert 1.07 < found["speedup_vs_dynamic_ci_low"] < 1.09
+    assert 1.13 < found["speedup_vs_dynamic_ci_high"] < 1.15
     assert (found["rounds"], found["blocks"]) == (12, 1)
     assert 0 < found["smallest_difference"] < 0.05
     assert pd.isna(found["not_judged"])

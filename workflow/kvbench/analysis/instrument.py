@@ -29,6 +29,8 @@ SAME, SLOWED = "same", "slowed"
 FALSE_ALARMS, FOUND = 0.05, 0.90
 #: Lengths that a block is cut into, as far as it reaches.
 ROUNDS = (10, 15, 20, 30, 45, 60, 90, 120, 180, 240)
+#: Half-width at which a comparison of one block rests: the precision of the default configuration.
+PRECISION = 0.02
 #: Blocks that one comparison is put together from.
 BLOCKS = (1, 2, 3)
 
@@ -50,7 +52,7 @@ COLUMNS = {
     "share_ci_high": "upper end of its 95 % interval",
     "ratio_median": "median of the estimated ratios",
     "stopped_rounds": "rounds after which a comparison of one block has reached the precision of "
-    f"{metrics.PRECISION:g} and rests, as strategies do in a block; median",
+    f"{PRECISION:g} and rests, as strategies do in a block; median",
     "stopped_share": "share of the comparisons that differ when each ends by that rule: false alarms, "
     "or slowdowns found",
     "smallest_slowdown": "slowdown of one side that nine out of ten of these comparisons would have "
@@ -119,7 +121,7 @@ def _stopped(
         for pair in _pairs(block, slowdown):
             logs = metrics.log_ratios(*pair)
             ends = range(paired.FEWEST_ROUNDS, logs.size)
-            rest = (n for n in ends if paired.reached([logs[:n]], metrics.PRECISION))
+            rest = (n for n in ends if paired.reached([logs[:n]], PRECISION))
             found.append(paired.ratio([logs[: next(rest, logs.size)]]) if logs.size else None)
     known = [one for one in found if one is not None]
     if not known:

@@ -4,8 +4,9 @@ Cells of a block work in rounds, one turn each, in an order drawn anew every rou
 took in the same round stands under nearly the same weather, so the logarithm of its ratio is free
 of the drift that spoils the ratio of two medians (Abedi and Brecht, 2017, "randomised multiple
 interleaved trials"). The mean of these logarithms over rounds, and of the blocks' means over
-blocks, is the logarithm of the geometric-mean ratio. numpy only until an interval is asked for:
-measuring children call this every few rounds.
+blocks, is the logarithm of the geometric-mean ratio. An interval also allows for what no round of a
+block can show: that its processes are not the only ones there could have been. numpy only until an
+interval is asked for: measuring children call this every few rounds.
 """
 
 from __future__ import annotations
@@ -33,9 +34,13 @@ FEWEST_BLOCKS = 1
 #: Share of the rounds that is cut off at either end, from ten rounds on: an interruption of one slot
 #: moves no result, and nearly nothing is lost where there is none.
 TRIMMED = 0.1
-#: What blocks of one machine are taken to differ by before they are seen, as a standard deviation of
-#: their log ratios, and how many blocks that is worth: two blocks alone say next to nothing about it.
-#: Chosen so that simulated blocks that differ by 2 % are covered as promised, two as well as five.
+#: What the ratio of two processes differs by beyond its rounds, as a standard deviation of its logarithm:
+#: equal processes side by side were measured to differ by 0.9 % each. And how many blocks that
+#: expectation is worth. Chosen so that simulated processes that differ so are covered as promised; the A/A
+#: tests of the recorded machines show what it is worth there.
+PROCESSES_APART, _WORTH_OF_PROCESSES = 0.009 * math.sqrt(2), 8
+#: The same for blocks of which two or more are seen, which say something about it themselves: chosen so
+#: that simulated blocks that differ by 2 % are covered as promised, two as well as five.
 BLOCKS_APART, _WORTH = 0.011, 5
 #: Chance of a false alarm, and of finding the smallest difference that is told.
 _ALPHA, _POWER = 0.05, 0.90
@@ -81,21 +86,6 @@ class Paired:
             return math.nan
         reach = _student(1 - _ALPHA / 2, self.freedom) + _student(_POWER, self.freedom)
         return math.expm1(reach * self.error)
-
-    def rounds_to_find(self, difference: float) -> float:
-        """Rounds, in all blocks together, that would find ``difference`` nine times out of ten.
-
-        Raises
-        ------
-        InputError
-            The difference is not positive.
-        """
-        if not difference > 0:
-            raise InputError(f"a difference of {difference} cannot be looked for; give one above 0")
-        if not self.freedom:
-            return math.nan
-        needed = self.rounds * (math.log1p(self.smallest_difference) / math.log1p(difference)) ** 2
-        return max(float(FEWEST_ROUNDS), math.ceil(needed))
 
 
 @cache
@@ -193,13 +183,27 @@ def _within(blocks: Sequence[_Block]) -> tuple[float, float]:
     return total / len(blocks) ** 2, total**2 / float((variances**2 / freedoms).sum())
 
 
-def _over_blocks(within: float, freedom: float, between: float, count: int) -> tuple[float, float]:
+def _of_one_block(within: float, freedom: float) -> tuple[float, float]:
+    """Variance of one block's mean, with its degrees of freedom, when another block's would differ.
+
+    What two processes differ by stays with them through all their rounds, so that no number of these
+    shows it: it is expected to be :data:`PROCESSES_APART`. Variances add, and the freedom is that of
+    Satterthwaite (1946).
+    """
+    between = PROCESSES_APART**2
+    variance = within + between
+    return variance, variance**2 / (within**2 / freedom + between**2 / _WORTH_OF_PROCESSES)
+
+
+def _over_blocks(
+    within: float, freedom: float, between: float, count: int, apart: float
+) -> tuple[float, float]:
     """Variance of the mean over blocks, with its degrees of freedom, when blocks may differ.
 
     Whether they do cannot be seen in two or three of them: an interval that forgets the question
     when they happen to agree covers 83 % instead of 95 % (simulated). So the variance between them
     is drawn towards an expectation, in the manner of Smyth (2004, "moderated t"): what their rounds
-    explain, and :data:`BLOCKS_APART` besides. Blocks that differ by far more than that speak for
+    explain, and ``apart`` besides. Blocks that differ by far more than that speak for
     themselves, with the degrees of freedom of Satterthwaite (1946); the wider of both counts.
 
     Parameters
@@ -210,9 +214,11 @@ def _over_blocks(within: float, freedom: float, between: float, count: int) -> t
         Degrees of freedom of ``within``.
     count:
         Blocks.
+    apart:
+        What blocks are expected to differ by, as a standard deviation of the ratio's logarithm.
     """
     seen = count - 1
-    expected = within + BLOCKS_APART**2 / count
+    expected = within + apart**2 / count
     found = [((_WORTH * expected + seen * between) / (_WORTH + seen), float(_WORTH + seen))]
     if between > within:
         excess = between - within
@@ -220,7 +226,7 @@ def _over_blocks(within: float, freedom: float, between: float, count: int) -> t
     return max(found, key=lambda one: _student(1 - _ALPHA / 2, one[1]) * math.sqrt(one[0]))
 
 
-def ratio(blocks: Iterable[Sequence[float]]) -> Paired:
+def ratio(blocks: Iterable[Sequence[float]], one_process: bool = False) -> Paired:
     """Estimate a ratio from the log ratios of its rounds, block by block.
 
     Parameters
@@ -228,13 +234,15 @@ def ratio(blocks: Iterable[Sequence[float]]) -> Paired:
     blocks:
         For each block the logarithms of the ratio, one per round, in the order of the rounds. A
         round in which either side was disturbed is left out by the caller (:mod:`metrics`).
+    one_process:
+        Both sides worked in one process: there is nothing that two processes could differ by.
 
     Returns
     -------
     Paired
         The geometric mean over rounds, a tenth trimmed off at either end, and over blocks. Blocks
         count alike; by how much they differ among themselves is part of the interval
-        (:func:`_over_blocks`).
+        (:func:`_over_blocks`), and for a single one what it is expected to be.
 
     Raises
     ------
@@ -260,25 +268,29 @@ def ratio(blocks: Iterable[Sequence[float]]) -> Paired:
     # A block of a single round is taken to be as noisy as the others.
     variance *= len(known) / count
     if count > 1:
-        variance, freedom = _over_blocks(variance, freedom, between, count)
+        apart = 0.0 if one_process else BLOCKS_APART
+        variance, freedom = _over_blocks(variance, freedom, between, count, apart)
+    elif not one_process:
+        variance, freedom = _of_one_block(variance, freedom)
     return Paired(value, math.sqrt(variance), freedom, rounds, count)
 
 
 def half_width(rounds: Sequence[float]) -> float:
-    """Half-width of one block's ratio relative to it; infinite below :data:`FEWEST_ROUNDS`.
+    """Half-width of one block's ratio relative to it, by its rounds; infinite below ten of them.
 
-    What a run may show while it goes on; when to stop says :func:`reached`.
+    More rounds make it narrower without end: what other processes would have shown is not in it. What
+    a run may show while it goes on; when to stop says :func:`reached`.
 
     Parameters
     ----------
     rounds:
         :func:`log_ratio` of every round so far that counts.
     """
-    return math.inf if len(rounds) < FEWEST_ROUNDS else ratio([rounds]).half_width
+    return math.inf if len(rounds) < FEWEST_ROUNDS else ratio([rounds], one_process=True).half_width
 
 
 def reached(ratios: Iterable[Sequence[float]], precision: float) -> bool:
-    """Whether a block may stop: every ratio had a half-width of at most ``precision``.
+    """Whether a block may stop: every ratio had a half-width by its rounds of at most ``precision``.
 
     It must have had it :data:`CONFIRMING_ROUNDS` rounds ago. Ask as often as you like.
 

@@ -64,7 +64,8 @@ def columns_of(name: str, logs: Iterable[float]) -> dict[str, float]:
     logs = list(logs)
     if not logs:
         return {}
-    found = paired.ratio([logs])
+    # All arms of a study work in this process.
+    found = paired.ratio([logs], one_process=True)
     row = {name: found.value, f"{name}_rounds": found.rounds}
     if found.rounds >= paired.FEWEST_ROUNDS:
         row |= {f"{name}_ci_low": found.interval.low, f"{name}_ci_high": found.interval.high}
