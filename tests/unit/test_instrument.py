@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from kvbench.analysis import instrument, metrics, paired
 
+ROOT = Path(__file__).resolve().parents[2]
 ROUNDS, CELLS, BLOCKS = 60, 4, 6
 
 
@@ -70,6 +73,15 @@ def test_the_rule_that_lets_strategies_rest_is_tested_too(table):
     assert 15 <= same["stopped_rounds"].iloc[0] < ROUNDS
     assert same["stopped_share"].iloc[0] <= 0.15
     assert slowed["stopped_share"].iloc[0] >= 0.90
+    for rows_ in (same, slowed):
+        row = rows_.iloc[0]
+        assert row["stopped_ci_low"] <= row["stopped_share"] <= row["stopped_ci_high"]
+        assert row["stopped_ci_high"] - row["stopped_ci_low"] > 0.1
+
+
+def test_comparisons_rest_at_the_precision_of_the_default_configuration():
+    with (ROOT / "config" / "config.yaml").open(encoding="utf-8") as stream:
+        assert instrument.PRECISION == yaml.safe_load(stream)["kv"]["precision"]
 
 
 def test_a_block_is_cut_into_stretches_that_are_no_more_independent_than_the_block(table):

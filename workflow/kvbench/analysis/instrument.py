@@ -55,6 +55,8 @@ COLUMNS = {
     f"{PRECISION:g} and rests, as strategies do in a block; median",
     "stopped_share": "share of the comparisons that differ when each ends by that rule: false alarms, "
     "or slowdowns found",
+    "stopped_ci_low": "lower end of its 95 % interval, by the comparisons that share no cell",
+    "stopped_ci_high": "upper end of its 95 % interval",
     "smallest_slowdown": "slowdown of one side that nine out of ten of these comparisons would have "
     "found, as a share; by equal cells only",
 }
@@ -126,10 +128,22 @@ def _stopped(
     known = [one for one in found if one is not None]
     if not known:
         return {}
+    share = float(np.mean([paired.differs(one) for one in known]))
+    ends = _interval(share, sum(_apart(block, slowdown) for block in blocks))
     return {
         "stopped_rounds": float(np.median([one.rounds for one in known])),
-        "stopped_share": float(np.mean([paired.differs(one) for one in known])),
+        "stopped_share": share,
+        "stopped_ci_low": ends[0],
+        "stopped_ci_high": ends[1],
     }
+
+
+def _interval(share: float, independent: int) -> tuple[float, float]:
+    """Interval of a share of comparisons that share cells: as if only those apart had been made."""
+    return (
+        intervals.share(math.floor(share * independent), independent)[0],
+        intervals.share(math.ceil(share * independent), independent)[1],
+    )
 
 
 def _pairs(block: Mapping[float, Sequence[Repeats]], slowdown: float) -> list[tuple]:
@@ -175,11 +189,7 @@ def _row(
         return None
     verdicts = [paired.differs(one) for one in found]
     share = float(np.mean(verdicts))
-    # Comparisons of one block share cells: the share counts as if only those apart had been made.
-    ends = [
-        intervals.share(round_to(share * independent), independent)[end]
-        for end, round_to in enumerate((math.floor, math.ceil))
-    ]
+    ends = _interval(share, independent)
     # A slowdown shifts a ratio by itself and widens nothing: it would have been found where it lifts
     # the lower end above 1.
     lifts = [max(0.0, 1 / one.interval.low - 1) for one in found]

@@ -468,7 +468,8 @@ def aa_values(table: pd.DataFrame) -> dict[str, Value]:
     ``aa_sizes`` lists the numbers of rounds; each has ``aa_<n>_pairs``, ``..._false_alarms``,
     ``..._slowdowns_found`` (shares with their intervals), ``..._smallest_slowdown`` (a share) and
     ``..._seconds``. ``aa_enough`` is the fewest at which both aims are met, if any, and ``aa_shown``
-    that or else the most that has enough comparisons to say something. Of the machine that stands
+    that or else the most that has enough comparisons to say something. ``aa_stopped_...`` are those of
+    comparisons that end by the precision (``aa_precision``), as strategies rest in a block. Of the machine that stands
     for all, whole or not at all; nothing where none has the whole test.
 
     Parameters
@@ -499,6 +500,10 @@ def aa_values(table: pd.DataFrame) -> dict[str, Value]:
     def share(row: Mapping[str, Any]) -> Value:
         return Value(row["share"], (row["share_ci_low"], row["share_ci_high"]), digits=3)
 
+    def stopped(row: Mapping[str, Any]) -> Value:
+        ends = (100 * row["stopped_ci_low"], 100 * row["stopped_ci_high"])
+        return Value(100 * row["stopped_share"], ends, unit="%", digits=1)
+
     values = {
         "aa_machine": Value(machine),
         "aa_processes": Value(int(same[sizes[0]]["cells"]), digits=0),
@@ -507,6 +512,14 @@ def aa_values(table: pd.DataFrame) -> dict[str, Value]:
         "aa_enough": Value(enough[0] if enough else None, digits=0),
         "aa_shown": Value((enough or shown[-1:] or sizes[-1:])[0], digits=0),
     }
+    if _number(same[sizes[0]].get("stopped_share")) is not None:
+        values |= {
+            "aa_precision": Value(instrument.PRECISION, digits=2),
+            "aa_stopped_rounds": Value(float(same[sizes[0]]["stopped_rounds"]), digits=0),
+            "aa_stopped_pairs": Value(_independent(same[sizes[0]]), digits=0),
+            "aa_stopped_false_alarms": stopped(same[sizes[0]]),
+            "aa_stopped_slowdowns_found": stopped(slowed[sizes[0]]),
+        }
     for size in sizes:
         smallest = _number(same[size]["smallest_slowdown"])
         values |= {
