@@ -20,6 +20,7 @@ from kvbench.errors import InputError
 from kvbench.inputs import configuration, models, tokens
 from kvbench.inputs.scenarios import Scenario, Turn
 from kvbench.measurement import blocks, fitting, placement, processes
+from kvbench.measurement.cell import Job
 from kvbench.strategies.base import Generation, Session
 
 pytestmark = pytest.mark.usefixtures("private_lock", "undisturbed")
@@ -674,6 +675,27 @@ def test_a_process_started_afresh_measures_the_same_tokens(bench, found, monkeyp
     assert [turn["token_digest"] for turn in fresh["dynamic"]["turns"]] == [
         turn["token_digest"] for turn in found["dynamic"]["turns"]
     ]
+
+
+@pytest.mark.skipif(len(placement.processors()) < 2, reason="one processor only")
+@pytest.mark.parametrize("strategy", ["dynamic", "paged"])
+def test_the_threads_that_work_have_their_places_also_without_a_warm_up(bench, strategy):
+    cell = bench.plan(["dynamic", "paged"])["cells"][strategy]
+    everywhere = placement.processors()
+    first, *rest = everywhere
+    worker = processes.start(Job(cell, bench.files.model, bench.files.prompts, 2))
+    try:
+        worker.ask("open")
+        worker.ask("settle")
+        threads = [int(entry.name) for entry in Path(f"/proc/{worker.pid}/task").iterdir()]
+        found = {thread: sorted(os.sched_getaffinity(thread)) for thread in threads}
+    finally:
+        worker.end()
+    main = found.pop(worker.pid)
+    # The engine of `paged` works in a thread of its own, which nobody may crowd.
+    assert main == (everywhere if strategy == "paged" else [first])
+    assert found
+    assert set(map(tuple, found.values())) == {tuple(everywhere if strategy == "paged" else rest)}
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_the_rule_that_lets_strategies_rest_is_tested_too(table):
 
 def test_comparisons_rest_at_the_precision_of_the_default_configuration():
     with (ROOT / "config" / "config.yaml").open(encoding="utf-8") as stream:
-        assert instrument.PRECISION == yaml.safe_load(stream)["kv"]["precision"]
+        assert yaml.safe_load(stream)["kv"]["precision"] == instrument.PRECISION
 
 
 def test_a_block_is_cut_into_stretches_that_are_no_more_independent_than_the_block(table):

@@ -22,9 +22,14 @@ release = threading.Event()
 helpers = [threading.Thread(target=release.wait, daemon=True) for _ in range(2)]
 for helper in helpers:
     helper.start()
-found = placement.settle(*json.loads(sys.argv[1]))
+found = placement.Places(*json.loads(sys.argv[1]))
+if sys.argv[3] == "another":
+    helpers.append(threading.Thread(target=release.wait, daemon=True))
+    helpers[-1].start()
+found.check()
 threads = [main, *(helper.native_id for helper in helpers)]
-print(json.dumps([found, [sorted(os.sched_getaffinity(thread)) for thread in threads]]), flush=True)
+told = [found.main, [sorted(os.sched_getaffinity(thread)) for thread in threads]]
+print(json.dumps(told), flush=True)
 release.set()
 """
 
@@ -33,10 +38,12 @@ several = pytest.mark.skipif(
 )
 
 
-def places(*arguments: object, process: str = "fresh") -> tuple[int | None, list[list[int]]]:
-    """What a process of three threads finds after it has settled."""
+def places(
+    *arguments: object, process: str = "fresh", then: str = "nothing"
+) -> tuple[int | None, list[list[int]]]:
+    """The main thread's place and where each of three threads may run, the main one first."""
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps(arguments), process],
+        [sys.executable, "-c", PROGRAM, json.dumps(arguments), process, then],
         env={**os.environ, "PYTHONPATH": str(WORKFLOW)},
         capture_output=True,
         text=True,
@@ -54,9 +61,9 @@ def test_the_main_thread_has_the_first_processor_and_the_others_have_the_rest(pr
 
 
 @several
-@pytest.mark.parametrize(("threads", "allowed"), [(3, [0, 1]), (1, [0]), (1, [])])
-def test_nothing_is_bound_where_there_are_too_few_processors(
-    threads: int, allowed: list[int]
+@pytest.mark.parametrize(("threads", "allowed"), [(3, [0, 1]), (1, [0]), (1, []), (4, None)])
+def test_nothing_is_bound_where_there_are_too_few_processors_or_threads(
+    threads: int, allowed: list[int] | None
 ) -> None:
     everywhere = placement.processors()
     assert places(threads, allowed) == (None, [everywhere] * 3)
@@ -65,3 +72,9 @@ def test_nothing_is_bound_where_there_are_too_few_processors(
 @several
 def test_a_processor_that_is_not_there_binds_nothing() -> None:
     assert places(2, [4094, 4095])[0] is None
+
+
+@several
+def test_a_thread_that_comes_later_undoes_the_binding_so_that_it_shares_no_processor() -> None:
+    everywhere = placement.processors()
+    assert places(2, then="another") == (None, [everywhere] * 4)

@@ -308,7 +308,7 @@ def _measure_part(
     quiet = noise.wait_for_quiet(block.plan["quiet_wait_s"])
     block.noise["waited_for_quiet_s"] = round(quiet, 3)
     cold = each(lambda _, worker: worker.ask("warm_up"), list(live))
-    places = each(lambda _, worker: worker.ask("settle"), list(live))
+    each(lambda _, worker: worker.ask("settle"), list(live))
     block.progress(f"warm: {', '.join(live)}")
 
     def lost(name: str, ended: Ended, turn: int) -> None:
@@ -358,15 +358,8 @@ def _measure_part(
                 **result,
             }
         )
-    block.keep(
-        {
-            "part": part,
-            "stopped": stop,
-            "members": list(workers),
-            "places": places,
-            "effort": block.effort,
-        }
-    )
+    closing = {"part": part, "stopped": stop, "members": list(workers), "effort": block.effort}
+    block.keep(closing)
 
 
 def _disturbance(start: noise.Reading, end: noise.Reading) -> dict[str, Any]:
@@ -507,7 +500,7 @@ def _described(block: _Block, name: str, kind: str) -> dict[str, Any]:
         "precision": plan["precision"],
         "budget_s": plan["budget_s"],
         "processes": kind,
-        "main_cpu": mine[0]["places"].get(name) if mine else None,
+        "main_cpu": block.finished.get(name, {}).get("main_cpu"),
         "probe_s": [entry["probe_s"] for entry in block.rounds],
         "order": [entry["order"] for entry in block.rounds],
         "rested": rested,

@@ -112,6 +112,7 @@ class Cell:
         self._session: Session | None = None
         self._engine: dict[str, Any] = {}
         self._slowed: SlowedSession | None = None
+        self._places: placement.Places | None = None
         self.known: list[Known] = []
 
     def prepare(self) -> None:
@@ -192,18 +193,19 @@ class Cell:
         self._seen_graphs = self._warm_graphs = self._graphs.count()
         return cold
 
-    def settle(self) -> int | None:
+    def settle(self) -> None:
         """Bind the threads of this process, which is the cell's own, to their processors.
 
-        Returns
-        -------
-        int or None
-            The main thread's processor; None where nothing is bound, as on a GPU, or when the work is
-            done by an engine in another process.
+        Nothing is bound on a GPU, or where another process or another thread than the main one does the
+        work: it and the threads that help it would share what is left by an idle one.
         """
-        if not self._here or self._device != "cpu":
-            return None
-        return placement.settle(self._job.threads)
+        if not self._here or self._strategy.own_thread or self._device != "cpu":
+            return
+        import torch
+
+        # Without a warm-up the threads of torch's operations are not there yet: a large sum starts them.
+        torch.ones(2**20).sum()
+        self._places = placement.Places(self._job.threads)
 
     def begin(self, companions: int) -> None:
         """Begin a round: collect garbage now, so that it is not collected while a turn is timed.
@@ -228,6 +230,8 @@ class Cell:
         """
         turn = self._talk.turn(index)
         self._keep(index, turn)
+        if self._places:
+            self._places.check()
         if self._timed_memory:
             known = self.known[index]
             known.peak_memory_bytes, known.reserved_memory_bytes = self._meter.peak()
@@ -255,14 +259,16 @@ class Cell:
         -------
         dict
                 ``turns`` (the record's turns but for their samples), ``model`` (architecture, size and
-            attention), ``compile`` (``graphs`` and ``recompiles``) and, where there is one, ``engine``
+            attention), ``compile`` (``graphs`` and ``recompiles``), ``main_cpu`` (to which the main thread
+            was bound to the end, or None) and, where there is one, ``engine``
             (what it says of its start), and where the plan asks for them, ``profile`` and ``quality``.
         """
         found: dict[str, Any] = {
             "compile": {
                 "graphs": self._graphs.count(),
                 "recompiles": self._graphs.count() - self._warm_graphs,
-            }
+            },
+            "main_cpu": self._places.main if self._places else None,
         }
         if self._job.cell["profile"]:
             found["profile"] = self._profile()

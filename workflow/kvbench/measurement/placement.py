@@ -11,6 +11,7 @@ share one processor, and all helping threads share the others.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,11 +22,12 @@ def processors() -> list[int]:
     return sorted(affinity(0)) if affinity else []
 
 
-def settle(threads: int, allowed: list[int] | None = None) -> int | None:
-    """Bind the calling process's main thread to the first processor, and its other threads to the rest.
+class Places:
+    """Binds the calling process's main thread to the first processor, and its other threads to the rest.
 
-    Threads that start later, and processes, inherit the place of whoever starts them: this is called
-    when the threads of torch's operations exist.
+    A thread begins on the processors of the one that started it: a helping thread that came after the
+    binding would share the main thread's. So this is called when the threads that work exist; and where
+    :meth:`check` finds that another one has come, nothing is bound any more.
 
     Parameters
     ----------
@@ -34,23 +36,49 @@ def settle(threads: int, allowed: list[int] | None = None) -> int | None:
     allowed:
         Processors to share out; by default those that the process may run on.
 
-    Returns
-    -------
-    int or None
+    Attributes
+    ----------
+    main:
         The main thread's processor; None where nothing is bound.
     """
-    allowed = processors() if allowed is None else allowed
-    if len(allowed) < max(2, threads):
-        return None
-    # Linux numbers the main thread like its process. Python's own `native_id` of it is, in a process that
-    # was forked, still its parent's.
-    main = os.getpid()
-    try:
-        for entry in Path("/proc/self/task").iterdir():
-            thread = int(entry.name)
-            # A thread that has just ended needs no place.
-            with suppress(ProcessLookupError):
-                os.sched_setaffinity(thread, allowed[:1] if thread == main else allowed[1:])
-    except OSError:
-        return None
-    return allowed[0]
+
+    def __init__(self, threads: int, allowed: list[int] | None = None) -> None:
+        self._allowed = processors() if allowed is None else allowed
+        self._known = _threads()
+        self.main: int | None = None
+        if len(self._allowed) < max(2, threads) or len(self._known) < threads:
+            return
+        # Linux numbers the main thread like its process. Python's own `native_id` of it is, in a process
+        # that was forked, still its parent's.
+        main = os.getpid()
+        try:
+            _bind([main], self._allowed[:1])
+            _bind(self._known - {main}, self._allowed[1:])
+        except OSError:
+            self._undo()
+        else:
+            self.main = self._allowed[0]
+
+    def check(self) -> None:
+        """Undo the binding if a thread has come that was not there when it was made."""
+        if self.main is not None and not _threads() <= self._known:
+            self._undo()
+
+    def _undo(self) -> None:
+        self.main = None
+        with suppress(OSError):
+            _bind(_threads(), self._allowed)
+
+
+def _threads() -> set[int]:
+    """The threads of this process by their numbers; empty off Linux."""
+    with suppress(OSError):
+        return {int(entry.name) for entry in Path("/proc/self/task").iterdir()}
+    return set()
+
+
+def _bind(threads: Iterable[int], to: list[int]) -> None:
+    for thread in threads:
+        # A thread that has just ended needs no place.
+        with suppress(ProcessLookupError):
+            os.sched_setaffinity(thread, to)

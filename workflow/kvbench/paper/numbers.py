@@ -469,8 +469,8 @@ def aa_values(table: pd.DataFrame) -> dict[str, Value]:
     ``..._slowdowns_found`` (shares with their intervals), ``..._smallest_slowdown`` (a share) and
     ``..._seconds``. ``aa_enough`` is the fewest at which both aims are met, if any, and ``aa_shown``
     that or else the most that has enough comparisons to say something. ``aa_stopped_...`` are those of
-    comparisons that end by the precision (``aa_precision``), as strategies rest in a block. Of the machine that stands
-    for all, whole or not at all; nothing where none has the whole test.
+    comparisons that end by the precision (``aa_precision``), as strategies rest in a block. Of the
+    machine that stands for all, whole or not at all; nothing where none has the whole test.
 
     Parameters
     ----------

@@ -173,6 +173,8 @@ class Strategy:
     exact: ClassVar[bool] = True
     #: Who generates: the library, or an engine with a process of its own.
     engine: ClassVar[str] = "transformers"
+    #: Whether it generates in a thread of its own, and not in the one that asks for a turn.
+    own_thread: ClassVar[bool] = False
     devices: ClassVar[frozenset[str]] = frozenset({"cpu", "cuda"})
     reuses_turns: ClassVar[bool] = False
     without_reuse: ClassVar[str | None] = None

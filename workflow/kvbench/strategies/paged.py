@@ -39,6 +39,7 @@ class Paged(Strategy):
     )
 
     name: ClassVar[str] = "paged"
+    own_thread: ClassVar[bool] = True
     #: The engine reads windows from the configuration, but gave other tokens with them (5.15.1).
     layers: ClassVar[frozenset[str]] = frozenset({"full"})
 
