@@ -591,7 +591,19 @@ def test_the_cache_client_has_neither_method_that_the_guide_calls():
             {"measure": RATIO | {"denominator": "none"}},
             "(a_claim): measure: numerator and denominator are both 'none'",
         ),
+        (
+            {
+                "measure": {
+                    "kind": "fastest",
+                    "strategy": "static",
+                    "among": ["static"],
+                    "scenario": "headline",
+                }
+            },
+            "(a_claim): measure: among names 'static' alone",
+        ),
         ({"holds_if": {"above": math.nan}}, "claims[0].holds_if.above is nan; it must be a finite"),
+        ({"holds_if": {"above": 10**400}}, "claims[0].holds_if.above has 401 digits; it must be"),
         ({"holds_if": {"below": math.inf}}, "claims[0].holds_if.below is inf"),
         ({"figure": {"value": math.nan}}, "claims[0].figure.value is nan"),
         ({"holds_if": {"within_factor": 2}}, "holds_if.within_factor needs a positive figure"),

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
@@ -170,7 +171,7 @@ def _refuse_constant(name: str) -> float:
 
 
 def check_finite(document: Any, source: str) -> None:
-    """Refuse NaN and infinity, which pass every bound of a schema.
+    """Refuse NaN and infinity, which pass every bound of a schema, and whole numbers beyond any float.
 
     Raises
     ------
@@ -180,6 +181,10 @@ def check_finite(document: Any, source: str) -> None:
     for parts, value in _numbers(document):
         if isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"{source}: {location(parts)} is {value}; it must be a finite number")
+        if isinstance(value, int) and abs(value) > sys.float_info.max:
+            raise InputError(
+                f"{source}: {location(parts)} has {len(str(abs(value)))} digits; it must be a finite number"
+            )
 
 
 def _numbers(document: Any, at: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple, Any]]:

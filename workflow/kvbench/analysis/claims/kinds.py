@@ -97,6 +97,15 @@ class Fastest(Kind):
     required = ("strategy", "among", "scenario")
     optional = ("metric", "prompt_tokens", *FILTERS)
 
+    def check(self, measure: Mapping[str, Any], spot: str, folder: Path) -> dict[str, Any]:
+        """Refuse a strategy without a rival."""
+        if set(measure["among"]) <= {measure["strategy"]}:
+            raise InputError(
+                f"{spot}: among names {measure['strategy']!r} alone, which is compared with itself; "
+                "name its rivals"
+            )
+        return dict(measure)
+
     def find(self, tables: Tables, machine: str, measure: Mapping[str, Any]) -> Found:
         """Find the number on one machine."""
         strategy = measure["strategy"]
