@@ -178,6 +178,8 @@ def test_no_cache_skips_the_lookup_and_renews_the_answer(start, upstream):
     assert client.ask("hello", headers={"Cache-Control": "no-cache"}).cache == "miss"
     assert client.ask("hello").cache == "hit"
     assert upstream.calls == 2
+    counted = client.send("GET", "/metrics").body.decode()
+    assert 'kvbench_proxy_misses_total{reason="no-cache"} 1.0' in counted
 
 
 @pytest.mark.parametrize("temperature", [None, 0.7, 1])

@@ -306,6 +306,18 @@ def test_answers_are_deleted_by_key_namespace_and_tag(start, place):
         assert hits() == left
 
 
+def test_a_name_with_a_slash_is_deleted_here_and_not_asked_of_the_server(start, upstream):
+    client = start()
+    for kind, header in (("namespaces", "x-cache-namespace"), ("tags", "x-cache-tags")):
+        client.ask("hello", headers={header: "team/one"})
+        reply = client.send("DELETE", f"/cache/{kind}/team%2Fone")
+        assert json.loads(reply.body) == {"deleted": 1}
+    asked = upstream.paths[:]
+    for path in ("/cache/", "/cache/keys/", "/cache/keys/a/b", "/cache/nothing/x"):
+        assert client.send("DELETE", path).status == 404
+    assert upstream.paths == asked
+
+
 @pytest.mark.parametrize("place", STORES, indirect=True)
 def test_nobody_deletes_what_belongs_to_another(start, place):
     client = start(**place)
@@ -323,6 +335,16 @@ def test_a_deleted_answer_is_no_semantic_hit(start):
     client.ask("how long is the warranty on a lamp")
     client.send("DELETE", "/cache")
     assert client.proxy._semantic.footprint() == (0, 0)
+    assert client.ask("how long is the warranty on the lamp").cache == "miss"
+
+
+def test_a_semantic_hit_names_the_key_by_which_its_answer_is_deleted(start):
+    client = start(threshold=0.8)
+    stored = client.ask("how long is the warranty on a lamp").headers["x-cache-key"]
+    hit = client.ask("how long is the warranty on the lamp")
+    assert hit.headers["x-cache-kind"] == "semantic"
+    assert hit.headers["x-cache-key"] == stored
+    assert json.loads(client.send("DELETE", f"/cache/keys/{stored}").body) == {"deleted": 1}
     assert client.ask("how long is the warranty on the lamp").cache == "miss"
 
 

@@ -625,6 +625,18 @@ def test_requests_are_logged_in_one_line_without_prompt_key_or_query(start, capl
         assert word not in line
 
 
+def test_the_log_of_a_deletion_names_no_key_namespace_or_tag(start, caplog):
+    client = start(log=True)
+    with caplog.at_level("INFO", logger="kvbench.proxy"):
+        for kind in ("keys", "namespaces", "tags"):
+            client.send("DELETE", f"/cache/{kind}/somebody")
+        until(lambda: len(caplog.records) == 3)
+    lines = [record.getMessage() for record in caplog.records]
+    assert [line.split()[1] for line in lines] == [
+        *("/cache/keys/*", "/cache/namespaces/*", "/cache/tags/*")
+    ]
+
+
 @pytest.mark.parametrize("name", ["proxy.md", "proxy.pt-BR.md"])
 def test_the_page_tells_of_every_metric_and_of_the_options_that_change_answers(name):
     text = (Path(__file__).parents[2] / "docs" / name).read_text(encoding="utf-8")

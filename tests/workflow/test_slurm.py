@@ -249,3 +249,35 @@ def test_many_blocks_are_handed_out_as_few_jobs(cluster, tmp_path):
     told = (folder / "run.log").read_text()
     jobs = set(re.findall(r"SLURM jobid (\d+) \(log: \S+/group_blocks_measure_kv_many/", told))
     assert len(jobs) == 2, told[-6000:]
+
+
+def test_a_group_with_a_failed_member_is_handed_out_again_and_measures_only_what_is_missing(
+    cluster, tmp_path
+):
+    folder = tmp_path / "clone"
+    copy_repository(folder)
+    # The second block fails the first time, after the first one of its group has been measured.
+    script = folder / "workflow/scripts/measure_kv_block.py"
+    fault = (
+        'if "snakemake" in globals() and not Path("failed-once").exists():\n'
+        '    if list(Path("results/cells/kv").rglob("*.json")):\n'
+        '        Path("failed-once").touch()\n'
+        '        raise SystemExit("a fault of the node")\n\n\nif "snakemake" in globals():'
+    )
+    text = script.read_text()
+    script.write_text(text.replace('if "snakemake" in globals():', fault))
+    groups = ("--groups", "measure_kv_many=blocks", "--group-components", "blocks=4")
+    configuration = ("--configfile", "tests/workflow/many.yaml")
+    run = start(folder, *groups, "--", "cells", configuration=configuration)
+    try:
+        code = run.wait(timeout=540)
+    finally:
+        if run.poll() is None:
+            os.killpg(run.pid, signal.SIGKILL)
+            run.wait()
+    told = (folder / "run.log").read_text()
+    assert (folder / "failed-once").exists()
+    assert code == 0, told[-6000:]
+    assert len(list((folder / "results/cells/kv").rglob("*.json"))) == 12
+    jobs = re.findall(r"SLURM jobid (\d+) \(log: \S+/group_blocks_measure_kv_many/", told)
+    assert len(set(jobs)) == 2, told[-6000:]

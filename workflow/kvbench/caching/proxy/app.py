@@ -57,6 +57,9 @@ _PASSING = 2**20
 #: Segments of a path that would lead out of it.
 _DOTS = re.compile(rb"(?:^|[/\\])(?:\.|%2e){1,2}(?:[/\\;]|%2f|%5c|$)", re.IGNORECASE)
 
+#: What a deletion names.
+_NAMED = re.compile(r"^(/cache/[a-z]+)/.*", re.DOTALL)
+
 #: Letters of a question that is kept for a later process; no encoder here reads as many.
 _LONGEST_KEPT = 8 * 2**10
 
@@ -202,8 +205,11 @@ class Proxy:
                 Route("/metrics", _Only(self._exposition, "GET")),
                 Route("/cache", _Only(self._delete_all, "DELETE")),
                 Route("/cache/keys/{key}", _Only(self._delete_key, "DELETE")),
-                Route("/cache/namespaces/{name}", _Only(self._delete_group, "DELETE")),
-                Route("/cache/tags/{name}", _Only(self._delete_group, "DELETE")),
+                # Names may hold a slash, which a client sends as %2F.
+                Route("/cache/namespaces/{name:path}", _Only(self._delete_group, "DELETE")),
+                Route("/cache/tags/{name:path}", _Only(self._delete_group, "DELETE")),
+                # A deletion that names nothing known is not the server's business.
+                Mount("/cache", app=_unknown),
                 Mount("/", app=self._answer),
             ],
             redirect_slashes=False,
@@ -368,6 +374,7 @@ class Proxy:
         exchange.cache = "miss"
         if wish.no_cache:
             exchange.reason = "no-cache"
+            self.metrics.misses.labels("no-cache").inc()
         elif await self._serve_stored(exchange, question, wish, place):
             return
         if wish.only_if_cached:
@@ -423,7 +430,9 @@ class Proxy:
                 await self._semantic.forget(found.text, question.context)
             if entry is not None:
                 body, reason = _acceptable(entry, question, wish)
-                if body is not None:
+                if body is not None and found.key is not None:
+                    # The answer is deleted by the key that it is stored under, not by this question's.
+                    exchange.key = found.key
                     await self._send_stored(
                         exchange, entry, question, body, "semantic", found.similarity
                     )
@@ -837,12 +846,13 @@ class Proxy:
         await self._write(exchange, body, last=True)
 
     def _log(self, exchange: _Exchange) -> None:
-        """Write one line: no query, no header, no body."""
+        """Write one line: no query, no header, no body, and no key, namespace or tag of a deletion."""
         scope = exchange.scope
+        path = scope.get("raw_path", b"").decode("ascii", "replace")[:200]
         _LOG.info(
             "%s %s %d %s%s %d B %.1f ms",
             scope["method"],
-            scope.get("raw_path", b"").decode("ascii", "replace")[:200],
+            _NAMED.sub(r"\1/*", path),
             exchange.status,
             exchange.cache,
             f" ({exchange.reason})" if exchange.reason else "",
@@ -935,6 +945,11 @@ class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+
+async def _unknown(scope: Scope, receive: Receive, send: Send) -> None:
+    """Say that there is nothing here."""
+    await Response(status_code=404)(scope, receive, send)
 
 
 class _Only:

@@ -211,8 +211,8 @@ def main(arguments: Sequence[str] | None = None, ready: Callable[[str], None] = 
         level=logging.INFO if settings.log else logging.WARNING,
         format="%(asctime)s %(message)s",
     )
-    for name in ("httpx", "httpcore", "asyncio"):
-        # Their messages hold addresses and headers.
+    for name in ("httpx", "httpcore", "asyncio", "faiss"):
+        # Their messages hold addresses and headers, or are no requests.
         logging.getLogger(name).setLevel(logging.ERROR)
     if settings.allow_remote:
         print(
