@@ -6,11 +6,14 @@ import ast
 import hashlib
 import json
 import re
+import tomllib
 from pathlib import Path
 
+import kvbench
 import pandas as pd
 import pytest
 from kvbench import documents
+from kvbench.caching import encoder
 from kvbench.errors import InputError
 from kvbench.publication import columns, crate, datapackage, tutorial
 from kvbench.records import gathering
@@ -181,6 +184,31 @@ def test_the_committed_notebook_is_what_code_and_words_give(language):
     assert committed == nbformat.writes(build(language)) + "\n"
 
 
+@pytest.mark.parametrize("language", ["en", "pt"])
+def test_the_tutorial_takes_from_the_library_only_what_is_public(language):
+    taken = [
+        (node.module, name.name)
+        for cell in build(language).cells
+        if cell.cell_type == "code"
+        for node in ast.walk(ast.parse(cell.source))
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "kvbench"
+        for name in node.names
+    ]
+    assert {module for module, _ in taken} == {"kvbench"}
+    assert {name for _, name in taken} <= set(kvbench.__all__)
+    assert all(getattr(kvbench, name) for _, name in taken)
+
+
+@pytest.mark.parametrize("language", ["en", "pt"])
+def test_the_line_that_installs_the_tutorial_asks_for_what_its_cells_need(language):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert '%pip install "kvbench[tutorial] @ git+' in build(language).cells[0].source
+    packages = project["dependencies"] + project["optional-dependencies"]["tutorial"]
+    names = {re.match(r"[\w-]+", package)[0] for package in packages}
+    assert {"matplotlib", "pandas", "psutil", "torch", "transformers"} <= names
+    assert encoder.EMBEDDED in names
+
+
 @pytest.fixture
 def small(tmp_path):
     """A tutorial of two cells."""
@@ -230,5 +258,13 @@ def test_a_run_stores_outputs_and_makes_a_page_that_needs_no_network(small, tmp_
 def test_a_cell_that_fails_is_told_in_one_line(small, tmp_path):
     notebook = small(CODE.replace("x + 1", "x / 0"), WORDS)
     with pytest.raises(InputError, match="ZeroDivisionError") as error:
+        tutorial.run(notebook, tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_cell_that_waits_too_long_is_told_in_one_line(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(tutorial, "LIMIT_S", 1)
+    notebook = small(CODE.replace("x + 1", "import threading; threading.Event().wait()"), WORDS)
+    with pytest.raises(InputError, match="longer than 1 s") as error:
         tutorial.run(notebook, tmp_path)
     assert "\n" not in str(error.value)

@@ -34,6 +34,11 @@ FIELDS = (
 )
 
 
+def embedded_model() -> Path:
+    """Folder of the model that ships with the project, in Hugging Face format: weights and tokenizer."""
+    return layout.shipped("resources") / "embedded-llama"
+
+
 class KVCacheBenchmark:
     """Compare KV-cache strategies on a conversation, from a notebook.
 

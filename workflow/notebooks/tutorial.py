@@ -16,13 +16,13 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import psutil
 import torch
-from kvbench import KVCacheBenchmark, layout
+from kvbench import KVCacheBenchmark, embedded_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, StaticCache
 from transformers.generation.streamers import BaseStreamer
 
 logging.getLogger("transformers").setLevel(logging.ERROR)
 torch.set_num_threads(2)
-folder = layout.shipped("resources") / "embedded-llama"
+folder = embedded_model()
 model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
 tokenizer = AutoTokenizer.from_pretrained(folder)
 print(f"{model.num_parameters():,} {{ parameters }}, {model.config.num_hidden_layers} {{ layers }}")
@@ -158,7 +158,7 @@ single = [seconds("static") / seconds("dynamic") for _ in range(6)]
 print("{{ single_ratios }}:", [round(ratio, 2) for ratio in single])
 
 # %% rounds
-from kvbench.analysis import paired
+from kvbench import paired_ratio
 
 generator = random.Random(2025)
 logs = []
@@ -166,7 +166,7 @@ for _ in range(20):
     order = generator.sample(["static", "dynamic"], 2)
     took = {strategy: seconds(strategy) for strategy in order}
     logs.append(math.log(took["static"] / took["dynamic"]))
-found = paired.ratio([logs])
+found = paired_ratio([logs], one_process=True)
 low, high = found.interval.low, found.interval.high
 print(
     f"static / dynamic = {found.value:.3f} [{low:.3f}, {high:.3f}] {{ in_rounds }} {found.rounds}"
@@ -188,7 +188,7 @@ axes.axhline(1, color="black", lw=0.6)
 axes.set(xlabel="{{ label_number }}", ylabel="static / dynamic")
 axes.legend(frameon=False, fontsize=8)
 # %% keys
-from kvbench.caching.keys import Request, request_key
+from kvbench import Request, request_key
 
 bank = Request(model="m", system="You answer for a bank.", prompt="How do I close my account?")
 shop = Request(model="m", system="You answer for a shop.", prompt="How do I close my account?")
@@ -196,7 +196,7 @@ print("{{ key_prompt_only }}:", request_key(bank, ["prompt"]) == request_key(sho
 print("{{ key_whole }}:", request_key(bank) == request_key(shop))
 
 # %% similar
-from kvbench.caching.encoder import SentenceEncoder
+from kvbench import SentenceEncoder
 
 pairs = [
     ("How do I start a claim?", "How do I file a claim?"),

@@ -105,7 +105,7 @@ def run(notebook: NotebookNode, folder: Path) -> None:
     Raises
     ------
     InputError
-        A cell failed; the last line of its error.
+        A cell failed, with the last line of its error, or took longer than ``LIMIT_S``.
     """
     import os
 
@@ -118,6 +118,11 @@ def run(notebook: NotebookNode, folder: Path) -> None:
     )
     try:
         client.execute(env={**os.environ, "PYTHONPATH": path, "PYTHON": sys.executable})
+    except nbclient.exceptions.CellTimeoutError:
+        raise InputError(
+            f"the tutorial stopped: a cell took longer than {LIMIT_S} s; it waits where something else "
+            "measures on this machine: run it again when that has ended"
+        ) from None
     except nbclient.exceptions.CellExecutionError as error:
         raise InputError(f"the tutorial stopped: {str(error).strip().splitlines()[-1]}") from None
     for cell in notebook.cells:
