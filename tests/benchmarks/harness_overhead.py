@@ -1,8 +1,8 @@
 """What the harness adds to what it measures: a cell against a bare `model.generate`, in rounds.
 
 Both generate the same tokens from the same prompt with the same model in one process, and take turns the
-way the cells of a block do, in an order drawn anew every round; the ratio is paired within rounds. Its
-interval should lie within [0.99, 1.01].
+way the cells of a block do, in an order drawn anew every round; the ratio is paired within rounds, and a
+round that another program disturbed does not count. Its interval should lie within [0.99, 1.01].
 
     PYTHONPATH=workflow python tests/benchmarks/harness_overhead.py [--rounds 100]
 """
@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import argparse
 import gc
+import logging
 import statistics
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import bounds
 from kvbench import documents
 from kvbench.analysis import paired
 from kvbench.inputs import configuration, models, scenarios, tokens
@@ -25,6 +28,7 @@ from kvbench.measurement.cell import Cell, Job
 
 ROOT = Path(__file__).resolve().parents[2]
 BARE, HARNESS = "bare generate", "harness"
+LEAST, MOST = 0.99, 1.01
 #: The cell that is measured, as far as it generates.
 CELL = {
     "measured": "dynamic",
@@ -76,9 +80,14 @@ def main() -> None:
     """Measure and print."""
     import torch
 
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=100)
     wanted = parser.parse_args().rounds
+    if wanted < 1:
+        parser.error("--rounds has to be at least 1")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     with tempfile.TemporaryDirectory() as temporary:
         folder, prompts = Path(temporary) / "model", Path(temporary) / "prompts.json"
         models.prepare(configuration.read_models(ROOT / "config/models")["embedded"], folder, ROOT)
@@ -100,29 +109,37 @@ def main() -> None:
                 for number in range(wanted)
             ]
             cell.close()
-    seconds: dict[str, list[float]] = {name: [] for name in takers}
-    for slots in played:
-        for slot in slots:
-            seconds[slot["strategy"]].append(slot["e2e_s"])
-    for name in (BARE, HARNESS):
-        print(
-            f"{name:14s} median {statistics.median(seconds[name]):.4f} s over {wanted} rounds "
-            "(152 prompt + 150 new tokens)"
-        )
-    ratio = paired.ratio(
-        [
-            [
-                paired.log_ratio([own], [plain])
-                for own, plain in zip(seconds[HARNESS], seconds[BARE], strict=True)
-            ]
-        ],
-        # Both work in this process.
-        one_process=True,
-    ).interval
+    report(played, torch.get_num_threads())
+
+
+def report(played: Sequence[Sequence[Mapping[str, Any]]], threads: int) -> None:
+    """Print the times, the ratio and the verdict on the rounds, of which each is a list of slots."""
+    whole = [
+        {slot["strategy"]: slot["e2e_s"] for slot in slots}
+        for slots in played
+        if not any(slot["disturbed"] for slot in slots)
+    ]
+    asked = f"harness / bare within [{LEAST}, {MOST}]"
     print(
-        f"harness / bare {ratio.value:.4f}  95 % interval [{ratio.low:.4f}, {ratio.high:.4f}]  "
-        f"(bound [0.99, 1.01]; torch threads: {torch.get_num_threads()})"
+        f"{len(whole)} of {len(played)} rounds of 152 prompt + 150 new tokens were undisturbed; "
+        f"torch threads: {threads}"
     )
+    if not whole:
+        print(bounds.line(bounds.CANNOT_TELL, asked, "no round was undisturbed"))
+        return
+    for name in (BARE, HARNESS):
+        print(f"{name:14s} median {statistics.median(entry[name] for entry in whole):.4f} s")
+    logs = [paired.log_ratio([entry[HARNESS]], [entry[BARE]]) for entry in whole]
+    # Both work in this process.
+    found = paired.ratio([logs], one_process=True)
+    ends = found.interval
+    enough = found.rounds >= paired.FEWEST_ROUNDS
+    verdict = bounds.judge(ends.low, ends.high, LEAST, MOST) if enough else bounds.CANNOT_TELL
+    told = (
+        f"{ends.value:.4f} [{ends.low:.4f}, {ends.high:.4f}], smallest difference "
+        f"{100 * found.smallest_difference:.1f} %"
+    )
+    print(bounds.line(verdict, asked, told))
 
 
 if __name__ == "__main__":

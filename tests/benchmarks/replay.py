@@ -1,26 +1,36 @@
 """How fast request logs are replayed, and what memory a million requests take.
 
-    PYTHONPATH=workflow python tests/benchmarks/replay.py [requests]
+    PYTHONPATH=workflow python tests/benchmarks/replay.py [requests] [--runs 3]
 
-Prints requests per second of each policy on the exact and on the prefix cache (the target is
-50,000 on one core), and the peak memory and processor seconds of reading and replaying a log in a
-fresh process: half a million requests, so that `make bench` stays short. The target is 1 GiB for a
-million: pass 1000000, and wait some minutes. The log is made up: conversations that grow by a block a
-turn.
+Prints requests per second of each policy on the exact and on the prefix cache, the median of some runs
+(50,000 on one core are asked for, of the slowest policy as well), and the peak memory and processor
+seconds of reading and replaying a log in a fresh process: half a million requests, so that `make bench`
+stays short. What is asked for is 1 GiB for a million: pass 1000000, and wait some minutes. The log is
+made up: conversations that grow by a block a turn. It has one thread for OpenMP.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import bounds
 import numpy as np
+
+#: What is asked for: requests a second of every policy, and MiB for so many requests.
+ASKED_PER_S, ASKED_MIB, ASKED_REQUESTS = 50_000, 1024, 1_000_000
+#: Requests of the log that is replayed policy by policy.
+EACH = 100_000
 
 _BLOCK = 512
 _TURNS = 5
@@ -48,8 +58,18 @@ def write_log(path: Path, requests: int, seed: int = 1) -> None:
             file.write(last + "\n")
 
 
-def speeds(path: Path) -> None:
-    """Requests per second of every policy at a tenth of what the log asks for."""
+def per_second(requests: int, runs: int, play: Callable[[], object]) -> float:
+    """Requests a second, the median of some runs."""
+    seconds = []
+    for _ in range(runs):
+        started = time.perf_counter()
+        play()
+        seconds.append(time.perf_counter() - started)
+    return requests / statistics.median(seconds)
+
+
+def speeds(path: Path, runs: int) -> None:
+    """Requests per second of every policy at a tenth of what the log asks for, and the verdict."""
     from kvbench.caching import policies
     from kvbench.traffic import log as logs
     from kvbench.traffic import prefix, simulators
@@ -58,28 +78,35 @@ def speeds(path: Path) -> None:
     log = logs.read([path])
     rate = log.requests / (time.perf_counter() - started)
     print(f"reading                {rate:>12,.0f} requests/s")
+    rates: dict[str, float] = {}
     size = max(1, (int(log.keys.max()) + 1) // 10)
     with simulators.Stream(log.keys) as stream:
         stream.hits("lru", size)
         for name in policies.POLICIES:
-            started = time.perf_counter()
-            stream.hits(name, size)
-            rate = log.requests / (time.perf_counter() - started)
+            rate = per_second(log.requests, runs, partial(stream.hits, name, size))
+            rates[f"exact {name}"] = rate
             by = "libcachesim" if simulators.native(name, size) else "ours"
             print(f"exact   {name:<14} {rate:>12,.0f} requests/s  ({by})")
     asked = prefix.blocks(log)
     size = max(1, prefix.distinct(asked) // 10)
     each = len(asked.ids) / asked.requests
     for name in prefix.POLICIES:
-        started = time.perf_counter()
-        prefix.replay(asked, name, size)
-        rate = log.requests / (time.perf_counter() - started)
+        rate = per_second(log.requests, runs, partial(prefix.replay, asked, name, size))
+        rates[f"prefix {name}"] = rate
         by = "libcachesim" if simulators.native(name, size) else "ours"
         print(f"prefix  {name:<14} {rate:>12,.0f} requests/s  ({by}, {each:.1f} blocks a request)")
+    slowest = min(rates, key=lambda name: rates[name])
+    print(
+        bounds.line(
+            bounds.judge(rates[slowest], rates[slowest], least=ASKED_PER_S),
+            f"at least {ASKED_PER_S:,} requests/s of every policy",
+            f"{rates[slowest]:,.0f} of the slowest, {slowest} (median of {runs}, no interval)",
+        )
+    )
 
 
 def whole(path: Path) -> None:
-    """Read and replay a log as the command does, and print the peak memory of this process."""
+    """Read and replay a log as the command does; print the peak memory of this process, and the verdict."""
     from kvbench.analysis import capacity
     from kvbench.traffic import log as logs
     from kvbench.traffic import replay
@@ -93,29 +120,48 @@ def whole(path: Path) -> None:
     replay.run(log, setting, None)
     seconds = time.perf_counter() - started
     used = resource.getrusage(resource.RUSAGE_SELF)
-    peak = used.ru_maxrss / 1024
+    # macOS counts bytes, others KiB: getrusage(2).
+    peak = used.ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
     print(
         f"{log.requests:,} requests, {len(log.blocks):,} blocks: read in {read:.0f} s, all in "
         f"{seconds:.0f} s ({used.ru_utime + used.ru_stime:.0f} s of processor), peak {peak:,.0f} MiB"
     )
+    verdict, told = bounds.judge(peak, peak, most=ASKED_MIB), f"{peak:,.0f} MiB"
+    if log.requests < ASKED_REQUESTS:
+        told += f" of {log.requests:,}; pass {ASKED_REQUESTS} to see"
+        if verdict == bounds.MET:
+            verdict = bounds.CANNOT_TELL
+    print(bounds.line(verdict, f"at most {ASKED_MIB:,} MiB for {ASKED_REQUESTS:,} requests", told))
 
 
 def main() -> None:
-    """Run both parts; the second in a process of its own, so that its peak is its own."""
-    if sys.argv[1:2] == ["--whole"]:
-        whole(Path(sys.argv[2]))
+    """Run both parts, each in a process of its own, so that the peak is that of the second alone."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("requests", type=int, nargs="?", default=500_000)
+    parser.add_argument("--runs", type=int, default=3, help="of each policy")
+    parser.add_argument("--speeds", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--whole", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.requests < 1 or given.runs < 1:
+        parser.error("requests and --runs have to be at least 1")
+    if given.speeds:
+        speeds(given.speeds, given.runs)
         return
-    requests = int(sys.argv[1]) if len(sys.argv) > 1 else 500_000
+    if given.whole:
+        whole(given.whole)
+        return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "log.jsonl"
-        write_log(path, min(requests, 100_000))
-        speeds(path)
-        write_log(path, requests)
-        subprocess.run(
-            [sys.executable, __file__, "--whole", str(path)],
-            check=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
+        parts = {"--speeds": min(given.requests, EACH), "--whole": given.requests}
+        for part, requests in parts.items():
+            write_log(path, requests)
+            subprocess.run(
+                [sys.executable, __file__, part, str(path), "--runs", str(given.runs)],
+                check=True,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
 
 
 if __name__ == "__main__":

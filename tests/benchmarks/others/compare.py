@@ -1,48 +1,68 @@
-"""The same cell through optimum-benchmark 0.6.0, a bare `generate` loop, and ours, taking turns.
+"""The same cell through optimum-benchmark 0.6.0, a bare `generate` loop, and ours, in rounds.
 
-Same checkpoint, lengths, dtype, threads and libraries; the three alternate in fresh processes, so that
-a drifting machine favours none. Agreement within 3 % on an idle machine is expected, or a difference to
-explain. It runs on demand, without a network, in an environment of its own:
+Three live processes, one for each, all loaded and warm, take turns call by call in an order that is
+drawn anew every round; one of them works at a time. The times of one round are paired, as those of a
+block's cells are, so that a drifting machine favours none. Their main threads share one processor
+(:mod:`kvbench.measurement.placement`). Agreement within 3 % is asked for, or a difference to explain. It
+runs on demand, without a network, in an environment of its own:
 
     python3 -m venv /tmp/others && /tmp/others/bin/pip install -r tests/benchmarks/others/requirements.txt
-    PYTHONPATH=workflow /tmp/others/bin/python tests/benchmarks/others/compare.py [--rounds 5]
+    PYTHONPATH=workflow /tmp/others/bin/python tests/benchmarks/others/compare.py [--rounds 100]
 
-All times are seconds; each process gives medians over 10 timed calls. What the three call
+What two processes differ by stays with them however many rounds they have, so the rounds are shared
+out to several generations of three fresh processes; the ratio's interval knows what the generations
+differ by. A round of a pair in which another program used the processor does not count for that pair.
 
-- E2E: the whole call. Ours also makes the prompt's tensor and fetches the tokens (microseconds).
-- prefill: ours is the time to first token: from handing over the prompt until the first token is chosen,
-  so `generate`'s preparations and the choice are in it. optimum-benchmark starts at the same place and
-  stops in a logits processor, before the choice. The bare loop times a call for one token, its end too.
-- decode: E2E less prefill, hence 149 tokens and the end of the call; for the bare loop the difference
-  of two medians.
+What each clock spans, in one call of 152 prompt and 150 new tokens:
 
-Ours pauses Python's garbage collector in timed calls; bare and optimum-benchmark leave it on. Ours and
-bare keep its hands off what the imports left behind (:func:`kvbench.measurement.startup.collector_paused`).
-optimum-benchmark draws another prompt of the same length. Its warm-up (two whole calls, two of two
-tokens) is forgotten before it times. What else must be equal is compared, not assumed (:func:`_facts`):
-every process answers our prompt once, untimed, and another answer stops the comparison. So random
-weights, sampling, another cache, or other threads cannot slip in.
+- E2E. Bare: from before `model.generate` until it has returned. optimum-benchmark: its own report of the
+  call, from before its backend's `generate` until that has returned; it contains its stamps, one a token.
+  Ours: from handing over the prompt's numbers until the reply's numbers are there, the tensors made and
+  fetched in between, and one stamp a token.
+- prefill. Ours is the time to first token: until the first token is chosen. optimum-benchmark begins at
+  the same place and stops in a logits processor, before the choice. The bare loop has none.
+- decode. E2E less prefill: 149 tokens, and the end of the call.
+
+Our own clock runs around optimum-benchmark's calls as well, inside its span; its report should be no
+less, and not much more. Ours pauses Python's garbage collector in timed calls, the others leave it on;
+what it took of the calls is printed. Ours and bare keep its hands off what the imports left behind
+(:func:`kvbench.measurement.startup.collector_paused`). optimum-benchmark draws another prompt of the
+same length. What else must be equal is compared, not assumed (:func:`_facts`): every process answers our
+prompt once, untimed, and another answer stops the comparison. So random weights, sampling, another
+cache, other threads or another processor cannot slip in.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import hashlib
 import importlib.metadata
-import json
+import logging
 import os
+import socket
 import statistics
-import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[3]
+sys.path[:0] = [str(ROOT / "workflow"), str(ROOT / "tests" / "benchmarks")]
+
+import bounds  # noqa: E402
+from kvbench.analysis import paired  # noqa: E402
+from kvbench.measurement import lock, noise, placement, processes, rounds, startup  # noqa: E402
+from kvbench.measurement.cell import Cell, Job  # noqa: E402
+
 PROMPT, NEW = 152, 150
-ITERATIONS, WARMUP = 10, 2
-THREADS = os.cpu_count() or 1
+WARMUP = 2
+THREADS = len(placement.processors()) or os.cpu_count() or 1
 #: Our cell, as far as it generates.
 CELL = {
     "measured": "dynamic",
@@ -57,15 +77,209 @@ CELL = {
 }
 #: Share by which the others may differ from ours.
 AGREEMENT = 0.03
-TIMES = {"prefill_s": "prefill", "decode_s": "decode", "e2e_s": "E2E"}
+#: Generations of three processes, and the fewest rounds that each is worth starting for.
+GENERATIONS, FEWEST_ROUNDS = 5, 10
+OURS, BARE, OPTIMUM = "ours", "bare generate", "optimum-benchmark"
+
+#: What was timed of one call: seconds by the name of the time.
+Times = Mapping[str, float]
 
 
-def _loaded(folder: Path) -> Any:
-    import torch
-    from kvbench.inputs import models
+# ------------------------------------------------------------------ the subjects, in their processes
 
-    torch.set_num_threads(THREADS)
-    return models.load(folder, "cpu", "float32")
+
+class Collector:
+    """Adds up the seconds that Python's garbage collector takes."""
+
+    def __init__(self) -> None:
+        self.seconds = self._begin = 0.0
+        gc.callbacks.append(self._told)
+
+    def _told(self, phase: str, _: Mapping[str, int]) -> None:
+        now = time.perf_counter()
+        if phase == "start":
+            self._begin = now
+        else:
+            self.seconds += now - self._begin
+
+
+class Ours(Cell):
+    """Our own cell, as a block measures it."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(Job(CELL, folder, folder / "prompts.json", THREADS))
+        self._folder, self._collector = folder, Collector()
+
+    def turn(self, index: int) -> dict[str, Any]:
+        """Take one turn on our clock."""
+        before = self._collector.seconds
+        sample = super().turn(index)
+        # The others cannot tell a turn that compiled, which the facts exclude.
+        return {**_split(sample["e2e_s"], sample["ttft_s"], self._collector, before)}
+
+    def facts(self) -> dict[str, Any]:
+        """What must be equal in all processes."""
+        assert self._model is not None
+        session = self._strategy.session(self._model, PROMPT + NEW)
+        answer = session.generate(_prompt(self._folder), NEW, lambda: None)
+        return _facts(self._model.model, answer.tokens, answer.cache)
+
+
+class _Other:
+    """What the subjects that are not ours share: nothing to do at a round's beginning."""
+
+    def begin(self, companions: int) -> None:
+        """Leave the collector as it comes."""
+
+    def settle(self) -> int | None:
+        """Bind the threads as a cell's are bound."""
+        return placement.settle(THREADS)
+
+
+class Bare(_Other):
+    """`model.generate` between two readings of the clock."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._collector = folder, Collector()
+
+    def open(self) -> None:
+        """Load the model as a cell does."""
+        with startup.collector_paused():
+            import torch
+            from kvbench.inputs import models
+            from transformers import GenerationConfig
+
+            torch.set_num_threads(THREADS)
+            self._model = models.load(self._folder, "cpu", "float32").model
+        self._ids = torch.tensor([_prompt(self._folder)])
+        self._mask = torch.ones_like(self._ids)
+        self._settings = GenerationConfig(
+            max_new_tokens=NEW, do_sample=False, pad_token_id=0, eos_token_id=None
+        )
+
+    def warm_up(self) -> None:
+        """Call it untimed."""
+        for _ in range(WARMUP):
+            self._generate()
+
+    def turn(self, _: int) -> dict[str, Any]:
+        """Call it on the clock."""
+        before, begin = self._collector.seconds, time.perf_counter()
+        output = self._generate()
+        seconds = time.perf_counter() - begin
+        assert output.shape[1] == PROMPT + NEW
+        return {"e2e_s": seconds, **_disturbance(self._collector, before)}
+
+    def facts(self) -> dict[str, Any]:
+        """What must be equal in all processes."""
+        answer = self._generate(return_dict_in_generate=True)
+        tokens = answer.sequences[0, PROMPT:].tolist()
+        return _facts(self._model, tokens, answer.past_key_values)
+
+    def _generate(self, **more: Any) -> Any:
+        return self._model.generate(
+            self._ids, attention_mask=self._mask, generation_config=self._settings, **more
+        )
+
+
+class Optimum(_Other):
+    """optimum-benchmark's inference scenario on its PyTorch backend; its tracker gives the times.
+
+    Backend and scenario are run as ``Benchmark.launch`` runs them, but in this process. The scenario
+    measures one call whenever it is asked to, and its own report of that call is what counts.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._collector = folder, Collector()
+        self._wall_s = 0.0
+
+    def open(self) -> None:
+        """Make backend and scenario; the model is loaded by the latter."""
+        _let_optimum_import()
+        from optimum_benchmark import InferenceConfig, PyTorchConfig
+        from optimum_benchmark.backends.pytorch.backend import PyTorchBackend
+        from optimum_benchmark.scenarios.inference.scenario import InferenceScenario
+
+        self._backend = PyTorchBackend(
+            PyTorchConfig(
+                model=str(self._folder),
+                task="text-generation",
+                library="transformers",
+                device="cpu",
+                torch_dtype="float32",
+                no_weights=False,
+                # 0.6.0 takes one for the other: this sets torch.set_num_threads. The facts tell.
+                inter_op_num_threads=THREADS,
+            )
+        )
+        self._scenario = InferenceScenario(
+            InferenceConfig(
+                latency=True,
+                memory=False,
+                duration=0,
+                iterations=1,
+                warmup_runs=WARMUP,
+                input_shapes={"batch_size": 1, "sequence_length": PROMPT},
+                generate_kwargs={"max_new_tokens": NEW, "min_new_tokens": NEW},
+            )
+        )
+
+    def warm_up(self) -> None:
+        """Run the scenario as a whole: it loads, makes the prompt, warms up and times a first call."""
+        self._scenario.run(self._backend)
+        assert self._scenario.inputs["input_ids"].shape == (1, PROMPT)
+        generate = self._backend.generate
+
+        def clocked(*given: Any, **named: Any) -> Any:
+            begin = time.perf_counter()
+            answer = generate(*given, **named)
+            self._wall_s = time.perf_counter() - begin
+            return answer
+
+        self._backend.generate = clocked
+
+    def turn(self, _: int) -> dict[str, Any]:
+        """Have it measure one call, and read its report."""
+        before = self._collector.seconds
+        self._scenario.run_per_token_text_generation_latency_tracking()
+        report = self._scenario.report
+        stamps = len(self._scenario.per_token_latency_tracker.per_token_events)
+        assert stamps == NEW, f"{stamps} tokens were timed"
+        (e2e_s,), (prefill_s,) = report.generate.latency.values, report.prefill.latency.values
+        found = _split(e2e_s, prefill_s, self._collector, before)
+        return {**found, "decode_s": report.decode.latency.values[0], "wall_s": self._wall_s}
+
+    def facts(self) -> dict[str, Any]:
+        """What must be equal in all processes."""
+        import torch
+
+        ids = torch.tensor([_prompt(self._folder)])
+        answer = self._backend.generate(
+            {"input_ids": ids, "attention_mask": torch.ones_like(ids)},
+            {**self._scenario.config.generate_kwargs, "return_dict_in_generate": True},
+        )
+        tokens = answer.sequences[0, PROMPT:].tolist()
+        return _facts(self._backend.pretrained_model, tokens, answer.past_key_values)
+
+
+SUBJECTS: dict[str, Callable[[Path], Any]] = {OURS: Ours, BARE: Bare, OPTIMUM: Optimum}
+
+
+def _split(
+    e2e_s: float, prefill_s: float, collector: Collector, before: float
+) -> dict[str, float | bool]:
+    """One call's times."""
+    return {
+        "e2e_s": e2e_s,
+        "prefill_s": prefill_s,
+        "decode_s": e2e_s - prefill_s,
+        **_disturbance(collector, before),
+    }
+
+
+def _disturbance(collector: Collector, before: float) -> dict[str, float | bool]:
+    """What the garbage collector took since; whether others disturbed is seen from outside."""
+    return {"collector_s": collector.seconds - before, "disturbed": False}
 
 
 def _prompt(folder: Path) -> list[int]:
@@ -92,76 +306,6 @@ def _facts(model: Any, tokens: Sequence[int], cache: Any) -> dict[str, Any]:
     }
 
 
-def ours(folder: Path) -> dict[str, Any]:
-    """Our measurement core on the dynamic cache."""
-    import torch
-    from kvbench.measurement.cell import Cell, Job
-
-    loaded = _loaded(folder)
-    cell = Cell(Job(CELL, folder, folder / "prompts.json", THREADS), loaded)
-    with torch.inference_mode():
-        cell.open()
-        cell.warm_up()
-        samples = []
-        for _ in range(ITERATIONS):
-            cell.begin(1)
-            samples.append(cell.turn(0))
-        cell.close()
-        answer = _session(loaded).generate(_prompt(folder), NEW, lambda: None)
-    # The others cannot tell a disturbed call, so ours keeps them too.
-    return {
-        "prefill_s": statistics.median(sample["ttft_s"] for sample in samples),
-        "decode_s": statistics.median(sample["e2e_s"] - sample["ttft_s"] for sample in samples),
-        "e2e_s": statistics.median(sample["e2e_s"] for sample in samples),
-        "facts": _facts(loaded.model, answer.tokens, answer.cache),
-    }
-
-
-def _session(loaded: Any) -> Any:
-    from kvbench import strategies
-
-    return strategies.get("dynamic").session(loaded, PROMPT + NEW)
-
-
-def bare(folder: Path) -> dict[str, Any]:
-    """`model.generate` between two readings of the clock; prefill is a call for one token."""
-    import time
-
-    import torch
-    from transformers import GenerationConfig
-
-    loaded = _loaded(folder)
-    ids = torch.tensor([_prompt(folder)])
-    mask = torch.ones_like(ids)
-
-    def call(tokens: int, **more: Any) -> Any:
-        settings = GenerationConfig(
-            max_new_tokens=tokens, do_sample=False, pad_token_id=0, eos_token_id=None, **more
-        )
-        return loaded.model.generate(ids, attention_mask=mask, generation_config=settings)
-
-    def timed(tokens: int) -> float:
-        begin = time.perf_counter()
-        output = call(tokens)
-        seconds = time.perf_counter() - begin
-        assert output.shape[1] == PROMPT + tokens
-        return seconds
-
-    with torch.inference_mode():
-        for _ in range(WARMUP):
-            timed(NEW)
-        prefill = statistics.median(timed(1) for _ in range(ITERATIONS))
-        e2e = statistics.median(timed(NEW) for _ in range(ITERATIONS))
-        answer = call(NEW, return_dict_in_generate=True)
-    tokens = answer.sequences[0, PROMPT:].tolist()
-    return {
-        "prefill_s": prefill,
-        "decode_s": e2e - prefill,
-        "e2e_s": e2e,
-        "facts": _facts(loaded.model, tokens, answer.past_key_values),
-    }
-
-
 def _let_optimum_import() -> None:
     """Give transformers 5 the one name that optimum-benchmark 0.6.0 wants from transformers 4.
 
@@ -175,60 +319,80 @@ def _let_optimum_import() -> None:
     transformers.SpecialTokensMixin = transformers.PreTrainedTokenizerBase
 
 
-def optimum(folder: Path) -> dict[str, Any]:
-    """optimum-benchmark's inference scenario, its per-token tracker giving prefill and decode.
-
-    Backend and scenario are run as ``Benchmark.launch`` runs them, but in this process, which is
-    fresh anyway, and so that both can be asked afterwards what they did.
-    """
-    _let_optimum_import()
-    import torch
-    from optimum_benchmark import InferenceConfig, PyTorchConfig
-    from optimum_benchmark.backends.pytorch.backend import PyTorchBackend
-    from optimum_benchmark.scenarios.inference.scenario import InferenceScenario
-
-    backend = PyTorchBackend(
-        PyTorchConfig(
-            model=str(folder),
-            task="text-generation",
-            library="transformers",
-            device="cpu",
-            torch_dtype="float32",
-            no_weights=False,
-            # 0.6.0 takes one for the other: this sets torch.set_num_threads. The facts tell.
-            inter_op_num_threads=THREADS,
-        )
-    )
-    scenario = InferenceScenario(
-        InferenceConfig(
-            latency=True,
-            memory=False,
-            duration=0,
-            iterations=ITERATIONS,
-            warmup_runs=WARMUP,
-            input_shapes={"batch_size": 1, "sequence_length": PROMPT},
-            generate_kwargs={"max_new_tokens": NEW, "min_new_tokens": NEW},
-        )
-    )
-    report = scenario.run(backend)
-    stamps = len(scenario.per_token_latency_tracker.per_token_events)
-    assert stamps == report.generate.latency.count * NEW, f"{stamps} tokens were timed"
-    assert scenario.inputs["input_ids"].shape == (1, PROMPT)
-    ids = torch.tensor([_prompt(folder)])
-    answer = backend.generate(
-        {"input_ids": ids, "attention_mask": torch.ones_like(ids)},
-        {**scenario.config.generate_kwargs, "return_dict_in_generate": True},
-    )
-    tokens = answer.sequences[0, PROMPT:].tolist()
-    return {
-        "prefill_s": statistics.median(report.prefill.latency.values),
-        "decode_s": statistics.median(report.decode.latency.values),
-        "e2e_s": statistics.median(report.generate.latency.values),
-        "facts": _facts(backend.pretrained_model, tokens, answer.past_key_values),
-    }
+def _serve(name: str, folder: Path, connection: int, parent: int) -> None:
+    """What a subject's process runs: it answers as a cell's process does, until the parent ends."""
+    processes._end_with(parent)
+    processes._serve(Connection(connection), SUBJECTS[name](folder))
 
 
-SUBJECTS = {"ours": ours, "bare generate": bare, "optimum-benchmark": optimum}
+# -------------------------------------------------------------------------- the rounds, from outside
+
+
+@dataclass(frozen=True)
+class Played:
+    """The rounds of one generation; of each round the times of every subject that nothing disturbed."""
+
+    facts: Mapping[str, Any]
+    rounds: Sequence[Mapping[str, Times]]
+
+
+@contextmanager
+def _alive(folder: Path) -> Iterator[dict[str, processes.Worker]]:
+    """One fresh process for each subject; all are gone at the end."""
+    workers: dict[str, processes.Worker] = {}
+    try:
+        for name in SUBJECTS:
+            here, there = socket.socketpair()
+            os.set_inheritable(there.fileno(), True)
+            child = (
+                *("--child", name, "--folder", str(folder)),
+                *("--connection", str(there.fileno()), "--parent", str(os.getpid())),
+            )
+            pid = os.posix_spawn(
+                sys.executable,
+                [sys.executable, __file__, *child],
+                {**os.environ, "HF_HUB_OFFLINE": "1"},
+            )
+            there.close()
+            workers[name] = processes.Worker(pid, Connection(here.detach()), processes.FRESH)
+        yield workers
+    finally:
+        for worker in workers.values():
+            worker.end()
+
+
+def _each(workers: Mapping[str, processes.Worker], command: str) -> dict[str, Any]:
+    """What each subject answers, one after the other."""
+    found = {}
+    for name, worker in workers.items():
+        try:
+            found[name] = worker.ask(command)
+        except processes.Ended as ended:
+            sys.exit(f"{name} failed: {ended.failure.reason}")
+    return found
+
+
+def _generation(folder: Path, number: int, count: int) -> Played:
+    """Start the three, see that they are about the same cell, and play."""
+    with _alive(folder) as workers:
+        _each(workers, "open")
+        _each(workers, "warm_up")
+        places = _each(workers, "settle")
+        facts = {
+            name: {**found, "main thread": f"on processor {places[name]}"}
+            for name, found in _each(workers, "facts").items()
+        }
+        for name, found in facts.items():
+            if found != facts[OURS]:
+                sys.exit(f"not the same cell: {name} has {found}, ours {facts[OURS]}")
+        noise.wait_for_quiet(30)
+        watch = rounds.Watch(list(workers.values()))
+        played = []
+        for index in range(count):
+            order = rounds.drawn(list(workers), number, index)
+            slots = rounds.play(workers, order, 1, watch)
+            played.append({slot["strategy"]: slot for slot in slots if not slot["disturbed"]})
+    return Played(facts[OURS], played)
 
 
 def _prepare(folder: Path) -> None:
@@ -245,77 +409,138 @@ def _prepare(folder: Path) -> None:
     documents.write_json(folder / "generation_config.json", {"eos_token_id": None})
 
 
-def _run(name: str, folder: Path) -> dict[str, Any]:
-    """One subject in a fresh process."""
-    done = subprocess.run(
-        [sys.executable, __file__, "--child", name, "--folder", str(folder)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    if done.returncode or not lines:
-        sys.exit(f"{name} failed:\n{done.stdout}\n{done.stderr}")
-    return json.loads(lines[-1].removeprefix("RESULT "))
+# -------------------------------------------------------------------------------------- what is said
 
 
-def _ratios(
-    rows: Sequence[dict[str, Any]], base: Sequence[dict[str, Any]], key: str
-) -> list[float]:
-    """Round by round, a time over ours in the same round."""
-    return [row[key] / own[key] for row, own in zip(rows, base, strict=True)]
-
-
-def _show(found: dict[str, list[dict[str, Any]]]) -> None:
-    """Print medians over rounds, the median ratios to ours, and the verdict."""
-    print(f"{'':18s}" + "".join(f"{title + ' (s)':>13s}{'/ ours':>8s}" for title in TIMES.values()))
-    furthest = dict.fromkeys(TIMES, 1.0)
-    for name, rows in found.items():
-        line = f"{name:18s}"
-        for key in TIMES:
-            ratio = statistics.median(_ratios(rows, found["ours"], key))
-            furthest[key] = max(furthest[key], ratio, key=lambda value: abs(value - 1))
-            line += f"{statistics.median(row[key] for row in rows):13.4f}{ratio:8.3f}"
-        print(line)
-    for name, rows in found.items():
-        if name != "ours" and len(rows) > 1:
-            by_round = ", ".join(f"{ratio:.3f}" for ratio in _ratios(rows, found["ours"], "e2e_s"))
-            print(f"E2E / ours by round, {name}: {by_round}")
-    verdicts = [
-        f"{title} {'yes' if abs(furthest[key] - 1) <= AGREEMENT else 'NO'} ({furthest[key]:.3f})"
-        for key, title in TIMES.items()
+def compare(played: Sequence[Played], name: str, key: str) -> paired.Paired | None:
+    """One subject's time over ours, paired within rounds; None where no round of both is undisturbed."""
+    logs = [
+        [
+            paired.log_ratio([entry[name][key]], [entry[OURS][key]])
+            for entry in one.rounds
+            if name in entry and OURS in entry
+        ]
+        for one in played
     ]
-    print(f"Agreement within {AGREEMENT * 100:.0f} % (furthest ratio): " + ", ".join(verdicts))
+    return paired.ratio(logs) if any(logs) else None
+
+
+def agreement(found: paired.Paired | None) -> str:
+    """Whether a subject agrees with ours, as far as the rounds say."""
+    if found is None or found.rounds < paired.FEWEST_ROUNDS:
+        return bounds.CANNOT_TELL
+    ends = found.interval
+    return bounds.judge(ends.low, ends.high, 1 / (1 + AGREEMENT), 1 + AGREEMENT)
+
+
+def _shown(found: paired.Paired | None) -> str:
+    if found is None:
+        return "no undisturbed round"
+    ends = found.interval
+    return (
+        f"{found.value:.4f} [{ends.low:.4f}, {ends.high:.4f}] of ours, smallest difference "
+        f"{100 * found.smallest_difference:.1f} %, {found.rounds} rounds"
+    )
+
+
+_WORDS = {
+    bounds.MET: f"agree within {100 * AGREEMENT:.0f} %",
+    bounds.NOT_MET: "differ",
+    bounds.CANNOT_TELL: "not enough",
+}
+
+
+def report(played: Sequence[Played]) -> list[str]:
+    """The lines on all rounds; the last one is the verdict on the whole call."""
+    entries = [entry for one in played for entry in one.rounds]
+    lines = []
+    verdicts: dict[str, tuple[str, str]] = {}
+    for key, title in {"e2e_s": "E2E", "prefill_s": "prefill", "decode_s": "decode"}.items():
+        for name in SUBJECTS:
+            seconds = [entry[name][key] for entry in entries if key in entry.get(name, {})]
+            if not seconds:
+                continue
+            text = f"{title:8s}{name:18s} median {statistics.median(seconds):.4f} s"
+            if name != OURS:
+                found = compare(played, name, key)
+                verdict = agreement(found)
+                text += f", {_shown(found)}: {_WORDS[verdict]}"
+                verdicts.setdefault(name, (verdict, _shown(found)))
+            lines.append(text)
+    theirs = [entry[OPTIMUM] for entry in entries if OPTIMUM in entry]
+    if theirs:
+        shares = [call["wall_s"] / call["e2e_s"] for call in theirs]
+        lines.append(
+            f"our clock around optimum-benchmark's calls: {statistics.median(shares):.5f} of what it "
+            f"reports (from {min(shares):.5f} to {max(shares):.5f})"
+        )
+    for name in SUBJECTS:
+        calls = [entry[name] for entry in entries if name in entry]
+        if calls:
+            share = sum(c["collector_s"] for c in calls) / sum(c["e2e_s"] for c in calls)
+            lines.append(f"the garbage collector took {100 * share:.2f} % of the calls: {name}")
+    lines.append(verdict_line(verdicts))
+    return lines
+
+
+def verdict_line(verdicts: Mapping[str, tuple[str, str]]) -> str:
+    """The last line: one subject that differs is enough, and all have to agree."""
+    found = {verdict for verdict, _ in verdicts.values()}
+    everybody = len(verdicts) == len(SUBJECTS) - 1
+    if bounds.NOT_MET in found:
+        verdict = bounds.NOT_MET
+    else:
+        verdict = bounds.MET if everybody and found == {bounds.MET} else bounds.CANNOT_TELL
+    which = [f"{name} {text}" for name, (one, text) in verdicts.items() if one == verdict]
+    told = _WORDS[verdict] + (": " if which else "") + "; ".join(which)
+    return bounds.line(verdict, f"E2E within {100 * AGREEMENT:.0f} % of ours", told)
 
 
 def main() -> None:
-    """Prepare the checkpoint, run the three in turn, print them side by side."""
+    """Prepare the checkpoint, let the three play, and print them side by side."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=100, help="of all generations together")
+    parser.add_argument(
+        "--generations", type=int, default=GENERATIONS, help="of fresh processes, at most"
+    )
     parser.add_argument("--child", choices=SUBJECTS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--connection", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
-        print("RESULT " + json.dumps(SUBJECTS[given.child](given.folder)))
+        _serve(given.child, given.folder, given.connection, given.parent)
         return
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in SUBJECTS}
-    facts: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as temporary:
+    if given.rounds < 1 or given.generations < 1:
+        parser.error("--rounds and --generations have to be at least 1")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        importlib.metadata.version("optimum-benchmark")
+    except importlib.metadata.PackageNotFoundError:
+        sys.exit(
+            "compare: optimum-benchmark is not installed here; "
+            "pip install -r tests/benchmarks/others/requirements.txt in an environment of its own"
+        )
+    generations = max(1, min(given.generations, given.rounds // FEWEST_ROUNDS))
+    share, more = divmod(given.rounds, generations)
+    played = []
+    with tempfile.TemporaryDirectory() as temporary, processes.terminable(), lock.machine():
         folder = Path(temporary) / "model"
         _prepare(folder)
-        for number in range(given.rounds):
-            for name in list(SUBJECTS) if number % 2 else list(SUBJECTS)[::-1]:
-                row = _run(name, folder)
-                facts = facts or row["facts"]
-                if row["facts"] != facts:
-                    sys.exit(f"not the same cell: {name} has {row['facts']}, not {facts}")
-                found[name].append(row)
-    print(f"{PROMPT} prompt + {NEW} new tokens, embedded model, {given.rounds} round(s) in turn")
-    print("In all three: " + ", ".join(f"{key} {value}" for key, value in facts.items()))
-    _show(found)
+        for number in range(generations):
+            played.append(_generation(folder, number, share + (number < more)))
+            print(
+                f"generation {number + 1} of {generations}: {len(played[-1].rounds)} rounds",
+                file=sys.stderr,
+            )
+    print(
+        f"{PROMPT} prompt + {NEW} new tokens, embedded model, {given.rounds} rounds of three live "
+        f"processes, {generations} generation(s) of them"
+    )
+    print("In all three: " + ", ".join(f"{key} {value}" for key, value in played[0].facts.items()))
+    print("\n".join(report(played)))
 
 
 if __name__ == "__main__":
