@@ -147,38 +147,43 @@ class Bare(_Other):
         with startup.collector_paused():
             import torch
             from kvbench.inputs import models
-            from transformers import GenerationConfig
 
             torch.set_num_threads(THREADS)
             self._model = models.load(self._folder, "cpu", "float32").model
         self._ids = torch.tensor([_prompt(self._folder)])
         self._mask = torch.ones_like(self._ids)
-        self._settings = GenerationConfig(
-            max_new_tokens=NEW, do_sample=False, pad_token_id=0, eos_token_id=None
-        )
+        self._settings = self._configured()
 
     def warm_up(self) -> None:
         """Call it untimed."""
         for _ in range(WARMUP):
-            self._generate()
+            self._generate(self._settings)
 
     def turn(self, _: int) -> dict[str, Any]:
         """Call it on the clock."""
         before, begin = self._collector.seconds, time.perf_counter()
-        output = self._generate()
+        output = self._generate(self._settings)
         seconds = time.perf_counter() - begin
         assert output.shape[1] == PROMPT + NEW
         return {"e2e_s": seconds, **_disturbance(self._collector, before)}
 
     def facts(self) -> dict[str, Any]:
         """What must be equal in all processes."""
-        answer = self._generate(return_dict_in_generate=True)
+        answer = self._generate(self._configured(return_dict_in_generate=True))
         tokens = answer.sequences[0, PROMPT:].tolist()
         return _facts(self._model, tokens, answer.past_key_values)
 
-    def _generate(self, **more: Any) -> Any:
+    @staticmethod
+    def _configured(**more: Any) -> Any:
+        from transformers import GenerationConfig
+
+        return GenerationConfig(
+            max_new_tokens=NEW, do_sample=False, pad_token_id=0, eos_token_id=None, **more
+        )
+
+    def _generate(self, settings: Any) -> Any:
         return self._model.generate(
-            self._ids, attention_mask=self._mask, generation_config=self._settings, **more
+            self._ids, attention_mask=self._mask, generation_config=settings
         )
 
 
@@ -314,7 +319,9 @@ def _let_optimum_import() -> None:
     what was set before it would be lost.
     """
     import transformers.processing_utils
+    from transformers.utils import logging as told
 
+    told.disable_progress_bar()
     transformers = sys.modules["transformers"]
     transformers.SpecialTokensMixin = transformers.PreTrainedTokenizerBase
 
