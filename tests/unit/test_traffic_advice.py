@@ -159,6 +159,16 @@ def test_a_log_without_repeats_is_advised_against_an_exact_cache(keys):
     assert verdicts.decide(keys)["exact"] == verdicts.Verdict("no", 0.0, "no_repeats")
 
 
+def test_policies_that_never_learn_are_not_advised(tmp_path):
+    # Round and round: who keeps the beginning finds it again.
+    path = tmp_path / "keys.txt"
+    path.write_text("".join(f"k{n % 40}\n" for n in range(200)))
+    found = replay.run(logs.read([path]), setting(), None)
+    there = {r["policy"]: r["hit_ratio"] for r in found["tables"]["exact"] if r["capacity"] == 3}
+    assert min(there["lifo"], there["mru"]) > there["lru"]
+    assert found["summary"]["exact_best_policy"] == "lru"
+
+
 def test_decay_is_a_fifth_less_at_the_end():
     def windows(*values):
         return {"tables": {"time": [{"hits": value} for value in values]}}
@@ -223,6 +233,34 @@ def test_shares_are_printed_to_four_digits_and_a_dash_where_nothing_is_known(rec
     found = re.findall(r"0\.\d+$", advise.shares(record, "en"), re.MULTILINE)
     assert found and all(len(share) == 6 for share in found)
     assert re.search(r"exact repeats, per request +-$", advise.shares(lengths, "en"), re.MULTILINE)
+
+
+def test_what_the_terminal_prints_is_in_the_reader_s_language(record):
+    said = advise.shares(record, "pt")
+    assert re.search(r"repetições exatas, por requisição +0,\d{4}$", said, re.MULTILINE)
+    assert not re.search(r"\d\.\d{4}", said)
+
+
+def test_a_small_size_keeps_its_digits(record):
+    small = copy.deepcopy(record)
+    for row in small["tables"]["prefix"]:
+        row["capacity_gib"] = 0.001234
+    assert "0.00123" in advise.shares(small, "en") and "0,00123" in advise.shares(small, "pt")
+
+
+def test_pairs_are_offered_for_judgement_only_where_there_are_some(record):
+    bare = copy.deepcopy(record)
+    bare["summary"] |= {"semantic_requests": 3, "semantic_share": 0.0}
+    bare["tables"]["pairs"] = []
+    assert "traffic_pairs.csv" not in advise.advice(bare, "en")
+    bare["tables"]["pairs"] = [{}, {}]
+    assert "the riskiest pairs (2) stand in `traffic_pairs.csv`" in advise.advice(bare, "en")
+
+
+@pytest.mark.parametrize("language", advise.LANGUAGES)
+def test_limits_speak_of_nothing_that_the_log_does_not_have(language, lengths):
+    limits = advise.advice(lengths, language).partition("## Limit")[2]
+    assert limits and "tokens" not in limits and "Zipf" not in limits
 
 
 # ------------------------------------------------------------------ figures and tables

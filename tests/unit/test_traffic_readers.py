@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +144,41 @@ def test_openai_bodies_may_be_wrapped(tmp_path):
     assert read(tmp_path, jsonl(rows)).keys.tolist() == [0, 0]
 
 
+def test_bodies_of_the_responses_api_are_read_too(tmp_path):
+    row = {
+        "model": "m",
+        "instructions": "be brief",
+        "input": "one",
+        "usage": {"input_tokens": 9, "output_tokens": 2},
+    }
+    spelled = row | {"input": [{"role": "user", "content": "one"}]}
+    log = read(tmp_path, jsonl([row, spelled, row | {"instructions": "be long"}]))
+    assert log.format == "openai"
+    assert log.keys.tolist() == [0, 0, 1]
+    assert log.input_tokens.tolist() == [9, 9, 9] and log.output_tokens.tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize("field", ["tools", "functions", "instructions", "system"])
+def test_what_stands_before_the_first_message_is_part_of_the_prompt(field, tmp_path):
+    long = "a description of many words " * 10
+    alike = [body(text, **{field: long}) for text in ("one", "two")]
+    log = read(tmp_path, jsonl([*alike, body("one", **{field: "another " + long})]))
+    first, second, third = (
+        log.blocks[start:end].tolist()
+        for start, end in zip(log.offsets[:-1], log.offsets[1:], strict=True)
+    )
+    assert first[:3] == second[:3]
+    assert not set(third) & set(first)
+
+
+def test_calls_of_tools_are_part_of_a_message(tmp_path):
+    def called(name: str) -> dict:
+        said = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": name}}]}
+        return {"messages": [{"role": "user", "content": "do it"}, said]}
+
+    assert read(tmp_path, jsonl([called("a"), called("b")])).keys.tolist() == [0, 1]
+
+
 def test_the_size_of_an_answer_is_read_from_a_response(tmp_path):
     choice = {"choices": [{"message": {"role": "assistant", "content": "twelve bytes"}}]}
     rows = [body("q", response=choice), body("q", response="plain")]
@@ -156,7 +192,11 @@ def test_a_parameter_that_changes_the_answer_makes_another_request(change, tmp_p
 
 
 def test_who_asks_and_how_the_answer_travels_do_not(tmp_path):
-    log = read(tmp_path, jsonl([body("q", user="a"), body("q", user="b", stream=True)]))
+    kept = {"created_at": 3, "request_id": "r1", "latency_ms": 7, "status": 200}
+    log = read(
+        tmp_path,
+        jsonl([body("q", user="a", created_at=1), body("q", user="b", stream=True, **kept)]),
+    )
     assert log.keys.tolist() == [0, 0]
 
 
@@ -177,6 +217,22 @@ def test_a_tokenizer_cuts_texts_by_tokens(tmp_path):
 def test_parts_of_one_log_are_read_in_order(tmp_path):
     parts = [write(tmp_path, "a\nb\n", "log.1"), write(tmp_path, "b\n", "log.2")]
     assert logs.read(parts).keys.tolist() == [0, 1, 1]
+
+
+def test_sizes_of_objects_are_no_tokens(tmp_path):
+    log = read(tmp_path, LOGS["libcachesim-csv"])
+    assert log.answer_bytes.tolist() == [10, 20, 10]
+    assert log.output_tokens is None
+
+
+def test_a_log_may_come_through_a_pipe(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_text(LOGS["mooncake"]))
+    writer.start()
+    log = logs.read([pipe])
+    writer.join()
+    assert log.requests == len(MOONCAKE)
 
 
 @pytest.mark.parametrize("page", ["traffic.md", "traffic.pt-BR.md"])
@@ -262,8 +318,12 @@ def mooncake(**change) -> str:
             jsonl([body("q"), {"model": "m", "messages": []}]),
             "line 2: messages is missing or empty",
         ),
-        (jsonl([body("q", timestamp=1), body("q")]), "line 2: timestamp is missing"),
-        (jsonl([body("q"), body("q", timestamp=1)]), "line 2: timestamp is new here"),
+        (jsonl([body("q", timestamp=1), body("q")]), "line 2: the timestamp is missing, and"),
+        (jsonl([body("q"), body("q", timestamp=1)]), "line 2: a timestamp, and records"),
+        (json.dumps(OPENAI), "a JSON list, and not one of conversations; write one object a line"),
+        (json.dumps(OPENAI[0], indent=1), "a JSON object over several lines"),
+        (jsonl([{"prompt": ["a", "b"]}]), "line 1: prompt must be a text"),
+        (b"BZh91AY&SY" + bytes(range(100, 200)), "a bzip2 file; unpack it"),
         (jsonl([body("q"), body("q", usage={"prompt_tokens": -1})]), "usage.prompt_tokens is -1"),
         ('[{"conversations": [{"from": "human"}]}]', "conversation 1: conversations"),
         ("a\nb c\n", "line 2: more than one word"),
@@ -305,6 +365,8 @@ def test_a_log_of_nothing_but_bad_records_is_refused(tmp_path):
     text = mooncake().splitlines()[0].replace("600", "-1") + "\n"
     with pytest.raises(InputError, match="all 1 records were left out"):
         read(tmp_path, text, skip_bad=True)
+    with pytest.raises(InputError, match=r"one request only \(1 malformed left out\)"):
+        read(tmp_path, text + jsonl(MOONCAKE[2:]), skip_bad=True)
 
 
 def test_a_log_that_grows_while_it_is_read_is_refused(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from kvbench.analysis import capacity
 from kvbench.caching import policies, workload
 from kvbench.errors import InputError
 from kvbench.physics import Ceilings
-from kvbench.traffic import exact, fleet, prefix, semantic, simulators, together, worth
+from kvbench.traffic import exact, fleet, prefix, replay, semantic, simulators, together, worth
 from kvbench.traffic import log as logs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -379,6 +379,15 @@ def test_one_replica_is_the_same_under_every_routing():
     assert one == {prefix.replay(asked, "lru", 3).token_share}
 
 
+def test_one_replica_saves_what_one_cache_saves_in_the_tokens_of_the_log():
+    asked = blocks([[0, 1], [0, 1], [0, 2]])
+    stated = prefix.Blocks(
+        asked.ids, asked.offsets, 3 * asked.input_tokens + 1, asked.tokens, asked.cut_tokens
+    )
+    one = fleet.route(stated, 1, 1000, "cache_aware")
+    assert one["token_share"] == prefix.replay(stated, "lru", 1000).token_share
+
+
 def test_routing_to_the_cache_finds_more_than_chance():
     rng = np.random.default_rng(5)
     asked = blocks([[int(c) * 10 + n for n in range(3)] for c in rng.integers(0, 20, 400)])
@@ -404,6 +413,70 @@ def test_saved_work_is_the_whole_less_what_is_left():
     assert found["flops_saved"] == pytest.approx(whole - left)
     assert found["prefill_s_saved"] == pytest.approx((whole - left) / 1e12)
     assert found["usd_saved"] == pytest.approx(60 * 2 / 1e6)
+
+
+#: Ten lines: A six times, B twice, C and D once; A, B and C begin with the same 512 tokens.
+TEN = {
+    "A": {"input_length": 1024, "output_length": 100, "hash_ids": [0, 1]},
+    "B": {"input_length": 1024, "output_length": 50, "hash_ids": [0, 2]},
+    "C": {"input_length": 600, "output_length": 10, "hash_ids": [0, 3]},
+    "D": {"input_length": 512, "output_length": 20, "hash_ids": [9]},
+}
+
+
+@pytest.fixture(scope="module")
+def ten(tmp_path_factory):
+    """The summary of ten lines at 1 TFLOP/s, 1 TB/s, 2 and 8 USD a million tokens."""
+    path = tmp_path_factory.mktemp("ten") / "ten.jsonl"
+    lines = [{"timestamp": 1000 * n, **TEN[name]} for n, name in enumerate("ABABACADAA")]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    setting = replay.Setting(
+        name="ten",
+        model="llama-3.2-1b",
+        architecture=LLAMA_1B,
+        memory_bytes=24 * 2**30,
+        ceilings=worth.ceilings("1TFLOP/s,1TB/s"),
+        price=worth.price("2/8"),
+    )
+    return replay.run(logs.read([path]), setting, None)["summary"]
+
+
+def test_shares_of_ten_lines_are_those_counted_by_hand(ten):
+    assert ten["input_tokens"] == 6 * 1024 + 2 * 1024 + 600 + 512 == 9304
+    # Two entries answer the last five A and the second B; C and D push out what nobody asks again.
+    assert ten["repeat_share"] == ten["exact_hit_ratio"] == 0.6
+    assert ten["exact_capacity"] == 2
+    # The first B and C find 512 tokens, the six repeats all of theirs.
+    assert ten["prefix_tokens_saved"] == 512 + 512 + 6 * 1024 == 7168
+    assert ten["prefix_token_share"] == 7168 / 9304
+    # Behind the exact cache only the first B and C find anything.
+    assert ten["left_share"] == (9304 - 6 * 1024 - 2 * 512) / 9304
+
+
+def test_money_of_ten_lines_is_that_reckoned_by_hand(ten):
+    assert ten["exact_tokens_saved"] == 6144 and ten["exact_output_tokens_saved"] == 550
+    assert ten["exact_usd_saved"] == pytest.approx(6144 * 2e-6 + 550 * 8e-6)
+    assert ten["prefix_usd_saved"] == pytest.approx(7168 * 2e-6)
+
+
+def test_seconds_of_ten_lines_are_those_reckoned_by_hand(ten):
+    # Sixteen layers, each 2 x 2048 x 2048 and 2 x 2048 x 512 for attention, 3 x 2048 x 8192 beside.
+    layers = 16 * (2 * 2048 * 2048 + 2 * 2048 * 512 + 3 * 2048 * 8192)
+    head = 2048 * 128256
+
+    def prefill(first: int, last: int) -> float:
+        pairs = (last * (last + 1) - first * (first + 1)) / 2
+        return 2 * ((last - first) * layers + head + 16 * 32 * (64 + 64) * pairs)
+
+    assert ten["exact_prefill_s_saved"] == pytest.approx(6 * prefill(0, 1024) / 1e12, rel=1e-6)
+    # What is found needs no work but the last row of logits.
+    saved = 6 * (prefill(0, 1024) - 2 * head) + 2 * (prefill(0, 512) - 2 * head)
+    assert ten["prefix_prefill_s_saved"] == pytest.approx(saved / 1e12, rel=1e-6)
+    # Two bytes a number; keys and values are 16 x 2 x 512 numbers a token; half an answer is held.
+    weights, token = 2 * (layers + head), 2 * 16 * 2 * 512
+    moved = 500 * (weights + (1024 + 50) * token) + 50 * (weights + (1024 + 25) * token)
+    # The vectors of the norms, a ten-thousandth of the weights, are left out here.
+    assert ten["exact_decode_s_saved"] == pytest.approx(moved / 1e12, rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -34,8 +34,8 @@ def draw(table: pd.DataFrame) -> Figure:
                 label=label,
             )
     left.set(ylabel="input tokens without prefill (%)")
-    left.set_ylim(bottom=0)
-    right.set(ylabel="busiest over the mean (work)")
+    left.set_ylim(0, max(1.0, 108 * rows["token_share"].max()))
+    right.set(ylabel="work, busiest over mean")
     right.set_ylim(bottom=0.9)
     for axes in (left, right):
         axes.set_xscale("log", base=2)
@@ -43,6 +43,6 @@ def draw(table: pd.DataFrame) -> Figure:
         axes.set_xticks(sorted(set(rows["replicas"])))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))
         axes.xaxis.set_minor_locator(NullLocator())
-    left.legend(frameon=False, title="routing", title_fontsize=6.5)
+    left.legend(frameon=False, title="routing", title_fontsize=6.5, loc="lower left")
     figure.suptitle(_traffic.title(QUESTION, rows))
     return figure

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import importlib
+import math
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,10 @@ _SHARES = {
         "semantic cache, candidate hits with guards",
         "cache semântico, acertos candidatos com guardas",
     ),
-    "left_share": ("left to compute, all caches, input tokens", "por computar, todos os caches"),
+    "left_share": (
+        "left to compute, all caches, input tokens",
+        "por computar, todos os caches, tokens de entrada",
+    ),
 }
 
 
@@ -90,6 +94,7 @@ def run(
         tokenizer = folder / "tokenizer.json"
     log = logs.read(paths, skip_bad=skip_bad, tokenizer=tokenizer)
     encoder = replay.sentence_encoder() if with_semantic and log.questions else None
+    _folder(output)
     record = replay.run(log, setting, encoder, judged)
     tables.write(output, [record])
     draw(output / "figures", record, language)
@@ -98,6 +103,16 @@ def run(
         shares(record, language)
         + f"\n\n{output / f'advice.{language}.md'}\n{_page(output, language)}"
     )
+
+
+def _folder(output: Path) -> None:
+    """Make the folder of the advice, before a long replay and not after it."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{output}: no folder can be made there ({error.strerror}); choose another --output"
+        ) from None
 
 
 def _page(output: Path, language: str) -> Path:
@@ -111,17 +126,27 @@ def _name(paths: Sequence[Path]) -> str:
 
 
 def shares(record: Mapping[str, Any], language: str) -> str:
-    """The main shares to four digits, one a line; a dash where the log cannot tell."""
-    place = LANGUAGES.index(language)
+    """The main shares to four digits, one a line; a dash where the log cannot tell.
+
+    Numbers are written as the language writes them.
+    """
+    place, local = LANGUAGES.index(language), _local(language)
     width = max(len(words[place]) for words in _SHARES.values())
-    lines = [
-        f"{record['log']['name']}: {record['summary']['requests']:,} ({record['log']['format']})"
-    ]
+    asked = local(f"{record['summary']['requests']:,}")
+    asked += (" requests", " requisições")[place]
+    lines = [f"{record['log']['name']}: {asked} ({record['log']['format']})"]
+    skipped = record["summary"]["skipped"]
+    if skipped:
+        lines[0] += ("; malformed, left out: ", "; malformadas, deixadas de fora: ")[place]
+        lines[0] += local(f"{skipped:,}")
     for name, words in _SHARES.items():
         value = record["summary"][name]
-        lines.append(f"{words[place]:<{width}}  {'-' if value is None else format(value, '.4f')}")
-    heading = ("prefix cache, LRU: blocks, GiB, blocks found, input tokens reused",)
-    heading += ("cache de prefixos, LRU: blocos, GiB, blocos achados, tokens reusados",)
+        lines.append(f"{words[place]:<{width}}  {'-' if value is None else local(f'{value:.4f}')}")
+    heading = (
+        f"{'prefix cache, LRU: blocks':>26}{'GiB':>12}{'found':>10}{'reused':>10}",
+        f"{'cache de prefixos, LRU: blocos':>30}{'GiB':>12}{'achados':>10}{'reusados':>10}",
+    )
+    first = (26, 30)[place]
     rows = [
         row
         for row in record["tables"]["prefix"]
@@ -130,8 +155,10 @@ def shares(record: Mapping[str, Any], language: str) -> str:
     if rows:
         lines.append(heading[place])
     lines += [
-        f"{row['capacity_blocks']:>12,}{row['capacity_gib']:>12,.2f}"
-        f"{row['block_share']:>10.4f}{row['token_share']:>10.4f}"
+        f"{local(format(row['capacity_blocks'], ',')):>{first}}"
+        f"{local(_digits(row['capacity_gib'])):>12}"
+        f"{local(format(row['block_share'], '.4f')):>10}"
+        f"{local(format(row['token_share'], '.4f')):>10}"
         for row in rows
     ]
     return "\n".join(lines)
@@ -223,11 +250,22 @@ def html(markdown: str, folder: Path, language: str) -> str:
     )
 
 
+def _local(language: str) -> Callable[[str], str]:
+    """Marks of thousands and decimals as the language has them, from English ones."""
+    marks = str.maketrans(",.", ".,") if language == "pt" else {}
+    return lambda text: text.translate(marks)
+
+
+def _digits(value: float) -> str:
+    """Three significant digits, never in powers of ten; whole from a thousand on."""
+    if value == 0 or abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
+
+
 def _filters(language: str) -> dict[str, Any]:
     """Numbers as a reader of the language writes them; a dash for what is not known."""
-
-    def local(text: str) -> str:
-        return text.translate(str.maketrans(",.", ".,")) if language == "pt" else text
+    local = _local(language)
 
     def number(value: float | None, digits: int = 2) -> str:
         return "–" if value is None else local(f"{value:,.{digits}f}")
@@ -236,6 +274,13 @@ def _filters(language: str) -> dict[str, Any]:
         if value is None:
             return "–"
         return number(value, 1 if 0 < abs(value) < 10 and value != int(value) else 0)
+
+    def digits(value: float | None) -> str:
+        return "–" if value is None else local(_digits(value))
+
+    def money(value: float | None) -> str:
+        # Cents, and what is less than a dollar to three digits.
+        return digits(value) if value is not None and 0 < value < 1 else number(value, 2)
 
     def pct(value: float | None, digits: int = 2) -> str:
         return "–" if value is None else number(100 * value, digits) + " %"
@@ -261,14 +306,27 @@ def _filters(language: str) -> dict[str, Any]:
                 return local(f"{times:.3g}" if times < 1000 else f"{times:,.0f}") + f" {unit}"
         return local(f"{value:.3g}") + " s"
 
+    def rates(source: str) -> str:
+        given = {"en": "numbers as given", "pt": "números dados"}[language]
+        here = {"en": "measured here", "pt": "medidos aqui"}[language]
+        machine, comma, dtype = source.partition(", ")
+        return (
+            given
+            if source == "as given"
+            else ({"here": here}.get(machine, machine)) + comma + dtype
+        )
+
     def capfirst(text: str) -> str:
         return text[:1].upper() + text[1:]
 
     return {
         "number": number,
         "count": count,
+        "digits": digits,
+        "money": money,
         "pct": pct,
         "bytes": size,
+        "rates": rates,
         "seconds": seconds,
         "capfirst": capfirst,
     }

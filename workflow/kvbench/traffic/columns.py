@@ -108,7 +108,7 @@ SUMMARY: Mapping[str, str] = {
     "exact_hit_ratio": "hit ratio of an exact LRU cache of exact_capacity entries",
     "exact_capacity": "least capacity that reaches 95 % of the hits of an unbounded one (LRU)",
     "exact_bytes": "bytes of that many answers",
-    "exact_best_policy": "best policy at a tenth of the distinct requests, opt excepted",
+    "exact_best_policy": "best policy at a tenth of the distinct requests; not opt, lifo, mru",
     "exact_best_gain": "its hit ratio less LRU's there",
     "exact_opt_hit_ratio": "Belady's limit there",
     "exact_tokens_saved": "input tokens of the requests answered by that cache",

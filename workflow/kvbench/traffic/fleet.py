@@ -37,15 +37,18 @@ class _Fleet:
             best = holders
         return [number for number in range(len(self._held)) if best >> number & 1]
 
-    def serve(self, machine: int, blocks: list[int], tokens: int) -> int:
-        """Serve a request on one machine; return its reused tokens."""
+    def serve(self, machine: int, blocks: list[int], cut: int, tokens: int) -> int:
+        """Serve a request on one machine; return its reused tokens.
+
+        ``cut`` is its length in the unit of the blocks, ``tokens`` the one that the log states.
+        """
         held, bit = self._held[machine], 1 << machine
         run = 0
         for block in blocks:
             if block not in held:
                 break
             run += 1
-        reused = min(run * self._size, tokens)
+        reused = min(run * self._size, cut) * tokens // max(cut, 1)
         for block in blocks:
             if block in held:
                 held.move_to_end(block)
@@ -82,7 +85,8 @@ def route(
     fleet = _Fleet(replicas, max(1, capacity), asked.tokens)
     loads, everyone = fleet.loads, range(replicas)
     draw = random.Random(seed)
-    edges, tokens = asked.offsets.tolist(), asked.cut_tokens.tolist()
+    edges, cut = asked.offsets.tolist(), asked.cut_tokens.tolist()
+    tokens = asked.input_tokens.tolist()
     reused = work = 0
     for number in range(asked.requests):
         blocks = asked.ids[edges[number] : edges[number + 1]].tolist()
@@ -93,7 +97,7 @@ def route(
             machine = min(fleet.fitting(blocks), key=loads.__getitem__)
             if loads[machine] > OVERLOAD * (work / replicas) + length:
                 machine = min(everyone, key=loads.__getitem__)
-        found = fleet.serve(machine, blocks, length)
+        found = fleet.serve(machine, blocks, cut[number], length)
         reused += found
         work += length - found
     total = sum(tokens)

@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import re
+import stat
 import zlib
 from array import array
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +35,14 @@ LONGEST_QUESTION = 4_000
 _HEAD = 2**16
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _WIDE = (b"\xff\xfe", b"\xfe\xff")
+#: Beginnings of files that hold logs in another wrapping, and what a person calls them.
+_WRAPPED = {
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"PK\x03\x04": "zip",
+    b"PAR1": "Parquet",
+    b"\x04\x22\x4d\x18": "lz4",
+}
 
 
 @dataclass
@@ -67,7 +76,8 @@ class Log:
         Texts of the first questions, cut at :data:`LONGEST_QUESTION`; for each of the first
         requests which question it asks, in which context, and where in the log it stands.
     tokens_from:
-        ``log`` if lengths are the log's own, ``tokenizer``, or ``estimate`` from bytes.
+        Where ``input_tokens`` come from: ``log`` if lengths are its own, ``tokenizer``, or
+        ``estimate`` from bytes. Lengths of answers that the log does not state are estimates.
     skipped:
         Records that were left out, by reason.
     """
@@ -191,6 +201,9 @@ def _read_one(
 def _head_text(head: bytes, path: Path) -> str:
     if head.startswith(_WIDE):
         raise InputError(f"{path}: UTF-16 text; save it as UTF-8")
+    for magic, name in _WRAPPED.items():
+        if head.startswith(magic):
+            raise InputError(f"{path}: a {name} file; unpack it, or pack the text as .gz or .zst")
     text = head.decode("utf-8-sig", errors="replace")
     if "\0" in text:
         raise InputError(f"{path}: binary data; a log is text, perhaps packed as .gz or .zst")
@@ -199,7 +212,7 @@ def _head_text(head: bytes, path: Path) -> str:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[BinaryIO, bytes]]:
-    """The unpacked stream of a file and its first bytes; the file must stay as it is meanwhile."""
+    """The unpacked stream of a file or pipe and its first bytes; a file must stay as it is."""
     try:
         file = path.open("rb")
     except FileNotFoundError:
@@ -208,8 +221,8 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, bytes]]:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     with file:
         before = os.fstat(file.fileno())
-        magic = file.read(4)
-        file.seek(0)
+        # Looked at, not read: a pipe cannot be wound back.
+        magic = file.peek(4)[:4]
         stream: BinaryIO = file
         if magic.startswith(_GZIP):
             stream = gzip.GzipFile(fileobj=file)
@@ -222,7 +235,10 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, bytes]]:
             raise InputError(f"{path}: cannot be unpacked ({error}); pack it anew") from None
         yield buffered, head
         after = os.fstat(file.fileno())
-        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        if stat.S_ISREG(before.st_mode) and (before.st_size, before.st_mtime_ns) != (
+            after.st_size,
+            after.st_mtime_ns,
+        ):
             raise InputError(
                 f"{path}: changed while it was read (from {before.st_size} to {after.st_size} "
                 "bytes); copy the log and replay the copy"
@@ -308,7 +324,11 @@ class _Columns:
         if first is None:
             self._first = first = request
         if (request.time_s is None) != (first.time_s is None):
-            raise Malformed("timestamp is " + ("missing" if request.time_s is None else "new here"))
+            raise Malformed(
+                "the timestamp is missing, and records before have one"
+                if request.time_s is None
+                else "a timestamp, and records before have none"
+            )
         if request.time_s is not None:
             if self._times and request.time_s < self._times[-1]:
                 back = self._times[-1] - request.time_s
@@ -372,13 +392,15 @@ class _Columns:
     def finish(self, sources: tuple[str, ...], kind: type[Format], digest: str) -> Log:
         """The log, once all parts have been read."""
         count = len(self._who)
+        left_out = sum(self.skipped.values())
         if count == 0:
-            left_out = sum(self.skipped.values())
             why = f"all {left_out} records were left out" if left_out else "the log is empty"
             raise InputError(f"{sources[0]}: no request: {why}; a replay needs at least two")
         if count == 1:
             raise InputError(
-                f"{sources[0]}: one request only; a cache can reuse nothing before the second"
+                f"{sources[0]}: one request only"
+                + (f" ({left_out} malformed left out)" if left_out else "")
+                + "; a cache can reuse nothing before the second"
             )
         log = Log(sources, kind.name, count, skipped=self.skipped, digest=digest)
         log.keys = np.array(self._keys, dtype=np.int32) if len(self._keys) == count else None
@@ -415,7 +437,8 @@ class _Columns:
         outputs = np.array(self._outputs)
         if (outputs >= 0).all():
             log.output_tokens = outputs
-        elif self._answered:
+        elif self._answered and log.input_tokens is not None:
+            # Texts are answered by texts. Objects without a prompt are of any kind: no tokens.
             log.output_tokens = np.where(
                 outputs >= 0, outputs, np.array(self._answers) // BYTES_PER_TOKEN
             )

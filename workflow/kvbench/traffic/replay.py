@@ -20,6 +20,9 @@ from kvbench.traffic.log import Log
 from kvbench.traffic.worth import Price
 
 _LOG = logging.getLogger(__name__)
+#: Policies that give up what came last: they keep the beginning of the log whatever comes, which a
+#: short log rewards and a service does not. They are replayed, and never advised.
+_NEVER_LEARN = ("lifo", "mru")
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,7 @@ class _Replay:
         there = {r["policy"]: r["hit_ratio"] for r in rows if r["capacity"] == tenth["capacity"]}
         note["exact_opt_hit_ratio"] = there.pop("opt")
         # Among equals the simplest: LRU first.
+        there = {name: ratio for name, ratio in there.items() if name not in _NEVER_LEARN}
         best = max(there, key=lambda name: (there[name], name == "lru"))
         note["exact_best_policy"] = best
         note["exact_best_gain"] = there[best] - tenth["hit_ratio"]

@@ -41,6 +41,16 @@ def detect(head: str, source: str) -> type[Format]:
     for kind in formats().values():
         if kind.matches(lines):
             return kind
+    if lines[0].lstrip().startswith("["):
+        raise InputError(
+            f"{source}: a JSON list, and not one of conversations; write one object a line, such as"
+            " with: jq -c '.[]'"
+        )
+    if lines[0].strip() == "{":
+        raise InputError(
+            f"{source}: a JSON object over several lines; write one object a line, such as with:"
+            " jq -c ."
+        )
     known = "; ".join(kind.title for kind in formats().values())
     raise InputError(
         f"{source}: not a log of a known format (first line: {lines[0][:60]!r}); known are: {known}"

@@ -8,15 +8,31 @@ from typing import Any
 
 from kvbench.traffic.readers.base import Format, Malformed, Request, document, length, seconds
 
-#: Fields of a body that say who asks or how the answer travels, not what it is.
-_NOT_IDENTITY = {"user", "stream", "stream_options", "metadata", "store", "timestamp"}
+#: Fields that hold what is asked: of chat completions, of completions, of the Responses API.
+_PROMPTS = ("messages", "prompt", "input")
+#: Fields that engines write into the prompt before the first message, in this order.
+_BEFORE = ("tools", "functions", "instructions", "system")
 _TIMES = ("timestamp", "time", "ts", "created_at", "created")
+#: Fields that say who asks, when, how the answer travels or what became of it; not what it is.
+_NOT_IDENTITY = {
+    *("user", "safety_identifier", "session_id", "conversation_id"),
+    *("id", "request_id", "custom_id", "trace_id", "metadata"),
+    *("stream", "stream_options", "store", "service_tier", "prompt_cache_key"),
+    *("response", "usage", "status", "status_code", "latency", "latency_ms", "duration_ms"),
+    *_TIMES,
+}
+#: Names of the two lengths in ``usage``: of chat completions, and of the Responses API.
+_USAGE = {
+    "input": ("prompt_tokens", "input_tokens"),
+    "output": ("completion_tokens", "output_tokens"),
+}
 
 
 class OpenAI(Format):
-    """A body a line (``messages`` or ``prompt``), or an object that holds it as ``body``.
+    """A body a line (``messages``, ``prompt`` or ``input``), or an object that holds it as ``body``.
 
-    The wrapper of the batch API (``custom_id``, ``method``, ``url``, ``body``) and wrappers named
+    What engines write before the first message (tools, instructions) is part of the prompt. The
+    wrapper of the batch API (``custom_id``, ``method``, ``url``, ``body``) and wrappers named
     ``request`` are taken alike. ``timestamp``, ``response``, ``usage`` and ``user`` may stand in
     the wrapper or in the body.
     """
@@ -32,10 +48,10 @@ class OpenAI(Format):
             try:
                 found = json.loads(line)
             except ValueError:
-                if '"messages"' in line:
+                if any(f'"{name}"' in line for name in _PROMPTS):
                     return line.lstrip().startswith("{")
                 continue
-            if isinstance(found, dict) and ({"messages", "prompt"} & set(_body(found))):
+            if isinstance(found, dict) and _asks(_body(found)):
                 return True
         return False
 
@@ -52,25 +68,23 @@ class OpenAI(Format):
         client = outer.get("user", body.get("user"))
         asking = [place for place, message in enumerate(messages) if message[0] == "user"]
         last = asking[-1] if asking else len(messages) - 1
-        rest = {
-            key: value
-            for key, value in body.items()
-            if key not in _NOT_IDENTITY | {"messages", "prompt", "response", "usage"}
-        }
+        rest = {key: value for key, value in body.items() if key not in _NOT_IDENTITY | {*_PROMPTS}}
         settings = json.dumps(rest, sort_keys=True)
         answer = _answer(response)
         tokens = {
-            name: length(usage[key], f"usage.{key}") if usage.get(key) is not None else None
-            for name, key in (("input", "prompt_tokens"), ("output", "completion_tokens"))
+            name: length(usage[key], f"usage.{key}")
+            for name, keys in _USAGE.items()
+            for key in keys
+            if usage.get(key) is not None
         }
         return [
             Request(
                 identity=(messages, settings),
                 time_s=None if moment is None else seconds(moment),
                 client=None if client is None else str(client),
-                input_tokens=tokens["input"],
-                output_tokens=tokens["output"],
-                prompt="".join(f"{role}\n{said}\n" for role, said in messages),
+                input_tokens=tokens.get("input"),
+                output_tokens=tokens.get("output"),
+                prompt="".join(f"{role}\n{said}\n" for role, said in _before(body) + messages),
                 question=messages[last][1],
                 context=(messages[:last], messages[last + 1 :], settings),
                 answer_bytes=None if answer is None else len(answer.encode("utf-8", "replace")),
@@ -85,22 +99,44 @@ def _body(outer: Mapping[str, Any]) -> Mapping[str, Any]:
     return outer
 
 
+def _asks(body: Mapping[str, Any]) -> bool:
+    """Whether an object is a body: ``input`` alone is a name that others use too."""
+    return "messages" in body or "prompt" in body or {"input", "model"} <= set(body)
+
+
+def _before(body: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What engines write before the first message, as if it were messages."""
+    return [
+        (name, text if isinstance(text, str) else json.dumps(text))
+        for name in _BEFORE
+        if (text := body.get(name))
+    ]
+
+
 def _messages(body: Mapping[str, Any]) -> list[tuple[str, str]]:
-    found = body.get("messages")
-    if found is None and isinstance(body.get("prompt"), str):
-        return [("user", body["prompt"])]
+    field = next((name for name in _PROMPTS if body.get(name) is not None), "messages")
+    found = body.get(field)
+    if field != "messages" and isinstance(found, str):
+        return [("user", found)]
+    if field == "prompt":
+        raise Malformed("prompt must be a text; log each text of a list as a request of its own")
     if not isinstance(found, list) or not found:
-        raise Malformed("messages is missing or empty; it must be a list of {role, content}")
+        raise Malformed(f"{field} is missing or empty; it must be a list of {{role, content}}")
     messages = []
     for place, message in enumerate(found):
+        if field == "input" and isinstance(message, Mapping) and "type" in message:
+            # Calls of tools and their results have a type in place of a role.
+            message = {"role": message["type"], **message}
         if not isinstance(message, Mapping) or "role" not in message:
-            raise Malformed(f"messages[{place}] has no role")
+            raise Malformed(f"{field}[{place}] has no role")
         content = message.get("content")
         if content is None or isinstance(content, list | Mapping):
             # Parts, images and tool calls: their JSON is what stands for them.
             content = _parts(content, message)
         elif not isinstance(content, str):
-            raise Malformed(f"messages[{place}].content must be a text or a list of parts")
+            raise Malformed(f"{field}[{place}].content must be a text or a list of parts")
+        elif message.get("tool_calls"):
+            content += json.dumps(message["tool_calls"], sort_keys=True)
         messages.append((str(message["role"]), content))
     return messages
 
