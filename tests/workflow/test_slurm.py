@@ -281,3 +281,7 @@ def test_a_group_with_a_failed_member_is_handed_out_again_and_measures_only_what
     assert len(list((folder / "results/cells/kv").rglob("*.json"))) == 12
     jobs = re.findall(r"SLURM jobid (\d+) \(log: \S+/group_blocks_measure_kv_many/", told)
     assert len(set(jobs)) == 2, told[-6000:]
+    # Snakemake removed the records of the block that was finished; its journal wrote them again.
+    assert "Removing output files of failed job measure_kv_many" in told
+    logs = [path.read_text() for path in (folder / "logs/cells/kv/many").rglob("r?.log")]
+    assert sum("of an earlier start" in log and "warm:" not in log for log in logs) == 1, logs
