@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from kvbench import checkout
+from kvbench.errors import InputError
 
 
 @pytest.fixture(autouse=True)
@@ -94,6 +95,7 @@ def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path):
 _JOB = """
 import subprocess, sys
 from kvbench import checkout
+from kvbench.errors import InputError
 checkout.follow()
 job = subprocess.Popen([sys.executable, "-c", "import time; print('ready', flush=True); time.sleep(600)"])
 print(job.pid, flush=True)
@@ -104,6 +106,42 @@ job.wait()
 @pytest.mark.skipif(
     not hasattr(os, "pidfd_open"), reason="the kernel does not say when a process ends"
 )
+@pytest.mark.parametrize("closed", [".snakemake", ".snakemake/locks"])
+def test_the_folder_of_another_user_is_one_line_with_the_remedy(left, monkeypatch, closed):
+    # A test may run as root, whom no folder keeps out.
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != left / closed)
+    with pytest.raises(
+        InputError, match=f"{closed}: belongs to .*; work in a checkout of your own"
+    ):
+        checkout.enter(left)
+    assert (left / ".snakemake/locks/0.output.lock").exists()
+
+
+def test_another_user_can_take_part_in_the_lock_of_a_checkout(tmp_path, monkeypatch):
+    before = os.umask(0o077)
+    try:
+        checkout.enter(tmp_path)
+    finally:
+        os.umask(before)
+    presence = tmp_path / checkout._PRESENCE
+    assert presence.stat().st_mode & 0o777 == 0o666
+    # An older file may be read only; it is locked all the same, so that nobody clears under us.
+    opened = os.open
+
+    def refuses_writing(path, flags, *rest):
+        if flags & os.O_RDWR:
+            raise PermissionError
+        return opened(path, flags, *rest)
+
+    while checkout._held:
+        os.close(checkout._held.pop())
+    monkeypatch.setattr(os, "open", refuses_writing)
+    checkout.enter(tmp_path)
+    monkeypatch.undo()
+    with presence.open() as other, pytest.raises(BlockingIOError):
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def test_a_job_and_what_it_started_end_with_their_snakemake():
     owner = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     library = str(Path(checkout.__file__).resolve().parents[1])

@@ -14,6 +14,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from kvbench.errors import InputError
+
 #: Seconds between asking a job to end and ending it.
 _GRACE_S = 8.0
 #: Names the Snakemake that a job belongs to, as ``<host>:<process>``.
@@ -23,6 +25,9 @@ _OWNER = "KVBENCH_RUN"
 _PRESENCE = Path(".snakemake", "presence")
 #: The temporary folders of the Snakemakes of a checkout, one a line.
 _TEMPORARY = Path(".snakemake", "temporary")
+
+#: Folders of Snakemake's that every run writes in.
+_WRITTEN = ("incomplete", "locks", "log", "metadata", "scripts")
 
 #: Open until this process ends, however it ends: the kernel then gives the lock back.
 _held: list[int] = []
@@ -44,10 +49,16 @@ def enter(folder: Path = Path()) -> list[str]:
     -------
     list of str
         What is to be told, one line each.
+
+    Raises
+    ------
+    InputError
+        Another user's folder, in which this one may not write: Snakemake would show a traceback.
     """
+    _check_rights(folder)
     try:
         (folder / _PRESENCE).parent.mkdir(exist_ok=True)
-        handle = os.open(folder / _PRESENCE, os.O_RDWR | os.O_CREAT, 0o666)
+        handle = _open_presence(folder / _PRESENCE)
         _held.append(handle)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -61,6 +72,36 @@ def enter(folder: Path = Path()) -> list[str]:
         return []
     os.environ[_OWNER] = f"{socket.gethostname()}:{os.getpid()}"
     return told
+
+
+def _check_rights(folder: Path) -> None:
+    own = folder / ".snakemake"
+    needed = [own, *(own / name for name in _WRITTEN)] if own.is_dir() else [folder]
+    for path in needed:
+        if path.is_dir() and not os.access(path, os.W_OK | os.X_OK):
+            raise InputError(
+                f"{path.absolute()}: belongs to {_owner(path)}, and you may not write in it; work in a "
+                "checkout of your own, or let its owner run: chmod -R g+rwX . (and umask 002 before runs)"
+            )
+
+
+def _owner(path: Path) -> str:
+    try:
+        return path.owner()
+    except KeyError:
+        return f"user {path.stat().st_uid}"
+
+
+def _open_presence(path: Path) -> int:
+    """Open the file of the shared lock, which other users of the checkout must be able to lock too."""
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except PermissionError:
+        # Another user's file: it can be locked, which is what counts.
+        return os.open(path, os.O_RDONLY)
+    with contextlib.suppress(PermissionError):
+        os.fchmod(handle, 0o666)
+    return handle
 
 
 def begin() -> None:

@@ -30,8 +30,11 @@ def stop(error):
 if workflow.is_main_process:
     # Snakemake asks for the user's name before its first job.
     processes.settle_in(Path(".snakemake", "home"))
-    for line in checkout.enter():
-        print(line, file=sys.stderr)
+    try:
+        for line in checkout.enter():
+            print(line, file=sys.stderr)
+    except InputError as error:
+        stop(error)
 elif workflow.subprocess_exec:
     checkout.follow()
 else:
