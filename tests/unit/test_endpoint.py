@@ -90,6 +90,8 @@ def test_an_open_loop_begins_each_conversation_at_its_moment(upstream):
         ("stream_error", "chunks"),
         ("drip", "within 0.3 s"),
         ("not_http", ""),
+        ("slow", "within 0.3 s"),
+        ("rubbish", "before its end mark"),
     ],
 )
 def test_a_fault_is_one_line_in_its_sample(upstream, mode, words):
@@ -110,6 +112,36 @@ def test_a_refused_connection_is_a_failure_not_an_end():
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
     found = asyncio.run(endpoint.closed_loop(endpoint.Target(url, "m", limit_s=2), [TALK], 1))[0]
     assert "Connect" in found[0].error
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "127.0.0.1/v1",
+        "http://127.0.0.1:99999/v1",
+        "ftp://127.0.0.1/v1",
+        "http://[bad/v1",
+        "http://",
+    ],
+)
+def test_an_address_that_is_none_is_refused_in_one_line(url, tmp_path):
+    factors = study_runs.options("endpoint", url=url, model="m") | {"server": "configured"}
+    with pytest.raises(Unsupported, match=r"is no address of a server; write it like") as caught:
+        measuring.measure(factors, studies.Context(tmp_path, 1))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_key_that_no_header_may_hold_is_named(upstream):
+    assert "key" in closed(upstream, [TALK[:1]], key="schlüssel")[0].error
+
+
+@pytest.mark.parametrize("said", ["7", -1, 2.5, None, True])
+def test_a_count_that_is_none_is_as_if_unsaid(said, upstream):
+    upstream.usage = {"completion_tokens": said, "prompt_tokens": said, "prompt_tokens_details": []}
+    sample = closed(upstream, [TALK[:1]])[0]
+    assert sample.error is None
+    assert (sample.output_tokens, sample.prompt_tokens, sample.cached_tokens) == (None, None, None)
+    assert sample.tpot_s > 0
 
 
 def test_a_server_without_metrics_has_no_counters(upstream):

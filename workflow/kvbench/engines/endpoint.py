@@ -156,6 +156,8 @@ async def ask(
                     sample.error = "the stream ended before its end mark"
     except TimeoutError:
         sample.error = f"no complete answer within {target.limit_s:g} s"
+    except UnicodeEncodeError:
+        sample.error = "the key or the model has a character that no request may have"
     except httpx.HTTPError as error:
         sample.error = _one_line(f"{type(error).__name__}: {error}")
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -170,12 +172,17 @@ def _piece(chunk: dict[str, Any], sample: Sample) -> str:
         raise ValueError("the server sent an error inside the stream")
     usage = chunk.get("usage")
     if usage:
-        sample.output_tokens = usage.get("completion_tokens")
-        sample.prompt_tokens = usage.get("prompt_tokens")
-        details = usage.get("prompt_tokens_details") or {}
-        sample.cached_tokens = details.get("cached_tokens")
+        sample.output_tokens = _count(usage, "completion_tokens")
+        sample.prompt_tokens = _count(usage, "prompt_tokens")
+        sample.cached_tokens = _count(usage.get("prompt_tokens_details"), "cached_tokens")
     choices = chunk.get("choices") or [{}]
     return (choices[0].get("delta") or {}).get("content") or ""
+
+
+def _count(usage: Any, name: str) -> int | None:
+    """A number of tokens, or None where a server says none or nonsense."""
+    value = usage.get(name) if isinstance(usage, dict) else None
+    return value if type(value) is int and value >= 0 else None
 
 
 def _one_line(text: str) -> str:

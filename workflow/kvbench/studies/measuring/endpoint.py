@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 from kvbench import layout
 from kvbench.engines import endpoint
@@ -175,6 +176,26 @@ def _warm(target: endpoint.Target) -> None:
         raise Unsupported(f"the server does not answer a chat request: {samples[0].error}")
 
 
+def _check_address(url: str) -> None:
+    """Refuse what no client can reach, before a load is put on it.
+
+    Raises
+    ------
+    Unsupported
+        It is no address of a server that speaks HTTP.
+    """
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        good = False
+    if not good:
+        raise Unsupported(
+            f"app.studies.endpoint.url: {url!r} is no address of a server; write it like "
+            "http://127.0.0.1:8000/v1"
+        )
+
+
 @contextmanager
 def _server(factors: Mapping[str, Any], context: Context) -> Iterator[endpoint.Target]:
     """The server that is asked; one that is started here stops with the block."""
@@ -183,6 +204,7 @@ def _server(factors: Mapping[str, Any], context: Context) -> Iterator[endpoint.T
     if factors["server"] == "configured":
         if not factors["url"] or not factors["model"]:
             raise Unsupported("no server is configured: set url and model in app.studies.endpoint")
+        _check_address(factors["url"])
         key = os.environ.get(factors["key_variable"] or "")
         yield endpoint.Target(factors["url"].rstrip("/"), factors["model"], key, **limits)
         return
