@@ -55,10 +55,28 @@ def test_everything_can_be_listed(kvbench):
         assert f"\n{kind}" in f"\n{done.stdout}"
 
 
-def test_an_unknown_kind_is_refused_with_the_known_ones(kvbench):
-    done = kvbench("list", "colours")
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["shwo"], "'show'"),
+        (["show"], "'record'"),
+        (["doctor", "--strickt"], "--strict"),
+        (["list", "colours"], "scenarios"),
+    ],
+    ids=["a misspelt command", "a missing argument", "a misspelt option", "an unknown value"],
+)
+def test_a_wrong_word_ends_in_one_line_that_names_the_right_one(kvbench, words, named):
+    done = kvbench(*words)
     assert done.returncode == 2
-    assert "scenarios" in done.stderr
+    assert named in done.stderr
+    assert "--help" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_without_a_word_the_help_is_shown(kvbench):
+    done = kvbench()
+    assert done.returncode == 0
+    assert " doctor " in done.stdout
 
 
 def test_the_commands_start_without_torch():
@@ -92,6 +110,13 @@ def test_doctor_says_how_to_get_latex_where_there_is_none(kvbench, tmp_path):
     assert line.startswith("missing")
     assert "apt install latexmk" in line
     assert done.returncode == 0
+
+
+def test_doctor_notes_an_engine_that_is_not_installed_without_calling_it_missing(kvbench, tmp_path):
+    done = kvbench("doctor", COLUMNS="400", KVBENCH_VLLM_PYTHON=str(tmp_path / "python"))
+    line = next(line for line in done.stdout.splitlines() if " vLLM " in line)
+    assert line.startswith("note")
+    assert "make install-vllm" in line
 
 
 def test_doctor_is_strict_when_asked(kvbench, tmp_path):

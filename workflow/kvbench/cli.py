@@ -23,7 +23,6 @@ app = typer.Typer(
     name="kvbench",
     help="Which cache should a language-model application use, what does it cost, and can the "
     "number be trusted?",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
@@ -58,7 +57,15 @@ _register()
 def main() -> None:
     """Run the command line; the exit status is 2 after a user's mistake, told in one line."""
     try:
-        app()
+        # Without a word the help is what was asked for. The library tells mistakes in a box of five lines.
+        status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+        sys.exit(status or 0)
+    except typer.TyperException as error:
+        context = getattr(error, "ctx", None)
+        asked = context.command_path if context else app.info.name
+        message = " ".join(error.format_message().split())
+        print(f"kvbench: {message} ({asked} --help)", file=sys.stderr)
+        sys.exit(MISTAKE)
     except InputError as error:
         print(f"kvbench: {error}", file=sys.stderr)
         sys.exit(MISTAKE)

@@ -17,6 +17,7 @@ from typing import Annotated
 import typer
 
 from kvbench import layout
+from kvbench.engines import vllm
 
 NAME = "doctor"
 
@@ -95,7 +96,9 @@ def run(
             "\n`make reproduce` runs here; what needs a missing part is left out, with its reason."
         )
     else:
-        console.print("\nEverything that was looked for is here.")
+        console.print(
+            "\nNothing is missing for `make reproduce`; a note says what else could be had."
+        )
     raise typer.Exit(1 if required or (strict and missing) else 0)
 
 
@@ -262,7 +265,18 @@ def _gpu() -> Iterator[Finding]:
         "note",
         "torch sees none" if built else f"this torch ({torch.__version__}) is built without CUDA",
         "device: cuda; strategies: static_graph, offloaded, offloaded_static",
-        "" if built else "on a machine with a GPU: install torch's CUDA build, see docs/running.md",
+        "" if built else "on a machine with a GPU: install PyPI's build of torch, which has CUDA",
+    )
+
+
+def _vllm() -> Iterator[Finding]:
+    python = vllm.interpreter()
+    yield Finding(
+        "vLLM",
+        "ok" if python else "note",
+        shorten(python) if python else "no environment of its own",
+        "strategies: vllm, vllm_prefix_caching; servers of the study endpoint",
+        "" if python else vllm.INSTALL,
     )
 
 
@@ -319,6 +333,7 @@ _LOOKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     _headers,
     _server,
     _gpu,
+    _vllm,
     _machine,
     _folders,
 )

@@ -15,7 +15,6 @@ from kvbench import documents
 from kvbench.errors import InputError
 
 _PROFILE = "https://w3id.org/workflowhub/workflow-ro-crate/1.0"
-_SNAKEMAKE = "https://w3id.org/workflowhub/workflow-ro-crate#snakemake"
 
 
 def write(
