@@ -124,6 +124,12 @@ class Ours(Cell):
         answer = session.generate(_prompt(self._folder), NEW, lambda: None)
         return _facts(self._model.model, answer.tokens, answer.cache)
 
+    def place(self) -> int | None:
+        """The main thread's processor; None where nothing is bound."""
+        assert self._places is not None
+        self._places.check()
+        return self._places.main
+
 
 class _Other:
     """What the subjects that are not ours share: nothing to do at a round's beginning."""
@@ -131,9 +137,14 @@ class _Other:
     def begin(self, companions: int) -> None:
         """Leave the collector as it comes."""
 
-    def settle(self) -> int | None:
-        """Bind the threads as a cell's are bound."""
-        return placement.settle(THREADS)
+    def settle(self) -> None:
+        """Bind the threads as a cell's are bound; they exist, for the warm-up has been."""
+        self._places = placement.Places(THREADS)
+
+    def place(self) -> int | None:
+        """The main thread's processor; None where nothing is bound, or no longer."""
+        self._places.check()
+        return self._places.main
 
 
 class Bare(_Other):
@@ -337,10 +348,21 @@ def _serve(name: str, folder: Path, connection: int, parent: int) -> None:
 
 @dataclass(frozen=True)
 class Played:
-    """The rounds of one generation; of each round the times of every subject that nothing disturbed."""
+    """One generation.
+
+    Attributes
+    ----------
+    facts:
+        What was equal in all processes when they began.
+    rounds:
+        Of each round the times of every subject that nothing disturbed.
+    undone:
+        Subjects whose threads were no longer bound at the end, because another one had come.
+    """
 
     facts: Mapping[str, Any]
     rounds: Sequence[Mapping[str, Times]]
+    undone: Sequence[str] = ()
 
 
 @contextmanager
@@ -384,14 +406,13 @@ def _generation(folder: Path, number: int, count: int) -> Played:
     with _alive(folder) as workers:
         _each(workers, "open")
         _each(workers, "warm_up")
-        places = _each(workers, "settle")
-        facts = {
-            name: {**found, "main thread": f"on processor {places[name]}"}
-            for name, found in _each(workers, "facts").items()
-        }
-        for name, found in facts.items():
-            if found != facts[OURS]:
-                sys.exit(f"not the same cell: {name} has {found}, ours {facts[OURS]}")
+        _each(workers, "settle")
+        found = _each(workers, "facts")
+        places = _each(workers, "place")
+        facts = {name: {**found[name], "main thread on": places[name]} for name in workers}
+        for name, theirs in facts.items():
+            if theirs != facts[OURS]:
+                sys.exit(f"not the same cell: {name} has {theirs}, ours {facts[OURS]}")
         noise.wait_for_quiet(30)
         watch = rounds.Watch(list(workers.values()))
         played = []
@@ -399,7 +420,8 @@ def _generation(folder: Path, number: int, count: int) -> Played:
             order = rounds.drawn(list(workers), number, index)
             slots = rounds.play(workers, order, 1, watch)
             played.append({slot["strategy"]: slot for slot in slots if not slot["disturbed"]})
-    return Played(facts[OURS], played)
+        undone = [name for name, now in _each(workers, "place").items() if now != places[name]]
+    return Played(facts[OURS], played, undone)
 
 
 def _prepare(folder: Path) -> None:
@@ -474,6 +496,8 @@ def report(played: Sequence[Played]) -> list[str]:
                 text += f", {_shown(found)}: {_WORDS[verdict]}"
                 verdicts.setdefault(name, (verdict, _shown(found)))
             lines.append(text)
+    for name in sorted({name for one in played for name in one.undone}):
+        lines.append(f"not bound to the end, for another thread had come: {name}")
     theirs = [entry[OPTIMUM] for entry in entries if OPTIMUM in entry]
     if theirs:
         shares = [call["wall_s"] / call["e2e_s"] for call in theirs]
