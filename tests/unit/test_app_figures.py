@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from kvbench import studies
 from kvbench.analysis import tables
-from kvbench.figures import _variants
+from kvbench.figures import _app, _variants, kv_profile
 from matplotlib.text import Text
 
 RECORDED = Path(__file__).parents[2] / "results" / "recorded"
@@ -70,3 +70,17 @@ def test_an_unknown_variant_gets_a_look_as_long_as_the_known_ones():
     assert _variants.looks({"a": ("A", "blue")}, ["x"])["x"][0] == "x"
     assert len(_variants.looks({"a": ("A", "blue")}, ["x"])["x"]) == 2
     assert len(_variants.looks({"a": ("A", "blue", "o")}, ["x"])["x"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [([1, 1], "n = 1 run"), ([10, 10], "n = 10 runs"), ([1, 1200], "n = 1 to 1,200 runs")],
+)
+def test_a_title_counts_one_in_the_singular(counts, said):
+    rows = pd.DataFrame({"machine": "here", "runs": counts})
+    assert _app.title("Why?", rows, "runs", "runs").endswith(said)
+
+
+def test_the_parts_of_a_token_are_told_apart_without_colour():
+    hatches = [hatch for _, _, hatch in kv_profile.PARTS.values()]
+    assert len(set(hatches)) == len(hatches)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from kvbench import records
-from kvbench.analysis import tables
+from kvbench import documents, records
+from kvbench.analysis import selection, tables
 from kvbench.errors import InputError
 from kvbench.records import gathering, machines
 
@@ -145,3 +145,35 @@ def test_a_damaged_file_about_the_machine_is_one_line_with_the_remedy(tmp_path, 
     assert "\n" not in str(error.value)
     assert str(error.value).startswith(f"{path}: ")
     assert "delete the file and run again" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("begun", "first"),
+    [
+        ({"alpha": ("2026-01-01", "ok"), "beta": ("2026-02-01", "ok")}, "beta"),
+        ({"alpha": ("2026-03-01", "ok"), "beta": ("2026-02-01", "ok")}, "alpha"),
+        ({"alpha": ("2026-01-01", "ok"), "beta": ("2026-02-01", "unsupported")}, "alpha"),
+        ({"alpha": ("2026-02-01", "ok"), "here": ("2026-01-01", "ok")}, "here"),
+    ],
+)
+def test_of_several_machines_the_one_measured_last_stands_first(
+    tmp_path, monkeypatch, begun, first
+):
+    monkeypatch.setattr(records, "read", documents.read_json)
+    paths = {}
+    for machine, (day, status) in begun.items():
+        paths[machine] = tmp_path / machine / "cells" / "app" / "http" / "one.json"
+        paths[machine].parent.mkdir(parents=True)
+        record = {
+            "started_at": f"{day}T12:00:00+00:00",
+            "status": status,
+            "reason": None,
+            "cell": {"id": "one", "factors": {}},
+        }
+        paths[machine].write_text(json.dumps(record))
+    here = [str(path) for machine, path in paths.items() if machine == "here"]
+    found = gathering.app_records(
+        "http", here, {name: tmp_path / name for name in begun if name != "here"}
+    )
+    table = tables.app_table({}, found, lambda record: [])
+    assert set(selection.one_machine(table)["machine"]) == {first}

@@ -153,7 +153,7 @@ def test_an_interval_has_commas_in_english_and_semicolons_in_portuguese(folder):
 
 def test_a_single_run_has_no_interval(folder):
     text = page(folder, rows=[claim(value=7.25, ci_low=float("nan"), ci_high=float("nan"))])
-    assert re.search(r"7\.25\s*x", text)
+    assert re.search(r"7\.25x", text)
 
 
 def test_a_claim_without_a_verdict_shows_its_reason(folder):
@@ -161,9 +161,38 @@ def test_a_claim_without_a_verdict_shows_its_reason(folder):
 
 
 def test_the_headline_has_the_source_beside_what_was_measured(folder):
-    table = re.search(r'<table class="data" id="headline">.*?</table>', page(folder), re.S)[0]
+    table = re.search(r'<table class="data cards" id="headline">.*?</table>', page(folder), re.S)[0]
     assert "314.4" in table
     assert "5.36" in table
+
+
+@pytest.mark.parametrize(
+    ("language", "named"),
+    [
+        ("en", ("this machine", "Llama-3.2-1B geometry")),
+        ("pt", ("esta máquina", "geometria do Llama-3.2-1B")),
+    ],
+)
+def test_machines_models_and_scenarios_have_names_and_not_ids(folder, language, named):
+    text = page(folder, language)
+    shown = re.sub(r'<section id="tables">.*?</section>', "", text, flags=re.S)
+    table = re.search(r'<table class="data cards" id="headline">.*?</table>', text, re.S)[0]
+    assert all(name in table for name in named)
+    assert "Some processor, 2" in table
+    for identifier in ("here", "llama-3.2-1b", "symposium_turn"):
+        assert not re.search(rf">\s*{identifier}\b", shown), identifier
+
+
+def test_a_large_number_is_grouped_and_never_a_power_of_ten(folder):
+    rows = [claim(value=113310.2, ci_low=90729.4, ci_high=141512.9)]
+    assert "113,300x" in page(folder, rows=rows)
+    assert "[90.730; 141.500]" in page(folder, "pt", rows=rows)
+
+
+@pytest.mark.parametrize(("language", "word"), [("en", "measured: "), ("pt", "medidas: ")])
+def test_how_cells_ended_is_said_in_the_language_of_the_page(folder, language, word):
+    machines = re.search(r'id="machines">.*?</table>', page(folder, language), re.S)[0]
+    assert word in machines
 
 
 def test_a_question_is_asked_in_the_language_of_the_page(folder):

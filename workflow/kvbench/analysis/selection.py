@@ -47,14 +47,18 @@ def machines(table: pd.DataFrame) -> list[str]:
 
 
 def one_machine(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of this run; those of the first recorded machine where this run has none.
+    """Rows of this run; those of the machine that the table names first where this run has none.
+
+    Tables of studies name the machine first that was measured last.
 
     Times of different machines do not belong on one axis without saying so. Filter a table first:
     a machine that has no row left does not stand for those that have.
     """
     if "machine" not in table or table.empty:
         return table
-    return table[table["machine"] == machines(table)[0]]
+    named = table["machine"]
+    first = HERE if (named == HERE).any() else named.dropna().iloc[0]
+    return table[named == first]
 
 
 def single(table: pd.DataFrame) -> pd.DataFrame:

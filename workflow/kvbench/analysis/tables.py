@@ -580,12 +580,13 @@ def app_table(
 ) -> pd.DataFrame:
     """Table of one study: its rows with the machine, the cell and its status in front.
 
+    Machines keep the order of ``records``: which stands first, stands for all in the figures.
     ``aggregate`` gives the rows of a record (:attr:`kvbench.studies.Study.aggregate`).
 
     A cell without rows (unsupported, failed) still has one line that says so.
     """
     rows = []
-    for machine, found in sorted(records.items()):
+    for machine, found in records.items():
         for record in sorted(found, key=lambda record: record["cell"]["id"]):
             shared = {
                 "machine": machine,

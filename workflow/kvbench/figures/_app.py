@@ -27,7 +27,7 @@ def title(question: str, rows: pd.DataFrame, counted: str | None = None, what: s
     if counted is not None and (numbers := rows[counted].dropna().astype(int)).size:
         low, high = numbers.min(), numbers.max()
         span = f"{low:,}" if low == high else f"{low:,} to {high:,}"
-        parts.append(f"n = {span} {what}".rstrip())
+        parts.append(f"n = {span} {what.removesuffix('s') if high == 1 else what}".rstrip())
     return "\n".join([question, " · ".join(parts)])
 
 

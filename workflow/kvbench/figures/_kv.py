@@ -43,6 +43,9 @@ def empty(question: str, why: str) -> Figure:
 _NAMES = {
     selection.HERE: "this machine",
     "embedded": "embedded model",
+    "llama-3.2-1b": "Llama-3.2-1B",
+    "llama-3.2-1b-geometry": "Llama-3.2-1B geometry",
+    "symposium_start": "start of the source's turn",
     selection.HEADLINE_SCENARIO: "the source's turn",
 }
 

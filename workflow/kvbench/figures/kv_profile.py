@@ -13,13 +13,13 @@ from kvbench.figures import _kv, style
 QUESTION = "Where does the time of a token go?"
 TABLES = ("kv_profile",)
 
-#: Columns of the table in the order of the bars, with their words and colours.
+#: Columns of the table in the order of the bars, with their words, colours and hatches.
 PARTS = {
-    "weights_s": ("products with weights", "blue"),
-    "attention_s": ("attention", "orange"),
-    "cache_s": ("writing and copying the cache", "vermilion"),
-    "other_s": ("other operators", "sky"),
-    "outside_s": ("Python and dispatch", "grey"),
+    "weights_s": ("products with weights", "blue", ""),
+    "attention_s": ("attention", "orange", "////"),
+    "cache_s": ("writing and copying the cache", "vermilion", "...."),
+    "other_s": ("other operators", "sky", "\\\\\\\\"),
+    "outside_s": ("Python and dispatch", "grey", "xxxx"),
 }
 _GROUP = ["machine", "model", "device", "dtype", "scenario"]
 
@@ -64,10 +64,17 @@ def _bars(ax: Axes, rows: pd.DataFrame) -> dict[str, object]:
     rows = rows.loc[order]
     left = pd.Series(0.0, index=rows.index)
     handles: dict[str, object] = {}
-    for column, (words, colour) in PARTS.items():
+    for column, (words, colour, hatch) in PARTS.items():
         widths = 1e3 * rows[column].astype(float)
         handles[words] = ax.barh(
-            range(len(order)), widths, left=left, height=0.62, color=style.OKABE_ITO[colour]
+            range(len(order)),
+            widths,
+            left=left,
+            height=0.62,
+            color=style.OKABE_ITO[colour],
+            hatch=hatch,
+            edgecolor="white",
+            linewidth=0,
         )
         left = left + widths
     for place, (strategy, row) in enumerate(rows.iterrows()):
@@ -76,7 +83,11 @@ def _bars(ax: Axes, rows: pd.DataFrame) -> dict[str, object]:
             (line,) = ax.plot([1e3 * row["roof_s"]] * 2, ends, color="black", linewidth=1.6)
             handles["roof: bytes of a token over the read bandwidth"] = line
             share = f" {row['roof_share']:.0%} of the roof"
-            ax.text(left[strategy], place, share, va="center", fontsize=6)
+            # Behind the roof where the bar ends close before it: the line would cross the words.
+            end = left[strategy]
+            near = end < 1e3 * row["roof_s"] < end + 0.25 * float(left.max())
+            at = 1e3 * row["roof_s"] if near else end
+            ax.text(at, place, share, va="center", fontsize=6)
     ax.set_yticks(range(len(order)), [style.label(name) for name in order])
     ax.set_ylim(len(order) - 0.5, -0.5)
     ax.set_xlim(0, 1.18 * float(left.max()))

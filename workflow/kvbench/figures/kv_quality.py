@@ -62,8 +62,8 @@ def draw(quality: pd.DataFrame) -> Figure:
     return figure
 
 
-#: A point, or several on one spot: KL, KiB per token, the names, and how long they may get in
-#: another language.
+#: A point, or several on one spot: KL, KiB per token, the names, and how long their longest line
+#: may get in another language.
 Spot = tuple[float, float, str, int]
 
 #: Where a name may stand beside its point, in points: right, centre or left of it, and how high.
@@ -77,6 +77,10 @@ _PLACES = (
     ("left", 5, 13),
     ("left", 5, -19),
 )
+
+
+#: From one line of a name to the next, in points.
+LINE = 7.5
 
 
 def _points(ax: Axes, rows: pd.DataFrame) -> list[Spot]:
@@ -108,10 +112,13 @@ def _points(ax: Axes, rows: pd.DataFrame) -> list[Spot]:
             names.append(look.label)
     ax.grid(color="0.9", linewidth=0.6)
     ax.set_axisbelow(True)
-    return [
-        (centre, height, ", ".join(names), sum(lengths[name] + 2 for name in names))
-        for centre, height, *names in spots.values()
-    ]
+    found = []
+    for centre, height, *names in spots.values():
+        # Two names a line: a longer one would run across its neighbours.
+        lines = [names[start : start + 2] for start in range(0, len(names), 2)]
+        longest = max(sum(lengths[name] + 2 for name in line) for line in lines)
+        found.append((centre, height, "\n".join(map(", ".join, lines)), longest))
+    return found
 
 
 def _write_names(ax: Axes, spots: list[Spot]) -> None:
@@ -131,9 +138,12 @@ def _write_names(ax: Axes, spots: list[Spot]) -> None:
         boxes = []
         for side, right, up in _PLACES:
             # A letter of 6.5 points is about 3 wide.
-            width, tall = 3.1 * length * scale, 7 * scale
+            more = LINE * text.count("\n")
+            width, tall = 3.1 * length * scale, (7 + more) * scale
             left = x + right * scale - width * {"left": 0, "center": 0.5, "right": 1}[side]
-            boxes.append(Bbox.from_bounds(left, y + up * scale, width, tall))
+            # Further lines grow upwards above the point and downwards below it.
+            bottom = up if up > 0 else up - more
+            boxes.append(Bbox.from_bounds(left, y + bottom * scale, width, tall))
         covered = [
             sum(weight * bool(Bbox.intersection(box, other)) for other, weight in taken)
             + 9 * (box.x0 < ax.bbox.x0 or box.x1 > ax.bbox.x1 or box.y0 < ax.bbox.y0)
@@ -145,10 +155,12 @@ def _write_names(ax: Axes, spots: list[Spot]) -> None:
         ax.annotate(
             text,
             (centre, height),
-            xytext=(right, up),
+            xytext=(right, up if up > 0 else up + 7),
             textcoords="offset points",
             ha=side,
+            va="bottom" if up > 0 else "top",
             fontsize=6.5,
+            linespacing=LINE / 6.5,
         )
 
 

@@ -20,7 +20,7 @@ from kvbench.analysis import published
 from kvbench.analysis.claims import Entry, entries, plain
 from kvbench.analysis.claims.pages import reason_text, source_text
 from kvbench.analysis.claims.verdict import OPEN
-from kvbench.figures import _language
+from kvbench.figures import _kv, _language
 from kvbench.figures._bitmap import bitmap
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -95,7 +95,7 @@ def render(
         ``results``: where the figures are.
     """
     words = documents.read_yaml(_TEMPLATES / f"report.{language}.yaml")
-    page = _Page(words, language, folder)
+    page = _Page(words, language, folder, environments)
     rows = [page.claim(entry) for entry in _ranked(claims)]
     drawn = [page.figure(picture, studies) for picture in pictures]
     first = next((one for one in drawn if one["name"] == f"symposium_{_SCENARIO}"), None)
@@ -133,16 +133,45 @@ def render(
 class _Page:
     """What a page says, in the words and numbers of its language."""
 
-    def __init__(self, words: Mapping[str, Any], language: str, folder: Path) -> None:
+    def __init__(
+        self,
+        words: Mapping[str, Any],
+        language: str,
+        folder: Path,
+        environments: Mapping[str, Mapping[str, Any]],
+    ) -> None:
         self.words, self.language, self.folder = words, language, folder
+        self.environments = environments
 
     def number(self, value: object) -> str:
-        """A number with four significant digits, or a dash."""
+        """A number with four significant digits, or a dash; powers of ten only for the very small."""
         if not isinstance(value, (int, float)) or not math.isfinite(value):
             return "–"
         if float(value).is_integer() and abs(value) < 1e15:
-            return str(int(value))
-        return f"{value:.4g}".replace(".", self.words["decimal"])
+            text = f"{int(value):,}" if abs(value) >= 1e4 else str(int(value))
+        elif 1e4 <= abs(value) < 1e15:
+            text = f"{float(f'{value:.4g}'):,.0f}"
+        else:
+            text = f"{value:.4g}"
+        return text.translate(str.maketrans(",.", self.words["thousands"] + self.words["decimal"]))
+
+    def called(self, name: str) -> str:
+        """A machine, model or scenario by the name that the figures give it."""
+        return self.say(_kv.called(name)) if name else self.words["computed"]
+
+    def say(self, text: str) -> str:
+        """A text of the figures, in the page's language."""
+        return text if self.language == "en" else _language.phrases(self.language).say(text)
+
+    def hardware(self, machine: str) -> str:
+        """What a machine is made of; nothing where its facts are not there."""
+        facts = self.environments.get(machine)
+        if facts is None:
+            return ""
+        gpu = _gpu(facts)
+        if gpu:
+            return gpu
+        return f"{facts['cpu']}, {facts['cores']} {self.words['cores']}"
 
     def measured(self, value: object, low: object, high: object) -> dict[str, str]:
         """A value with its interval, if it has one; a count and a formula's result have none."""
@@ -169,7 +198,7 @@ class _Page:
                     "value": self.measured(*(one[key] for key in ("value", "ci_low", "ci_high"))),
                     "unit": _unit(one["unit"]),
                     "reason": reason_text(one, self.language) if one["verdict"] in OPEN else "",
-                    "machine": _text(one["machine"]) or self.words["computed"],
+                    "machine": self.called(_text(one["machine"])),
                 }
                 for one in entry.tested
             ],
@@ -187,7 +216,7 @@ class _Page:
             "verdicts": [self.verdict(one) for one in used],
             "rows": [
                 {
-                    "machine": name or self.words["computed"],
+                    "machine": self.called(name),
                     "counts": [
                         sum((row["machine"], row["verdict"]) == (name, one) for row in rows)
                         for one in used
@@ -203,22 +232,25 @@ class _Page:
         return "" if found == "–" else f"{found} {_unit(row['unit'])}".strip()
 
     def headline(self, summary: pd.DataFrame) -> dict[str, Any]:
-        """The published cell: one column per machine and model that measured it."""
+        """The published cell: one row per machine and model that measured it, the source's first."""
         ours = summary[
             (summary["scenario"] == _SCENARIO) & summary["strategy"].isin(published.turn())
         ]
         groups = list(ours.groupby(["machine", "model", "device", "dtype"], sort=False))
         return {
-            "columns": [
-                {"machine": key[0], "model": f"{key[1]}, {key[2]}, {key[3]}"} for key, _ in groups
-            ],
+            "columns": [self.words[name] for name, *_ in _HEADLINE],
+            "printed": [self.number(printed) for *_, printed in _HEADLINE],
             "rows": [
                 {
-                    "name": self.words[name],
-                    "printed": self.number(printed),
-                    "values": [self._headline_value(own, strategy, column) for _, own in groups],
+                    "machine": self.called(machine),
+                    "hardware": self.hardware(machine),
+                    "model": f"{self.called(model)}, {dtype}",
+                    "values": [
+                        self._headline_value(own, strategy, column)
+                        for _, strategy, column, _ in _HEADLINE
+                    ],
                 }
-                for name, strategy, column, printed in _HEADLINE
+                for (machine, model, _, dtype), own in groups
             ],
         }
 
@@ -233,13 +265,11 @@ class _Page:
     def figure(self, picture: Picture, studies: Sequence[str]) -> dict[str, Any]:
         """One figure with its question, its picture and the tables it is drawn from."""
         file = f"{picture.name}.{self.language}"
-        question = figures.question(picture.module)
-        if self.language != "en":
-            question = _language.phrases(self.language).say(question)
+        question = self.say(figures.question(picture.module))
         return {
             "name": picture.name,
             "file": file,
-            "scenario": picture.scenario,
+            "scenario": self.called(picture.scenario) if picture.scenario else "",
             "question": question,
             "group": _group(picture.name),
             "data": base64.b64encode(bitmap(self.folder / "figures" / f"{file}.png")).decode(),
@@ -279,19 +309,26 @@ class _Page:
         """A machine's facts, and how many of its cells ended how."""
         ended = summary.loc[summary["machine"] == name, "status"].value_counts()
         packages = facts["packages"]
-        gpu = facts.get("gpu")
         return {
-            "name": name,
+            "name": self.called(name),
             "cpu": facts["cpu"],
             "cores": facts["cores"],
             "memory": self.number(round(facts["memory_bytes"] / 2**30, 1)),
-            "gpu": gpu.get("name", "") if isinstance(gpu, Mapping) else gpu,
+            "gpu": _gpu(facts),
             "system": facts["system"],
             "python": facts["python"],
             "torch": packages.get("torch", "–"),
             "transformers": packages.get("transformers", "–"),
-            "cells": self.words["list"].join(f"{status}: {n}" for status, n in ended.items()),
+            "cells": self.words["list"].join(
+                f"{self.words['statuses'].get(status, status)}: {n}" for status, n in ended.items()
+            ),
         }
+
+
+def _gpu(facts: Mapping[str, Any]) -> str:
+    """The name of a machine's GPU; nothing where it has none."""
+    gpu = facts.get("gpu")
+    return _text(gpu.get("name") if isinstance(gpu, Mapping) else gpu)
 
 
 def _ranked(claims: pd.DataFrame) -> list[Entry]:

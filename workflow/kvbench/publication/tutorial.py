@@ -120,8 +120,8 @@ def run(notebook: NotebookNode, folder: Path) -> None:
         client.execute(env={**os.environ, "PYTHONPATH": path, "PYTHON": sys.executable})
     except nbclient.exceptions.CellTimeoutError:
         raise InputError(
-            f"the tutorial stopped: a cell took longer than {LIMIT_S} s; it waits where something else "
-            "measures on this machine: run it again when that has ended"
+            f"the tutorial stopped: a cell took longer than {LIMIT_S} s; run it again when nothing else "
+            "measures or works on this machine"
         ) from None
     except nbclient.exceptions.CellExecutionError as error:
         raise InputError(f"the tutorial stopped: {str(error).strip().splitlines()[-1]}") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,8 +71,19 @@ def kv_records(
 def app_records(
     study: str, here: Iterable[str], recorded: Mapping[str, Path]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Machine to its records of one study."""
-    return _read_each(here, recorded, f"cells/app/{study}/*.json")
+    """Machine to its records of one study: this run first, then by date, what was measured last first.
+
+    The first is shown where one stands for all (:func:`kvbench.analysis.selection.one_machine`); a
+    machine that could run nothing of the study comes last.
+    """
+    found = _read_each(here, recorded, f"cells/app/{study}/*.json")
+
+    def standing(machine: str) -> tuple[bool, bool, datetime]:
+        begun = [datetime.fromisoformat(record["started_at"]) for record in found[machine]]
+        able = any(record["status"] == "ok" for record in found[machine])
+        return machine == HERE, able, max(begun)
+
+    return {machine: found[machine] for machine in sorted(found, key=standing, reverse=True)}
 
 
 def aa_records(
