@@ -42,6 +42,8 @@ for (const those of ["header, section", "details.figure", ".first > *", ".chip"]
   for (let i = 0; i < boxes.length; i++)
     for (let j = i + 1; j < boxes.length; j++) overlapping += apart(boxes[i], boxes[j]) ? 0 : 1;
 }
+for (const table of document.querySelectorAll(".cards"))
+  overlapping += box(table).right > box(table.parentElement).right + 1;
 const broken = [...document.images].filter(i => i.complete && !i.naturalWidth).length;
 const bottom = id => Math.round(box(document.getElementById(id)).bottom);
 parent.postMessage(`width ${innerWidth} content ${document.documentElement.scrollWidth} `

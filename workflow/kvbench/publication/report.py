@@ -143,16 +143,16 @@ class _Page:
         self.words, self.language, self.folder = words, language, folder
         self.environments = environments
 
-    def number(self, value: object) -> str:
-        """A number with four significant digits, or a dash; powers of ten only for the very small."""
+    def number(self, value: object, digits: int = 4) -> str:
+        """A number with its significant digits, or a dash; powers of ten only for the very small."""
         if not isinstance(value, (int, float)) or not math.isfinite(value):
             return "–"
         if float(value).is_integer() and abs(value) < 1e15:
             text = f"{int(value):,}" if abs(value) >= 1e4 else str(int(value))
         elif 1e4 <= abs(value) < 1e15:
-            text = f"{float(f'{value:.4g}'):,.0f}"
+            text = f"{float(f'{value:.{digits}g}'):,.0f}"
         else:
-            text = f"{value:.4g}"
+            text = f"{value:.{digits}g}"
         return text.translate(str.maketrans(",.", self.words["thousands"] + self.words["decimal"]))
 
     def called(self, name: str) -> str:
@@ -173,11 +173,11 @@ class _Page:
             return gpu
         return f"{facts['cpu']}, {facts['cores']} {self.words['cores']}"
 
-    def measured(self, value: object, low: object, high: object) -> dict[str, str]:
+    def measured(self, value: object, low: object, high: object, digits: int = 4) -> dict[str, str]:
         """A value with its interval, if it has one; a count and a formula's result have none."""
-        ends = [self.number(end) for end in (low, high)]
+        ends = [self.number(end, digits) for end in (low, high)]
         interval = "" if "–" in ends or low == value == high else self.words["list"].join(ends)
-        return {"text": self.number(value), "interval": interval}
+        return {"text": self.number(value, digits), "interval": interval}
 
     def verdict(self, name: str) -> dict[str, str]:
         """A verdict's word, sign and colour."""
@@ -260,7 +260,8 @@ class _Page:
             return {"text": "–", "interval": ""}
         base = column.removesuffix("_median")
         row = rows.iloc[0]
-        return self.measured(row[column], row[f"{base}_ci_low"], row[f"{base}_ci_high"])
+        # Three digits, as in the figure beside it.
+        return self.measured(row[column], row[f"{base}_ci_low"], row[f"{base}_ci_high"], 3)
 
     def figure(self, picture: Picture, studies: Sequence[str]) -> dict[str, Any]:
         """One figure with its question, its picture and the tables it is drawn from."""
