@@ -17,24 +17,14 @@ import pytest
 from kvbench import records, strategies
 from kvbench.analysis import paired
 from kvbench.errors import InputError
-from kvbench.inputs import configuration, models, tokens
-from kvbench.inputs.scenarios import Scenario, Turn
+from kvbench.inputs import configuration, models
 from kvbench.measurement import blocks, fitting, placement, processes
 from kvbench.measurement.cell import Job
 from kvbench.strategies.base import Generation, Session
+from talk import TALK, write_prompts
 
 pytestmark = pytest.mark.usefixtures("private_lock", "undisturbed")
 
-SCENARIO = Scenario(
-    id="talk",
-    kind="conversation",
-    title="Talk",
-    system="You are the assistant of Acme.",
-    turns=(
-        Turn("How do I open an account?", "With two documents."),
-        Turn("And online?", "Yes."),
-    ),
-)
 #: Rounds of a block that nothing ends before.
 ROUNDS = 4
 
@@ -46,7 +36,7 @@ class Bench:
         self.files = blocks.Files(
             model, folder / "prompts.json", folder / "cpu.json", folder / "journal.jsonl"
         )
-        self.files.prompts.write_text(json.dumps(tokens.prompts(model, SCENARIO)))
+        write_prompts(self.files.prompts, model)
         self.files.environment.write_text(json.dumps(facts))
         self.code = "0" * 16
         self.said: list[str] = []
@@ -64,7 +54,7 @@ class Bench:
         config = configuration.fill(
             {"kv": {"experiments": [experiment | fields], "quiet_wait_s": 0}}, "test"
         )
-        planned = configuration.plan_kv(config, {"talk": SCENARIO}, {"tiny": {}}, "test")
+        planned = configuration.plan_kv(config, {"talk": TALK}, {"tiny": {}}, "test")
         (block,) = planned.values()
         return block.as_dict()
 

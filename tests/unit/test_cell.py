@@ -9,32 +9,18 @@ from collections.abc import Callable, Iterable, Sequence
 import pytest
 from kvbench import strategies
 from kvbench.errors import InputError, Unsupported
-from kvbench.inputs import tokens
-from kvbench.inputs.scenarios import Scenario, Turn
 from kvbench.measurement import cell as cells
 from kvbench.measurement import conversation
 from kvbench.measurement.cell import Cell, Failure, Job, failure
 from kvbench.measurement.clock import Timing
 from kvbench.measurement.memory import CpuMemory
 from kvbench.strategies.base import Generation, Session
-
-SCENARIO = Scenario(
-    id="talk",
-    kind="conversation",
-    title="Talk",
-    system="You are the assistant of Acme.",
-    turns=(
-        Turn("How do I open an account?", "With two documents."),
-        Turn("And online?", "Yes."),
-    ),
-)
+from talk import write_prompts
 
 
 @pytest.fixture
 def prompts(tiny_folder, tmp_path):
-    path = tmp_path / "prompts.json"
-    path.write_text(json.dumps(tokens.prompts(tiny_folder, SCENARIO)))
-    return path
+    return write_prompts(tmp_path / "prompts.json", tiny_folder)
 
 
 @pytest.fixture
@@ -199,6 +185,22 @@ def test_a_graph_made_in_a_round_is_counted_and_its_turn_marked(make, session):
 # Memory ---------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def calls(monkeypatch) -> list[str]:
+    """What has happened so far: a session of the static cache was opened, memory settled."""
+    noted: list[str] = []
+    static, settle = type(strategies.get("static")), CpuMemory.settle
+    opening = static.session
+
+    def opened(self, model, max_length):
+        noted.append("session")
+        return opening(self, model, max_length)
+
+    monkeypatch.setattr(static, "session", opened)
+    monkeypatch.setattr(CpuMemory, "settle", lambda self: (noted.append("settle"), settle(self)))
+    return noted
+
+
 @pytest.mark.parametrize("strategy", ["none", "dynamic", "static"])
 def test_a_cell_measures_the_predicted_kv_bytes(make, strategy):
     for turn in measured(make(strategy))[2]["turns"]:
@@ -206,32 +208,12 @@ def test_a_cell_measures_the_predicted_kv_bytes(make, strategy):
         assert turn["peak_memory_bytes"] is not None
 
 
-def test_memory_is_measured_in_a_session_of_its_own_after_the_rounds(make, monkeypatch):
-    calls: list[str] = []
-    static, settle = type(strategies.get("static")), CpuMemory.settle
-    opening = static.session
-
-    def opened(self, model, max_length):
-        calls.append("session")
-        return opening(self, model, max_length)
-
-    monkeypatch.setattr(static, "session", opened)
-    monkeypatch.setattr(CpuMemory, "settle", lambda self: (calls.append("settle"), settle(self)))
+def test_memory_is_measured_in_a_session_of_its_own_after_the_rounds(make, calls):
     measured(make("static"))
     assert calls == ["session", "settle", "session"]
 
 
-def test_timed_memory_settles_before_the_strategy_allocates_anything(make, monkeypatch):
-    calls: list[str] = []
-    static, settle = type(strategies.get("static")), CpuMemory.settle
-    opening = static.session
-
-    def opened(self, model, max_length):
-        calls.append("session")
-        return opening(self, model, max_length)
-
-    monkeypatch.setattr(static, "session", opened)
-    monkeypatch.setattr(CpuMemory, "settle", lambda self: (calls.append("settle"), settle(self)))
+def test_timed_memory_settles_before_the_strategy_allocates_anything(make, calls):
     found = measured(make("static", memory="timed"))[2]
     assert calls == ["settle", "session"]
     assert all(turn["peak_memory_bytes"] is not None for turn in found["turns"])

@@ -24,24 +24,30 @@ def _parser() -> argparse.ArgumentParser:
         description="A caching proxy for OpenAI-compatible servers: exact repeats first, then"
         " questions alike.",
     )
-    group: Any = parser.add_argument_group("where")
+    for title, add in (
+        ("where", _where),
+        ("store", _store),
+        ("what is cached", _cached),
+        ("questions alike", _alike),
+        ("limits", _limits),
+        ("log", _log),
+    ):
+        add(parser.add_argument_group(title))
+    return parser
+
+
+def _where(group: Any) -> None:
     group.add_argument(
         "--upstream", required=True, help="base URL of the server, such as http://host:8000/v1"
     )
     group.add_argument(
         "--listen", default="127.0.0.1:8001", help="HOST:PORT, port 0 for a free one"
     )
-    group.add_argument(
-        "--allow-remote", action="store_true", help="let --listen be no loopback address"
-    )
-    group.add_argument(
-        "--allow-host",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="name under which the proxy may be asked; may be repeated",
-    )
-    group = parser.add_argument_group("store")
+    _flag(group, "--allow-remote", "let --listen be no loopback address")
+    _repeated(group, "--allow-host", "name under which the proxy may be asked", metavar="NAME")
+
+
+def _store(group: Any) -> None:
     group.add_argument(
         "--store",
         default=None,
@@ -56,33 +62,28 @@ def _parser() -> argparse.ArgumentParser:
     _number(group, "capacity", "most answers kept", kind=int)
     _number(group, "max_bytes", "most bytes of answers kept", kind=int)
     _number(group, "max_stored_bytes", "largest answer kept", kind=int)
-    group = parser.add_argument_group("what is cached")
-    group.add_argument(
-        "--cache-sampled", action="store_true", help="also at a temperature above zero"
-    )
-    group.add_argument(
+
+
+def _cached(group: Any) -> None:
+    _flag(group, "--cache-sampled", "also at a temperature above zero")
+    _repeated(
+        group,
         "--deterministic",
-        action="append",
-        default=[],
+        "for models of that name: temperature, seed, always or never",
         metavar="PATTERN=RULE",
-        help="for models of that name: temperature, seed, always or never; may be repeated",
     )
-    group.add_argument(
-        "--cache-length-limited", action="store_true", help="also answers cut at max_tokens"
-    )
-    group.add_argument(
+    _flag(group, "--cache-length-limited", "also answers cut at max_tokens")
+    _repeated(
+        group,
         "--ignore-field",
-        action="append",
-        default=[],
+        "field of a request that cannot change the answer",
         choices=IGNORABLE,
-        help="field of a request that cannot change the answer; may be repeated",
     )
-    group.add_argument(
+    _repeated(
+        group,
         "--neutral-header",
-        action="append",
-        default=[],
+        "header that neither names a tenant nor changes an answer",
         metavar="NAME",
-        help="header that neither names a tenant nor changes an answer; may be repeated",
     )
     group.add_argument(
         "--prices",
@@ -93,16 +94,16 @@ def _parser() -> argparse.ArgumentParser:
         help="of a million tokens, for the money that hits save",
     )
     group.add_argument("--currency", default=Settings.currency)
-    group = parser.add_argument_group("questions alike")
+
+
+def _alike(group: Any) -> None:
     group.add_argument(
         "--threshold",
         type=float,
         metavar="COSINE",
         help="also answer questions at least this similar, within [0, 1]; default: exact only",
     )
-    group.add_argument(
-        "--no-guards", action="store_true", help="do not compare numbers, names and polarity"
-    )
+    _flag(group, "--no-guards", "do not compare numbers, names and polarity")
     group.add_argument(
         "--encoder", default=None, help="hub name of a sentence encoder; default: embedded"
     )
@@ -111,7 +112,9 @@ def _parser() -> argparse.ArgumentParser:
         "--second-opinion", metavar="FOLDER", help="cross-encoder or NLI model that must agree too"
     )
     _number(group, "second_opinion_threshold", "its least score", metavar="SCORE")
-    group = parser.add_argument_group("limits")
+
+
+def _limits(group: Any) -> None:
     _number(group, "connect_timeout_s", "to reach the server")
     _number(group, "read_timeout_s", "between two pieces of its answer; default: none")
     _number(group, "total_timeout_s", "for its whole answer; default: as long as the client waits")
@@ -123,11 +126,18 @@ def _parser() -> argparse.ArgumentParser:
     _number(group, "max_request_bytes", "largest request to a cached path", kind=int)
     _number(group, "max_header_bytes", "largest head of a request", kind=int)
     _number(group, "max_nesting", "deepest JSON that is cached", kind=int)
-    group = parser.add_argument_group("log")
-    group.add_argument(
-        "--log", action="store_true", help="one line a request on standard error, without prompts"
-    )
-    return parser
+
+
+def _log(group: Any) -> None:
+    _flag(group, "--log", "one line a request on standard error, without prompts")
+
+
+def _flag(group: Any, option: str, text: str) -> None:
+    group.add_argument(option, action="store_true", help=text)
+
+
+def _repeated(group: Any, option: str, text: str, **kind: Any) -> None:
+    group.add_argument(option, action="append", default=[], help=f"{text}; may be repeated", **kind)
 
 
 def _number(
