@@ -93,6 +93,23 @@ def encoder() -> dict[str, dict[str, Any]]:
     }
 
 
+def streams(rounds: str, requests: str) -> dict[str, dict[str, Any]]:
+    """Return the four keys of streams that are replayed in rounds, for ``schema(**streams(...))``.
+
+    ``rounds`` says what happens in a round, ``requests`` whose requests are counted.
+    """
+    return {
+        "rounds": integer(f"Rounds; in each {rounds}.", 10, minimum=1, maximum=10_000),
+        "requests": integer(f"Requests of {requests}.", 100, minimum=50),
+        "uncached_requests": integer(
+            "Requests of it that are sent without a cache: each takes the service time.",
+            20,
+            minimum=1,
+        ),
+        "keys": integer("Different requests that a stream draws from.", 25, minimum=2),
+    }
+
+
 def _limits(bounds: dict[str, float]) -> dict[str, float]:
     return {_BOUNDS[name]: bound for name, bound in bounds.items()}
 

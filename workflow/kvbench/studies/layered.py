@@ -36,17 +36,9 @@ OPTIONS = option.schema(
         maximum=16,
     ),
     guide_entries=option.integer("Entries of the guide's dict.", 1_000, minimum=1),
-    rounds=option.integer(
-        "Rounds; in each every configuration gets the same streams and begins empty.",
-        10,
-        minimum=1,
-        maximum=10_000,
+    **option.streams(
+        "every configuration gets the same streams and begins empty", "each worker in a round"
     ),
-    requests=option.integer("Requests of each worker in a round.", 100, minimum=50),
-    uncached_requests=option.integer(
-        "Requests of it that are sent without a cache: each takes the service time.", 20, minimum=1
-    ),
-    keys=option.integer("Different requests that a stream draws from.", 25, minimum=2),
     exponent=option.number(
         "Zipf exponent of the popularity of requests.", 0.9, minimum=0, maximum=3
     ),

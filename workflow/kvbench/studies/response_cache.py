@@ -29,17 +29,9 @@ OPTIONS = option.schema(
     value_kib=option.numbers(
         "Sizes of an answer's text, in KiB.", [2], minimum=0.0625, maximum=1024
     ),
-    rounds=option.integer(
-        "Rounds; in each every backend gets the same stream and begins with nothing stored.",
-        10,
-        minimum=1,
-        maximum=10_000,
+    **option.streams(
+        "every backend gets the same stream and begins with nothing stored", "one stream"
     ),
-    requests=option.integer("Requests of one stream.", 100, minimum=50),
-    uncached_requests=option.integer(
-        "Requests of it that are sent without a cache: each takes the service time.", 20, minimum=1
-    ),
-    keys=option.integer("Different requests that a stream draws from.", 25, minimum=2),
     service_ms=option.number(
         "Fixed service time of the source of answers, in ms; not a model.",
         2,
