@@ -159,6 +159,25 @@ def test_a_log_without_repeats_is_advised_against_an_exact_cache(keys):
     assert verdicts.decide(keys)["exact"] == verdicts.Verdict("no", 0.0, "no_repeats")
 
 
+@pytest.mark.parametrize("language", advise.LANGUAGES)
+def test_a_prefix_cache_that_would_pay_in_more_memory_is_said_first(language, record):
+    small = copy.deepcopy(record)
+    small["summary"]["prefix_token_share"] = 0.02
+    rows = [
+        r for r in small["tables"]["prefix"] if (r["policy"], r["sharing"]) == ("lru", "shared")
+    ]
+    for place, row in enumerate(rows):
+        row |= {"token_share": 0.03 * (place + 1), "capacity_gib": 2.0 * (place + 1)}
+    said = advise.advice(small, language).partition("|")[0]
+    assert "4.00 GiB" in said.replace(",", ".") and re.search(r"\b6[.,]00 %", said)
+    assert verdicts.more_memory(small)[1]["token_share"] == max(r["token_share"] for r in rows)
+
+
+def test_a_cache_that_pays_as_it_is_needs_no_more_memory(record, lengths):
+    assert record["summary"]["prefix_token_share"] >= verdicts.PAYS
+    assert verdicts.more_memory(record) is None and verdicts.more_memory(lengths) is None
+
+
 def test_policies_that_never_learn_are_not_advised(tmp_path):
     # Round and round: who keeps the beginning finds it again.
     path = tmp_path / "keys.txt"

@@ -211,6 +211,7 @@ def advice(record: Mapping[str, Any], language: str) -> str:
         **{**record, "missing": defaultdict(str, record["missing"])},
         verdict=verdicts.decide(record),
         ttl=verdicts.ttl_enough(record),
+        more=verdicts.more_memory(record),
         exact_decays=verdicts.decays(record, "exact_hit_ratio"),
         prefix_decays=verdicts.decays(record, "prefix_token_share"),
         pays=verdicts.PAYS,
@@ -316,6 +317,11 @@ def _filters(language: str) -> dict[str, Any]:
             else ({"here": here}.get(machine, machine)) + comma + dtype
         )
 
+    def policy(name: str) -> str:
+        from kvbench.figures._traffic import POLICIES
+
+        return POLICIES[name][2] if name in POLICIES else name.replace("_", " ")
+
     def capfirst(text: str) -> str:
         return text[:1].upper() + text[1:]
 
@@ -326,6 +332,7 @@ def _filters(language: str) -> dict[str, Any]:
         "money": money,
         "pct": pct,
         "bytes": size,
+        "policy": policy,
         "rates": rates,
         "seconds": seconds,
         "capfirst": capfirst,

@@ -94,3 +94,21 @@ def ttl_enough(record: Mapping[str, Any]) -> Mapping[str, Any] | None:
     whole = record["summary"]["repeat_share"]
     rows = record["tables"]["ttl"]
     return next((row for row in rows if whole and row["hit_ratio"] >= 0.9 * whole), None)
+
+
+def more_memory(record: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
+    """The least cache of prefixes that would pay (LRU), and the largest that was tried.
+
+    None where the cache pays as it is, where none would, or where the log does not tell.
+    """
+    share = record["summary"]["prefix_token_share"]
+    rows = [
+        row
+        for row in record["tables"]["prefix"]
+        if (row["policy"], row["sharing"]) == ("lru", "shared")
+    ]
+    paying = [row for row in rows if row["token_share"] >= PAYS]
+    if not paying or (share is not None and share >= PAYS):
+        return None
+    by_size = sorted(paying, key=lambda row: row["capacity_blocks"])
+    return by_size[0], by_size[-1]
