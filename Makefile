@@ -18,6 +18,8 @@ CACHE   := $(shell test -w "$$HOME" || echo 'XDG_CACHE_HOME="$(HOMELESS)/cache" 
 RUN     := $(CACHE) PATH="$(CURDIR)/$(BIN):$$PATH"
 APT     := on Debian or Ubuntu: sudo apt install
 SOURCES := $(wildcard Snakefile) workflow
+# A worker takes whole files, in the order of tests/conftest.py: what a file's tests share is made once.
+TESTERS := --numprocesses $(patsubst all,auto,$(CORES)) --dist loadfile --no-loadscope-reorder
 # Hardware libraries of one PyTorch build; pip adds them itself where the build needs them.
 HARDWARE := /^(cuda-|nvidia-(cu|nccl|nvjitlink|nvshmem|nvtx)|triton==)/d
 
@@ -50,8 +52,8 @@ lint: $(STAMP) ## check format and style of the workflow and of Python
 	$(RUN) ruff format --check .
 	$(RUN) snakemake --lint
 
-test: lint ## lint, then every test
-	$(RUN) pytest
+test: lint ## lint, then every test, in as many workers as CORES says (all: one per processor, at most four)
+	$(RUN) pytest $(TESTERS)
 
 kill-test: $(STAMP) ## kill a run fifty times at random moments and go on each time (KVBENCH_KILL_SEED=n)
 	$(RUN) KVBENCH_KILLS=50 pytest tests/workflow/test_kills.py

@@ -6,6 +6,9 @@ from snakemake.utils import min_version
 min_version("9.25")
 
 
+include: "workflow/rules/checkout.smk"
+
+
 # ------------------------------------------------------------------------------- configuration
 
 

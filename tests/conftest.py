@@ -45,6 +45,26 @@ TINY = {
 }
 
 
+def available_processors() -> int:
+    """How many processors these tests may run on."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One worker per processor, and at most four: each holds the libraries, some 0.7 GiB."""
+    return min(available_processors(), 4)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that run Snakemake, the longest ones, so that no worker ends with one of them.
+
+    Workers take whole files in this order, so that what a file's tests share is made once.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("end_to_end") is None)
+
+
 @pytest.fixture
 def tiny_document() -> dict:
     """A model file as a document that a test may change."""

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from workflow_helpers import copy_repository, run_snakemake
+from workflow_helpers import copy_repository, environment, run_snakemake
 
 pytestmark = pytest.mark.end_to_end
 
@@ -27,10 +27,7 @@ def finished(tmp_path_factory) -> tuple[Path, str]:
     started = subprocess.Popen(
         [sys.executable, "-m", "snakemake", "--cores", "2", *SMALL],
         cwd=folder,
-        env={
-            **os.environ,
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        },
+        env=environment(folder),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,

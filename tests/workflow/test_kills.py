@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from kvbench import checkout
 from kvbench.measurement import lock
-from workflow_helpers import copy_repository
+from workflow_helpers import copy_repository, environment
 
 pytestmark = [
     pytest.mark.end_to_end,
@@ -68,13 +68,6 @@ def finish(folder: Path) -> subprocess.CompletedProcess:
         timeout=900,
         check=False,
     )
-
-
-def environment(folder: Path) -> dict[str, str]:
-    tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    temporary = folder.parent / "tmp"
-    temporary.mkdir(exist_ok=True)
-    return {**os.environ, "PATH": tools, "TMPDIR": str(temporary)}
 
 
 def processes_in(folder: Path) -> dict[int, str]:

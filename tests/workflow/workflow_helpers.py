@@ -31,19 +31,29 @@ def copy_repository(target: Path) -> None:
         shutil.copyfile(ROOT / name, destination)
 
 
+def environment(folder: Path) -> dict[str, str]:
+    """Variables of a run of its own: its cache and its temporary files, and so its lock of the machine.
+
+    With the lock that all checkouts share, a run would wait for whoever else measures on this machine.
+    """
+    temporary = folder.parent / "tmp"
+    temporary.mkdir(exist_ok=True)
+    return {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "TMPDIR": str(temporary),
+        "XDG_CACHE_HOME": str(folder / ".cache"),
+    }
+
+
 def run_snakemake(
     folder: Path, *arguments: str, timeout: float = 420
 ) -> subprocess.CompletedProcess:
     """Run Snakemake in a folder; standard error is part of the output."""
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "XDG_CACHE_HOME": str(folder / ".cache"),
-    }
     return subprocess.run(
         [sys.executable, "-m", "snakemake", "--cores", "2", *arguments],
         cwd=folder,
-        env=environment,
+        env=environment(folder),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -12,7 +12,7 @@ sys.path.insert(0, str(ROOT / "workflow"))
 # The report shows parameters: they name no folder of this machine.
 HERE = Path(os.path.relpath(ROOT))
 
-from kvbench import checkout, documents, figures as figure_modules, layout, processes, studies
+from kvbench import documents, figures as figure_modules, layout, studies
 from kvbench.errors import InputError
 from kvbench.analysis import instrument
 from kvbench.caching import addresses
@@ -25,21 +25,6 @@ from kvbench.traffic import cells as traffic, columns as traffic_columns
 def stop(error):
     """End with one line instead of a traceback: what the user wrote is wrong."""
     raise WorkflowError(str(error))
-
-
-if workflow.is_main_process:
-    # Snakemake asks for the user's name before its first job.
-    processes.settle_in(Path(".snakemake", "home"))
-    try:
-        for line in checkout.enter():
-            print(line, file=sys.stderr)
-    except InputError as error:
-        stop(error)
-elif workflow.subprocess_exec:
-    checkout.follow()
-else:
-    checkout.lead()
-checkout.note(workflow.snakemake_tmp_dir)
 
 
 def config_source():
