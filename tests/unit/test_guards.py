@@ -8,7 +8,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from kvbench.caching import guards
+from kvbench.caching import guards, held_out
 from kvbench.caching import second_opinion as opinions
 from kvbench.errors import InputError, Unsupported
 
@@ -79,9 +79,64 @@ def test_one_amount_has_many_formats(first, second):
     assert guards.numbers_agree(second, first)
 
 
-def test_the_held_out_pairs_are_fifty():
-    pairs = yaml.safe_load(PAIRS.read_text(encoding="utf-8"))
+def test_the_held_out_pairs_are_fifty_and_none_of_them_is_one_that_lists_were_mended_by():
+    pairs = held_out.load()
     assert [len(pairs[language]) for language in ("en", "pt")] == [25, 25]
+    mended = yaml.safe_load(PAIRS.read_text(encoding="utf-8"))
+    known = {pair["asked"] for language in mended.values() for pair in language}
+    assert not known & {pair.asked for language in pairs.values() for pair in language}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "holds no languages"),
+        ("en: x", "en is no list of pairs"),
+        ("en: [{asked: a, stored: b}]", r"en\[0\] needs exactly the keys"),
+        ("en: [{asked: a, stored: b, same: maybe}]", r"en\[0\]: two questions, and same"),
+    ],
+)
+def test_wrong_held_out_pairs_end_in_one_line(tmp_path, text, message):
+    path = tmp_path / "pairs.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message) as error:
+        held_out.load(path)
+    assert str(path) in str(error.value)
+
+
+def test_a_pair_is_judged_rightly_if_it_passes_exactly_when_one_answer_serves_both():
+    refusing = {"never": lambda asked, stored: False}
+    assert held_out.judged_rightly(held_out.Pair("a", "b", same=False), refusing)
+    assert not held_out.judged_rightly(held_out.Pair("a", "b", same=True), refusing)
+    assert held_out.judged_rightly(held_out.Pair("a", "b", same=True), {})
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("Onde compro coco?", "Onde compro cocô?"),
+        ("Meu bebê pode comer coco?", "Meu bebê pode comer cocô?"),
+        ("Onde fica a secretaria?", "Onde fica a secretária?"),
+        ("Onde vejo o cálculo da área?", "Como calculo a área?"),
+        ("Which rose goes with fish?", "Which rosé goes with fish?"),
+    ],
+)
+def test_an_accent_tells_two_words_apart(first, second):
+    assert not guards.names_agree(first, second)
+    assert not guards.names_agree(second, first)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("nao consigo entrar no cartorio", "Não consigo entrar no cartório"),
+        ("Quem é aluno tem desconto?", "Os alunos têm desconto, e quem não é?"),
+        ("Isto e certo, não?", "Isto é certo, não?"),
+    ],
+)
+def test_an_accent_that_is_left_out_or_grammar_tells_nothing_apart(first, second):
+    assert guards._accents_agree(first, second)
+    assert guards._accents_agree(second, first)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +144,7 @@ def test_the_held_out_pairs_are_fifty():
     [p for side in yaml.safe_load(PAIRS.read_text(encoding="utf-8")).values() for p in side],
     ids=lambda pair: pair["asked"],
 )
-def test_held_out_pairs_are_told_apart(pair):
+def test_pairs_of_every_kind_are_told_apart(pair):
     assert agree(pair["asked"], pair["stored"]) is pair["same"]
     assert agree(pair["stored"], pair["asked"]) is pair["same"]
 

@@ -29,6 +29,8 @@ FOLDER = shipped("resources") / "guards"
 _STEM = 5
 #: The same for a word and the one that a prefix turns round ("ativo", "desativar").
 _TURNED_STEM = 4
+#: Letters from which a word is more often one of content than of grammar.
+_CONTENT = 4
 
 _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*|\d+(?:[.,]\d+)*")
 _NUMERAL = re.compile(r"\d+(?:[.,]\d+)*")
@@ -46,6 +48,7 @@ _KEYS = frozenset(
         "negating_endings",
         "negators",
         "numbers",
+        "other_without_accent",
         "scales",
         "skipped",
         "towards",
@@ -72,6 +75,7 @@ class Language:
     towards: frozenset[str]
     skipped: frozenset[str]
     joiners: frozenset[str]
+    other_without_accent: frozenset[str]
     numbers: Mapping[str, int]
     scales: Mapping[str, int]
     units: Mapping[str, str]
@@ -137,6 +141,7 @@ def load(path: Path) -> Language:
             towards=frozenset(map(fold, lists["towards"].split())),
             skipped=frozenset(map(fold, lists["skipped"].split())),
             joiners=frozenset(map(fold, lists["joiners"].split())),
+            other_without_accent=frozenset(map(fold, lists["other_without_accent"].split())),
             numbers={fold(word): int(value) for word, value in lists["numbers"].items()},
             scales={fold(word): int(value) for word, value in lists["scales"].items()},
             units={
@@ -301,7 +306,8 @@ def names_agree(asked: str, stored: str) -> bool:
     Names are words with a capital inside a sentence; every one has to occur in the other text.
     Roles are given by prepositions: "from A to B" and "from B to A" contain the same names.
     Emoji and other signs have to be the same, and so have words that only differ in an accent
-    ("avó", "avô"), unless one of them has none, as people write.
+    ("avó", "avô"), unless one of them stands in a text that is written without accents, as people
+    write, and is no other word without them ("coco", "cocô").
     """
     if _signs(asked) != _signs(stored):
         return False
@@ -352,16 +358,30 @@ def _signs(text: str) -> Counter[str]:
 
 
 def _accents_agree(first: str, second: str) -> bool:
-    """Whether no word of one text has a twin in the other that differs in its accents."""
+    """Whether no word of one text has a twin in the other that differs in its accents.
+
+    A word without accents stands for its accented twin where all of its text is written without
+    them, or where it is one of the frequent words and forms that grammar tells apart ("e", "é";
+    "tem", "têm"), unless it is listed as another word.
+    """
     spellings: list[dict[str, set[str]]] = []
     for text in (first, second):
         found: dict[str, set[str]] = {}
         for word in _words(text):
             found.setdefault(fold(word), set()).add(word.lower())
         spellings.append(found)
+    others = {word for language in languages() for word in language.other_without_accent}
+    frequent = {fold(word) for language in languages() for word in language.markers}
+    plain = [all(forms == {word} for word, forms in found.items()) for found in spellings]
     for word in spellings[0].keys() & spellings[1].keys():
-        here, there = spellings[0][word], spellings[1][word]
-        if here.isdisjoint(there) and word not in here and word not in there:
+        forms = [spellings[0][word], spellings[1][word]]
+        if not forms[0].isdisjoint(forms[1]):
+            continue
+        grammar = len(word) < _CONTENT or word in frequent
+        left_out = any(
+            word in given and (bare or grammar) for bare, given in zip(plain, forms, strict=True)
+        )
+        if word in others or not left_out:
             return False
     return True
 

@@ -105,14 +105,16 @@ _RATES = {
 
 COLUMNS: dict[str, str] = {
     "part": "which question the row answers: dataset, threshold, auc, policy, prevalence, stream,"
-    " latency, break_even, guide (the caching guide's own pair) or index",
+    " latency, break_even, guide (the caching guide's own pair), held_out (the guards alone, on"
+    " pairs that their word lists were not written from) or index",
     "language": "language of the questions",
     "half": "half of the intents: thresholds are tuned on tune and reported on report",
     "score": "score scale: cosine, l2_snippet (squared L2 < 1 - t), gptcache, l2_unnormalised",
     "policy": "static: threshold only; context: conversations and cut-off texts apart; numbers,"
     " names, polarity, margin: one guard more each; guarded, learned, learned_guarded: on the"
-    " stream",
-    "query_class": "class of the questions, all for the mix of the set",
+    " stream; guards: all guards together, without a cosine",
+    "query_class": "class of the questions, all for the mix of the set; of held_out: whether the two"
+    " questions of a pair are the same or different",
     "threshold": "threshold on the score's own scale",
     "cosine_asked": "cosine that the threshold means",
     "cosine": "cosine of the guide's own pair of questions",
@@ -132,6 +134,9 @@ COLUMNS: dict[str, str] = {
             (f"{rate}_ci_high", f"upper end of its 95 % interval ({rate})"),
         )
     },
+    "judged_rightly": "share of held-out pairs that the guards let pass (same) or refuse (different)",
+    "judged_rightly_ci_low": "lower end of its 95 % interval",
+    "judged_rightly_ci_high": "upper end of its 95 % interval",
     "semantic_hit_ratio": "hits that were no exact repeat, per request",
     "late_semantic_hit_ratio": "the same over the second half of the stream",
     "auc": "how often a paraphrase is closer to its cached question than one of this class",
@@ -187,6 +192,9 @@ class _Named:
         self._scales()
         self._guide()
         self._streams()
+        for name in ("different", "same"):
+            chosen = {"part": "held_out", "query_class": name}
+            self._rate(f"held_out_{name}", "judged_rightly", 0, **chosen)
         return self._found
 
     def _rows(self, wanted: Mapping[str, Any]) -> pd.DataFrame:

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kvbench.caching import held_out
 from kvbench.caching import paraphrases as paraphrase_set
 from kvbench.caching.guards import GUARDS
 from kvbench.caching.paraphrases import KINDS, Text
 from kvbench.caching.semantic_cache import SemanticCache
 from kvbench.caching.similarity import HITS, cosine_asked, squared_l2
 from kvbench.studies import Context, Outcome
-from kvbench.studies._estimates import quantile
+from kvbench.studies._estimates import quantile, share_interval
 from kvbench.studies.measuring import _decisions as decisions
 from kvbench.studies.measuring._semantic_index import measure_index
 from kvbench.studies.measuring._semantic_stream import stream_rows
@@ -105,8 +106,33 @@ def _measure_decisions(factors: Mapping[str, Any], seed: int) -> Outcome:
         for half, case in trials.items()
     }
     language = factors["language"]
+    rows += _held_out_rows(language)
     rows = [{"language": language} | row for row in rows]
     return Outcome(rows, {"paraphrases_sha256": texts.sha256, "nearest": similarities})
+
+
+def _held_out_rows(language: str) -> list[dict[str, Any]]:
+    """How many pairs that the word lists were not written from all guards together judge rightly."""
+    pairs = held_out.load().get(language, [])
+    rows = []
+    for name, same in (("different", False), ("same", True)):
+        chosen = [pair for pair in pairs if pair.same is same]
+        if not chosen:
+            continue
+        right = sum(held_out.judged_rightly(pair, GUARDS) for pair in chosen)
+        low, high = share_interval(right, len(chosen))
+        rows.append(
+            {
+                "part": "held_out",
+                "policy": "guards",
+                "query_class": name,
+                "queries": len(chosen),
+                "judged_rightly": right / len(chosen),
+                "judged_rightly_ci_low": low,
+                "judged_rightly_ci_high": high,
+            }
+        )
+    return rows
 
 
 def _policy(
