@@ -1,4 +1,4 @@
-"""Pairs of questions that the guards' word lists were not written from: how often do guards judge them rightly?"""
+"""Pairs of questions that the word lists were not written from, by which the guards are judged."""
 
 from __future__ import annotations
 
