@@ -174,8 +174,23 @@ _ALTERNATING = {
     "layer_types": ["sliding_attention", "full_attention"] * 2,
 }
 
+_SMALL_LATENT = {key: value for key, value in _SMALL.items() if key != "head_dim"} | {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 32,
+    "q_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 16,
+    "n_routed_experts": 4,
+    "first_k_dense_replace": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "n_shared_experts": 1,
+}
+
 #: Families that the physics module does not describe, drawn at random from the library's own list
-#: (seeds 2025 and 2026; those whose smallest model is not small, or holds pictures, were tried by hand).
+#: (seeds 2025, 2026 and 1126; those whose smallest model is not small, or holds pictures, were tried by
+#: hand).
 UNKNOWN: dict[str, dict[str, Any]] = {
     "vaultgemma": _SMALL | _ALTERNATING | {"query_pre_attn_scalar": 16},
     "cohere2_moe": _SMALL | _ALTERNATING,
@@ -202,4 +217,15 @@ UNKNOWN: dict[str, dict[str, Any]] = {
         "ffn_config": {"ffn_hidden_size": 64, "moe_num_experts": 4, "moe_top_k": 2},
     },
     "nemotron": _SMALL,
+    # Seed 1126.
+    "hunyuan_v1_moe": _SMALL,
+    "camembert": _SMALL | {"is_decoder": True, "type_vocab_size": 1},
+    "granitemoe": _SMALL | {"num_local_experts": 4},
+    "axk2": _SMALL_LATENT,
+    "inkling_text": _SMALL | {"sliding_window": 16, "n_routed_experts": 4},
+    "hyperclovax": _SMALL,
+    "youtu": _SMALL_LATENT,
+    "zaya": _SMALL | {"num_experts_per_tok": 1},
+    "cohere2": _SMALL | _ALTERNATING,
+    "diffllama": _SMALL,
 }

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import Any
 
 import families
 import pytest
-from kvbench import strategies
+from kvbench import physics, strategies
 from kvbench.errors import InputError
 from kvbench.inputs import configuration
+from kvbench.measurement.memory import cache_bytes
 from kvbench.records import digests
 from kvbench.strategies import looks, options
 
@@ -191,7 +193,14 @@ def test_once_and_rounds_take_the_ids_of_variants():
         ({"name": "quantized", "backend": "fp8", "bits": 8, "residual": 4}, "has no residual"),
         ({"window": 3}, "name"),
         ({"name": "paged", "attention": "eager"}, "brings its own attention"),
-        ({"name": "dynamic_reuse", "prefill_chunk": 8}, "leave prefill_chunk out"),
+        ({"name": "none", "prefill_chunk": 8}, "none keeps nothing from one chunk"),
+        ({"name": "paged", "prefill_chunk": 8}, "leave prefill_chunk out"),
+        ({"name": "vllm", "prefill_chunk": 8}, "leave prefill_chunk out"),
+        (
+            {"name": "kvpress_knorm", "prefill_chunk": 8},
+            "read in one pass; leave prefill_chunk out",
+        ),
+        ({"name": "dynamic", "prefill_chunk": -1}, "a whole number at least 0"),
         ({"name": "dynamic", "attention": "fast"}, "sdpa or eager"),
         ("sliding_window-x3", "'x3' is no option"),
         (3, "strategies[1]"),
@@ -282,19 +291,116 @@ def test_flash_attention_is_unsupported_on_a_cpu_with_one_reason():
 # Prefill --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2"])
-def test_a_prompt_read_in_chunks_gives_the_same_tokens_from_smaller_passes(family):
+def turns(model, name, chunk, rows=1):
+    """Tokens, bytes held and reused tokens of two turns, and the widths of all forward passes."""
+    strategy = dataclasses.replace(strategies.get(name), prefill_chunk=chunk)
+    assert strategy.available(model, "cpu") is None
+    # A row of a batch is shorter by two chunks and more: its first chunks are padding alone.
+    asked = [list(range(5 + 17 * row, 30)) for row in range(rows)]
+    widths, found = [], []
+    hook = model.model.get_input_embeddings().register_forward_hook(
+        lambda _, given, __: widths.append(given[0].shape[-1])
+    )
+    try:
+        session = strategy.session(model, 60, rows)
+        for _ in range(2):
+            turn = session.generate_batch(asked, 4, lambda: None)
+            found.append((turn.rows, cache_bytes(turn.cache), turn.reused_tokens))
+            asked = [
+                [*row, *tokens, *range(40, 53)]
+                for row, tokens in zip(asked, turn.rows, strict=True)
+            ]
+    finally:
+        hook.remove()
+    return strategy, found, widths
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gpt2"])
+@pytest.mark.parametrize("name", ["dynamic", "static", "dynamic_reuse", "static_reuse"])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_prompt_read_in_chunks_gives_the_same_tokens_from_smaller_passes(family, name, rows):
     model = families.build(family)
-    widths, ids = [], list(range(5, 30))
-    embedding = model.model.get_input_embeddings()
-    hook = embedding.register_forward_hook(lambda _, given, __: widths.append(given[0].shape[-1]))
+    whole, chunked = (turns(model, name, chunk, rows) for chunk in (0, 8))
+    assert [turn[0] for turn in chunked[1]] == [turn[0] for turn in whole[1]]
+    assert [turn[2] for turn in chunked[1]] == [turn[2] for turn in whole[1]]
+    second = [8, 6] if "reuse" in name else [8, 8, 8, 8, 8, 2]
+    assert chunked[2] == [8, 8, 8, 1, 1, 1, 1, *second, 1, 1, 1]
+
+
+HELD_IN_CHUNKS = [
+    *itertools.product(
+        ["llama", "mistral"],
+        [
+            "dynamic",
+            "static",
+            "dynamic_reuse",
+            "static_reuse",
+            "sliding_window-w12",
+            "attention_sink-w12-s3",
+        ],
+    ),
+    ("llama", "quantized-quanto-b4-r12"),
+    ("llama", "quantized_reuse-quanto-b4-r12"),
+]
+
+
+@pytest.mark.parametrize(("family", "name"), HELD_IN_CHUNKS)
+@pytest.mark.parametrize("chunk", [1, 8, 100])
+def test_a_prompt_read_in_chunks_holds_the_predicted_bytes(family, name, chunk):
+    model = families.build(family)
+    strategy, found, widths = turns(model, name, chunk)
+    arch = physics.Architecture.from_config(model.architecture)
+    prompts, added = (25, 42), []
+    for prompt, (_, held, reused) in zip(prompts, found, strict=True):
+        added = [*(added if reused else []), prompt - reused, 1, 1, 1]
+        assert strategy.traffic(60).held_bytes(arch, added, 4) == held
+    fresh = [25, 1, 1, 1, 42 - found[1][2], 1, 1, 1]
+    assert widths == strategy.traffic(60).passes(fresh)
+
+
+def test_a_window_bounds_what_a_chunk_attends_to_and_a_wide_one_changes_no_token():
+    model = families.build("llama")
+    found = {
+        window: turns(model, f"sliding_window-w{window}", chunk)[1][0][0]
+        for window, chunk in ((12, 8), (200, 8))
+    }
+    assert found[200] == turns(model, "dynamic", 0)[1][0][0]
+    assert found[12] != found[200]
+
+
+def test_the_loop_of_the_captured_step_reads_prompts_in_chunks_too():
+    from kvbench.strategies.graph import StaticLoopSession
+
+    model, ids = families.build("llama"), list(range(5, 30))
     found = [
-        strategies.get(name).session(model, 60).generate(ids, 4, lambda: None).tokens
-        for name in ("dynamic", "dynamic-chunk8")
+        StaticLoopSession(model, 40, capture=False, prefill_chunk=chunk)
+        .generate(ids, 6, lambda: None)
+        .tokens
+        for chunk in (None, 8)
     ]
-    hook.remove()
     assert found[0] == found[1]
-    assert widths == [25, 1, 1, 1, 8, 8, 8, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+@pytest.mark.parametrize("name", ["dynamic", "static", "sliding_window-w12"])
+def test_the_flops_of_chunks_are_those_torch_counts(family, name):
+    """Without the kernels that skip what is masked: the physics counts that apart."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = families.build(family, attn_implementation="eager")
+    strategy = dataclasses.replace(strategies.get(name), prefill_chunk=10)
+    session = strategy.session(model, 90)
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        session.generate(list(range(5, 85)), 1, lambda: None)
+    arch = physics.Architecture.from_config(model.architecture)
+    traffic, past, expected = strategy.traffic(90), 0, 0
+    for new in traffic.passes([80]):
+        expected += physics.forward_flops(
+            arch, new, past, 1, 1, lambda layer, n=new, p=past: traffic.attended(layer, n, p)
+        )
+        past += new
+    assert counter.get_total_flops() == expected
 
 
 def test_a_state_is_not_read_in_chunks():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shutil
@@ -335,7 +336,8 @@ def adopt(model: PreTrainedModel, tokenizer: Any, *end_names: str) -> LoadedMode
     Parameters
     ----------
     model:
-        The module; whatever its ``generation_config`` says of sampling and stopping no longer holds.
+        The module; whatever its ``generation_config`` says of sampling and stopping no longer holds, nor
+        does a window that its attention does not read (:func:`unread_windows`).
     tokenizer:
         A fast tokenizer, or a :class:`kvbench.inputs.tokens.SlowTokenizer`.
     end_names:
@@ -352,6 +354,8 @@ def adopt(model: PreTrainedModel, tokenizer: Any, *end_names: str) -> LoadedMode
             ends = {found} if isinstance(found, int) else set(found)
     named = (tokenizer.token_to_id(name) for name in (*_END_NAMES, *end_names) if name)
     ends |= {number for number in named if number is not None}
+    for name in unread_windows(model, text):
+        setattr(text, name, None)
     model.eval()
     model.config.eos_token_id = text.eos_token_id = None
     model.generation_config = GenerationConfig(
@@ -359,6 +363,22 @@ def adopt(model: PreTrainedModel, tokenizer: Any, *end_names: str) -> LoadedMode
     )
     size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     return LoadedModel(model, model.config.to_dict(), size, frozenset(ends), tokenizer)
+
+
+def unread_windows(model: PreTrainedModel, config: Any) -> list[str]:
+    """Names of windows in a configuration that the model's own attention does not read.
+
+    A checkpoint converted from another family may carry one. The library's caches and masks are made by
+    it, also those of ``generate``, and drop keys that the model attends to when nothing is kept.
+    """
+    source = Path(inspect.getfile(type(model))).read_text(encoding="utf-8")
+    return [
+        name
+        for name in ("sliding_window", "attention_chunk_size")
+        if getattr(config, name, None) is not None
+        and name not in getattr(type(config), "__dataclass_fields__", {})
+        and name not in source
+    ]
 
 
 def _fast_tokenizer(folder: Path) -> Any:

@@ -331,6 +331,9 @@ def _llama_like(
 
 def _llama(sizes: _Sizes) -> Architecture:
     bias = sizes.flag("attention_bias")
+    # Nothing in this family reads a window, and converted checkpoints may carry one.
+    config = {**sizes.config, "sliding_window": None, "layer_types": None}
+    sizes = _Sizes(config, sizes.source)
     return _llama_like(sizes, bias=bias, output_bias=bias, mlp_bias=sizes.flag("mlp_bias"))
 
 

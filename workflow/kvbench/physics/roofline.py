@@ -450,13 +450,18 @@ def _predicted_generation(
             "prefill_flops_per_s" if batch > 1 else "decode_flops_per_s",
         )
 
-    first = prefill(prompt_tokens, reused_tokens)
+    # A prompt in chunks is read in passes of which each waits for the one before.
+    first, held = [], reused_tokens
+    for tokens in traffic.passes([prompt_tokens - reused_tokens]):
+        first.append(prefill(traffic.met(held) + tokens, traffic.met(held)))
+        held += tokens
+    ttft = sum(seconds for seconds, _ in first)
     rest = [decode(index) for index in range(1, new_tokens)]
-    waiting = sum(seconds for seconds, on_memory in [first, *rest] if on_memory)
+    waiting = sum(seconds for seconds, on_memory in [*first, *rest] if on_memory)
     decoding = sum(seconds for seconds, _ in rest)
-    e2e = first[0] + decoding
+    e2e = ttft + decoding
     return Prediction(
-        ttft_s=first[0],
+        ttft_s=ttft,
         tpot_s=decoding / len(rest) if rest else None,
         e2e_s=e2e,
         bound="memory" if waiting >= e2e / 2 else "compute",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, ClassVar
 
 from kvbench.errors import InputError, one_of
@@ -85,10 +85,32 @@ class Traffic:
     works_in_place:
         Whether attention runs over a whole allocation under an explicit mask, so that later tokens are
         multiplied too.
+
+    Attributes
+    ----------
+    prefill_chunk:
+        Tokens of a prompt per forward pass; None where all are read in one.
     """
+
+    prefill_chunk: int | None = field(default=None, kw_only=True)
 
     kind: ClassVar[str]
     recomputes: ClassVar[bool] = False
+
+    def passes(self, updates: Sequence[int]) -> list[int]:
+        """Tokens of each forward pass, where every update is read in chunks."""
+        size = self.prefill_chunk
+        if size is None:
+            return list(updates)
+        found: list[int] = []
+        for tokens in updates:
+            whole, rest = divmod(tokens, size)
+            found += [size] * whole + [rest] * bool(rest)
+        return found
+
+    def met(self, past: int) -> int:
+        """Of ``past`` tokens those that a further pass over several tokens attends to."""
+        return past
 
     @property
     def works_in_place(self) -> bool:
@@ -103,8 +125,9 @@ class Traffic:
         Parameters
         ----------
         updates:
-            Tokens of each forward pass, in order: the prompt, then 1 for each decoded token that was fed
-            back (a generation of ``n`` tokens feeds back ``n - 1``).
+            Tokens that were added, in order: the prompt, then 1 for each decoded token that was fed
+            back (a generation of ``n`` tokens feeds back ``n - 1``). Each is a forward pass, or several
+            where prompts are read in chunks.
         """
         raise NotImplementedError
 
@@ -228,7 +251,7 @@ class Dynamic(Traffic):
 
     def held_bytes(self, arch, updates, bytes_per_element, batch=1):
         """All tokens; in layers with a window, the window."""
-        return _grown_bytes(arch, updates, bytes_per_element, batch)
+        return _grown_bytes(arch, self.passes(updates), bytes_per_element, batch)
 
     def read_bytes(self, arch, context, bytes_per_element, batch=1, decoded=1):
         """See the class; the old cache is one token short of the new one, in a full window too."""
@@ -291,7 +314,9 @@ class Offloaded(Traffic):
 
     @property
     def _inner(self) -> Traffic:
-        return Dynamic() if self.max_length is None else Static(self.max_length)
+        if self.max_length is None:
+            return Dynamic(prefill_chunk=self.prefill_chunk)
+        return Static(self.max_length, prefill_chunk=self.prefill_chunk)
 
     @property
     def works_in_place(self) -> bool:
@@ -373,7 +398,8 @@ class Window(Traffic):
 
     def held_bytes(self, arch, updates, bytes_per_element, batch=1):
         """Sinks and window at most."""
-        total, last = sum(updates), updates[-1] if updates else 0
+        passes = self.passes(updates)
+        total, last = sum(passes), passes[-1] if passes else 0
 
         def tokens(layer: Layer) -> int:
             if layer.window is not None and layer.window <= self.window:
@@ -387,10 +413,14 @@ class Window(Traffic):
         new = _bytes(arch, lambda layer: self._slots(layer, context), bytes_per_element, batch)
         return 3 * new - new_bytes(arch, 1, bytes_per_element, batch)
 
+    def met(self, past):
+        """What is kept of them."""
+        return min(past, self.sinks + self.window)
+
     def attended(self, layer, new, past):
-        """All that was there when several tokens are read, what is kept when one is."""
+        """What was kept and all that is new when several tokens are read, what is kept when one is."""
         if new > 1:
-            return super().attended(layer, new, past)
+            return super().attended(layer, new, self.met(past))
         return self._slots(layer, past + new)
 
 
@@ -530,7 +560,8 @@ class Quantized(Traffic):
             return kv_elements(arch, tokens, batch) + 2 * len(arch.layers) * 4
         if self.backend not in ("quanto", "hqq"):
             raise InputError(f"quantized cache: backend {self.backend!r} is not quanto, hqq or fp8")
-        residual = residual_tokens(updates, self.residual_length, bool(self.counts_new))
+        passes = self.passes(updates)
+        residual = residual_tokens(passes, self.residual_length, bool(self.counts_new))
         return self._bytes(arch, tokens, residual, bytes_per_element, batch)
 
     def _bytes(self, arch: Architecture, tokens: int, residual: int, b: float, batch: int) -> int:
@@ -561,6 +592,10 @@ class Quantized(Traffic):
         prompt = context - decoded
         # One pass over the residual's cycle: 1, 2, ..., length - 1, then all is quantised.
         residual = (decoded - 1) % max(self.residual_length, 2)
+        if self.prefill_chunk is not None:
+            # Later chunks of the prompt joined the residual.
+            passes = self.passes([prompt] + [1] * (decoded - 1))
+            residual = residual_tokens(passes, self.residual_length, bool(self.counts_new))
         stored = self.held_bytes(arch, [prompt] + [1] * (decoded - 1), b, batch)
         packed = stored - kv(residual)
         moved = packed + kv(context - 1 - residual) + kv(context - 1) + 2 * kv(context)
@@ -573,6 +608,16 @@ class Quantized(Traffic):
         """Most is stored just before the full-precision residual is packed."""
         if self.backend == "fp8":
             return tokens, 0
+        if self.prefill_chunk is not None:
+            # The last chunks of a prompt are in full precision too, as long as they find room.
+            most = max(self.residual_length, 2) - 1 + self.prefill_chunk
+
+            def residual(decoded: int) -> int:
+                passes = self.passes([tokens - decoded] + [1] * decoded)
+                return residual_tokens(passes, self.residual_length, bool(self.counts_new))
+
+            decoded = max(range(min(most, tokens - 1) + 1), key=residual)
+            return tokens - decoded, decoded
         decoded = min(max(self.residual_length, 2) - 1, tokens - 1)
         return tokens - decoded, decoded
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -109,6 +109,9 @@ class Session:
 #: What stands before shorter prompts; masked, so that any token would do.
 _PAD = 0
 
+#: A chunk that even a short prompt is longer than.
+_SMALL_CHUNK = 8
+
 #: The attention that the library chooses for a model, and the one that needs a package.
 AUTO, FLASH = "auto", "flash_attention_2"
 
@@ -137,6 +140,8 @@ class Strategy:
     ----------
     attention:
         Implementation of attention in the library's models; auto is the model's own choice.
+    prefill_chunk:
+        Tokens of a prompt per forward pass; 0 reads all that is new in one.
 
     A field declared with :func:`kvbench.strategies.options.option` has a letter in ids and bounds.
 
@@ -156,6 +161,8 @@ class Strategy:
         Kinds of decoder layers that the strategy's cache has (:data:`kvbench.strategies.shape.KINDS`).
     presets:
         Names of their own for certain options, the usual ones among them.
+    unchunked:
+        Why the strategy cannot read a prompt in chunks, in words that follow its name; None where it can.
     """
 
     attention: str = _options.option(
@@ -165,6 +172,14 @@ class Strategy:
         choices=(AUTO, "sdpa", "eager", FLASH),
         label="{} attention",
         label_pt="atenção {}",
+    )
+    prefill_chunk: int = _options.option(
+        0,
+        "chunk",
+        kw_only=True,
+        least=0,
+        label="prompt in chunks of {}",
+        label_pt="prompt em pedaços de {}",
     )
 
     name: ClassVar[str]
@@ -179,6 +194,12 @@ class Strategy:
     reuses_turns: ClassVar[bool] = False
     without_reuse: ClassVar[str | None] = None
     layers: ClassVar[frozenset[str]] = frozenset(shape.KINDS)
+    unchunked: ClassVar[str | None] = None
+
+    @property
+    def chunk(self) -> int | None:
+        """Tokens of a prompt per forward pass, as the physics module takes it; None for all in one."""
+        return self.prefill_chunk or None
 
     @property
     def id(self) -> str:
@@ -187,6 +208,8 @@ class Strategy:
 
     def contradiction(self) -> str | None:
         """Return why these options do not go together, with a remedy, or None when they do."""
+        if self.prefill_chunk and self.unchunked:
+            return f"{type(self).name} {self.unchunked}; leave prefill_chunk out"
         return None
 
     def available(self, model: LoadedModel | None, device: str) -> str | None:
@@ -230,6 +253,11 @@ class Strategy:
 
     def misfit(self, model: LoadedModel) -> str | None:
         """Return which of the model's layers this cache cannot keep, or None."""
+        if self.prefill_chunk and {"state", "hybrid"} & set(shape.layer_kinds(model)):
+            # The library hands on keys and values from chunk to chunk, and no states.
+            return (
+                f"{self.id}: the library reads prompts in chunks only where no layer keeps a state"
+            )
         return shape.refusal(self.id, model, self.layers)
 
     def misfit_batch(self, model: LoadedModel, lengths: str) -> str | None:
@@ -238,7 +266,11 @@ class Strategy:
 
     def small(self) -> Strategy:
         """The same strategy with sizes so small that a short conversation reaches them."""
-        return self
+        return replace(self, prefill_chunk=min(self.prefill_chunk, _SMALL_CHUNK))
+
+    def lossless(self) -> Strategy | None:
+        """Of a lossy strategy the same with sizes that lose nothing of a short conversation, if it has."""
+        return None
 
     def compiled(self, device: str) -> bool:
         """Whether the decoding step runs as a compiled graph on ``device``."""
@@ -286,15 +318,23 @@ class GenerateSession(Session):
         The loaded model.
     make_cache:
         Returns the cache of a turn, or None for the library's own.
+    prefill_chunk:
+        Tokens of a prompt per forward pass; None for all in one.
     settings:
         Further fields of the generation configuration, such as ``use_cache``.
     """
 
     def __init__(
-        self, model: LoadedModel, make_cache: Callable[[], Cache | None], **settings: Any
+        self,
+        model: LoadedModel,
+        make_cache: Callable[[], Cache | None],
+        prefill_chunk: int | None = None,
+        **settings: Any,
     ) -> None:
         self._model = model
         self._make_cache = make_cache
+        if prefill_chunk is not None:
+            settings["prefill_chunk_size"] = prefill_chunk
         self._settings = {"use_cache": True, "disable_compile": True, **settings}
 
     def generate(
@@ -321,27 +361,42 @@ class GenerateSession(Session):
         cache: Cache | None,
     ) -> tuple[list[list[int]], Cache | None]:
         """Call ``model.generate`` with a given cache; return the new tokens of each row and the cache."""
+        ids, mask = self._padded(rows)
+        output = self._generated(ids, mask, max_new_tokens, on_token, cache)
+        return output.sequences[:, ids.shape[1] :].tolist(), output.past_key_values
+
+    def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids of all rows, the shorter ones padded on the left, and their mask; both rows x positions."""
         import torch
 
-        model: PreTrainedModel = self._model.model
         padding = paddings(rows)
         ids = torch.tensor(
             [[_PAD] * pad + list(row) for pad, row in zip(padding, rows, strict=True)],
-            device=model.device,
+            device=self._model.model.device,
         )
         mask = torch.ones_like(ids)
         for number, pad in enumerate(padding):
             mask[number, :pad] = 0
+        return ids, mask
+
+    def _generated(
+        self,
+        ids: torch.Tensor,
+        mask: torch.Tensor,
+        max_new_tokens: int,
+        on_token: Callable[[], None],
+        cache: Cache | None,
+    ) -> Any:
+        model: PreTrainedModel = self._model.model
         # Passed only where there is one: some models take none.
         given = {} if cache is None else {shape.cache_argument(self._model): cache}
-        output = model.generate(
+        return model.generate(
             ids,
             attention_mask=mask,
             **given,
             generation_config=self._generation_config(max_new_tokens),
             stopping_criteria=[_OnToken(on_token)],
         )
-        return output.sequences[:, ids.shape[1] :].tolist(), output.past_key_values
 
     def _generation_config(self, max_new_tokens: int) -> GenerationConfig:
         from transformers import GenerationConfig
@@ -359,8 +414,10 @@ class GenerateSession(Session):
 class PersistentCacheSession(GenerateSession):
     """A session whose one cache is allocated at the start and emptied before every turn."""
 
-    def __init__(self, model: LoadedModel, cache: Cache, **settings: Any) -> None:
-        super().__init__(model, self._emptied, **settings)
+    def __init__(
+        self, model: LoadedModel, cache: Cache, prefill_chunk: int | None = None, **settings: Any
+    ) -> None:
+        super().__init__(model, self._emptied, prefill_chunk, **settings)
         self._cache = cache
 
     def _emptied(self) -> Cache:

@@ -52,12 +52,14 @@ class StaticGraph(Strategy):
 
     def traffic(self, max_length: int) -> Traffic:
         """Attention reads the whole allocation, whatever is in it."""
-        return physics.Static(max_length)
+        return physics.Static(max_length, prefill_chunk=self.chunk)
 
     def session(self, model: LoadedModel, max_length: int, batch: int = 1) -> Session:
         """Open a conversation; see :meth:`Strategy.session`."""
         on_gpu = model.model.device.type == "cuda"
-        return StaticLoopSession(model, max_length, capture=on_gpu, batch=batch)
+        return StaticLoopSession(
+            model, max_length, capture=on_gpu, batch=batch, prefill_chunk=self.chunk
+        )
 
 
 class StaticLoopSession(Session):
@@ -77,14 +79,24 @@ class StaticLoopSession(Session):
         Whether to record the step as a CUDA graph.
     batch:
         Requests that it serves at once, of one length; all stand at the same position.
+    prefill_chunk:
+        Tokens of a prompt per forward pass; None for all in one.
     """
 
-    def __init__(self, model: LoadedModel, max_length: int, capture: bool, batch: int = 1) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        max_length: int,
+        capture: bool,
+        batch: int = 1,
+        prefill_chunk: int | None = None,
+    ) -> None:
         import torch
 
         device = model.model.device
         self._model = model.model
         self._capture = capture
+        self._chunk = prefill_chunk
         self._cache = allocated_static_cache(model, max_length, batch)
         self._token = torch.zeros((batch, 1), dtype=torch.long, device=device)
         self._position = torch.zeros((1, 1), dtype=torch.long, device=device)
@@ -106,17 +118,17 @@ class StaticLoopSession(Session):
 
     def _prefill(self, ids: torch.Tensor) -> None:
         length = ids.shape[1]
-        positions = self._slots[None, :length]
-        mask = (self._slots[None, :] <= self._slots[:length, None])[None, None]
         self._cache.reset()
-        logits = self._model(
-            ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits
+        for start in range(0, length, self._chunk or length):
+            positions = self._slots[start : min(start + (self._chunk or length), length)]
+            logits = self._model(
+                ids[:, start : start + len(positions)],
+                attention_mask=(self._slots[None, :] <= positions[:, None])[None, None],
+                position_ids=positions[None],
+                past_key_values=self._cache,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits
         self._token.copy_(logits[:, -1:].argmax(-1))
         self._position.fill_(length)
 

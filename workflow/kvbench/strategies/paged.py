@@ -42,12 +42,13 @@ class Paged(Strategy):
     own_thread: ClassVar[bool] = True
     #: The engine reads windows from the configuration, but gave other tokens with them (5.15.1).
     layers: ClassVar[frozenset[str]] = frozenset({"full"})
+    unchunked: ClassVar[str] = "has an engine that chooses its own passes over a prompt"
 
     def contradiction(self) -> str | None:
         """The attention is the engine's own."""
         if self.attention != AUTO:
             return f"{type(self).name} brings its own attention; leave attention out"
-        return None
+        return super().contradiction()
 
     def available(self, model: LoadedModel | None, device: str) -> str | None:
         """The engine came with transformers 4.53."""

@@ -37,6 +37,7 @@ class Pressed(Strategy):
     #: The presses score the keys and values of all tokens.
     layers: ClassVar[frozenset[str]] = frozenset({"full"})
     press: ClassVar[str]
+    unchunked: ClassVar[str] = "scores the tokens of a prompt that is read in one pass"
     #: Longest prompt, in tokens, that the method cannot compress; it stays whole.
     too_short: ClassVar[int] = 0
 

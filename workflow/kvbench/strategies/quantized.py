@@ -41,8 +41,9 @@ class Quantized(Strategy):
     After KIVI (Liu et al. 2024, arXiv 2402.02750), but per token, in groups of channels, for
     keys and values alike, where KIVI takes its keys per channel.
     The whole history is quantised again whenever the full-precision rest is full, and
-    dequantised at every step. The ``fp8`` backend keeps every token in eight-bit floating point
-    (E4M3), without groups or rest.
+    dequantised at every step. Of a prompt read in chunks the first is packed at once, and later ones
+    attend to what was packed and join the rest. The ``fp8`` backend keeps every token in
+    eight-bit floating point (E4M3), without groups or rest.
 
     Parameters
     ----------
@@ -89,7 +90,7 @@ class Quantized(Strategy):
         for name in ("group_size", "residual"):
             if self.backend == _FP8 and getattr(self, name) != usual[name].default:
                 return f"backend {_FP8} has no {name}; leave it out"
-        return None
+        return super().contradiction()
 
     def needs(self) -> tuple[str, ...]:
         """Optional packages that transformers must see while this strategy runs."""
@@ -142,23 +143,29 @@ class Quantized(Strategy):
 
     def small(self) -> Strategy:
         """A rest of few tokens, so that a short conversation packs it."""
-        return self if self.backend == _FP8 else replace(self, residual=4)
+        found = super().small()
+        return found if self.backend == _FP8 else replace(found, residual=4)
 
     def traffic(self, max_length: int) -> Traffic:
         """Bits, groups and the full-precision rest decide both size and traffic."""
         if self.backend == _FP8:
             # One byte per number, and two scales per layer.
-            return physics.Quantized(8, _FP8)
+            return physics.Quantized(8, _FP8, prefill_chunk=self.chunk)
         # When the full-precision rest counts as full; see kvbench.physics.residual_tokens.
         counts_new = "key_states.shape[-2] >= self.residual_length" in _cache_source()
         return physics.Quantized(
-            self.bits, self.backend, self.group_size, self.residual, counts_new or None
+            self.bits,
+            self.backend,
+            self.group_size,
+            self.residual,
+            counts_new or None,
+            prefill_chunk=self.chunk,
         )
 
     def session(self, model: LoadedModel, max_length: int, batch: int = 1) -> Session:
         """Open a conversation; see :meth:`Strategy.session`."""
         use_own_ninja()
-        return GenerateSession(model, lambda: self.cache(model))
+        return GenerateSession(model, lambda: self.cache(model), self.chunk)
 
     def cache(self, model: LoadedModel) -> Any:
         """A new, empty cache of this kind."""

@@ -16,6 +16,7 @@ class NoCache(Strategy):
     """Keeps nothing (``use_cache=False``): the control that every cache is compared with."""
 
     name: ClassVar[str] = "none"
+    unchunked: ClassVar[str] = "keeps nothing from one chunk of a prompt to the next"
 
     def misfit(self, model: LoadedModel) -> str | None:
         """Every model can do without a cache."""

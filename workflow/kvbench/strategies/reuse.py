@@ -47,15 +47,24 @@ class ReusingSession(GenerateSession):
         that of ``QuantizedLayer`` (transformers 5.15.1) cuts the full-precision rest without correcting
         the length; those start over where a history leaves what they hold. So does a cache one of whose
         layers has already dropped tokens to keep its window.
+    prefill_chunk:
+        Tokens per forward pass of what is new in a prompt; None for all in one.
     settings:
         Further fields of the generation configuration.
     """
 
     def __init__(
-        self, model: LoadedModel, make_cache: Callable[[], Cache], crops: bool, **settings: Any
+        self,
+        model: LoadedModel,
+        make_cache: Callable[[], Cache],
+        crops: bool,
+        prefill_chunk: int | None = None,
+        **settings: Any,
     ) -> None:
+        # The library's own chunks begin at the first token, whatever the cache holds (5.15.1).
         super().__init__(model, make_cache, **settings)
         self._crops = crops
+        self._chunk = prefill_chunk
         self._cache: Cache | None = None
         self._held: list[list[int]] = []
 
@@ -90,6 +99,24 @@ class ReusingSession(GenerateSession):
         self._cache = cache
         self._held = [[*row, *tokens[:-1]] for row, tokens in zip(ids, found, strict=True)]
         return found, cache, reused
+
+    def run(
+        self,
+        rows: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        on_token: Callable[[], None],
+        cache: Cache | None,
+    ) -> tuple[list[list[int]], Cache | None]:
+        """Call ``model.generate``; chunks but the last are read by calls of their own before it.
+
+        Each of those predicts one token, which nobody is told of and which never enters the cache.
+        """
+        if self._chunk is not None and cache is not None:
+            ids, mask = self._padded(rows)
+            start = int(cache.get_seq_length()) + self._chunk
+            for end in range(start, ids.shape[1], self._chunk):
+                self._generated(ids[:, :end], mask[:, :end], 1, lambda: None, cache)
+        return super().run(rows, max_new_tokens, on_token, cache)
 
     def _keep(self, cache: Cache | None, held: list[list[int]], ids: list[list[int]]) -> int:
         """Cut the cache to the prefix it shares with ``ids``; return its tokens, 0 to start over."""
@@ -139,18 +166,14 @@ class DynamicReuse(_Reuses, Dynamic):
     reuses_turns: ClassVar[bool] = True
     without_reuse: ClassVar[str] = "dynamic"
 
-    def contradiction(self) -> str | None:
-        """The library's chunks begin at the first token, whatever the cache holds (5.15.1)."""
-        if self.prefill_chunk:
-            return f"{type(self).name} reads what is new in one pass; leave prefill_chunk out"
-        return super().contradiction()
-
     def session(self, model: LoadedModel, max_length: int, batch: int = 1) -> Session:
         """Open a conversation; see :meth:`Strategy.session`."""
         from transformers import DynamicCache
 
         config = text_config(model)
-        return ReusingSession(model, lambda: DynamicCache(config=config), crops=True)
+        return ReusingSession(
+            model, lambda: DynamicCache(config=config), crops=True, prefill_chunk=self.chunk
+        )
 
 
 @dataclass(frozen=True)
@@ -170,7 +193,9 @@ class StaticReuse(_Reuses, Static):
             return cache
 
         compiled = self.compiled(model.model.device.type)
-        return ReusingSession(model, emptied, crops=False, disable_compile=not compiled)
+        return ReusingSession(
+            model, emptied, crops=False, prefill_chunk=self.chunk, disable_compile=not compiled
+        )
 
 
 @dataclass(frozen=True)
@@ -193,4 +218,6 @@ class QuantizedReuse(_Reuses, Quantized):
 
     def session(self, model: LoadedModel, max_length: int, batch: int = 1) -> Session:
         """Open a conversation; see :meth:`Strategy.session`."""
-        return ReusingSession(model, lambda: self.cache(model), crops=False)
+        return ReusingSession(
+            model, lambda: self.cache(model), crops=False, prefill_chunk=self.chunk
+        )

@@ -54,13 +54,13 @@ class Static(Strategy):
 
     def traffic(self, max_length: int) -> Traffic:
         """Attention reads the whole allocation, whatever is in it."""
-        return physics.Static(max_length)
+        return physics.Static(max_length, prefill_chunk=self.chunk)
 
     def session(self, model: LoadedModel, max_length: int, batch: int = 1) -> Session:
         """Open a conversation; see :meth:`Strategy.session`."""
         compiled = self.compiled(model.model.device.type)
         cache = allocated_static_cache(model, max_length, batch)
-        return PersistentCacheSession(model, cache, disable_compile=not compiled)
+        return PersistentCacheSession(model, cache, self.chunk, disable_compile=not compiled)
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,9 @@ class StaticCompiled(Static):
         # generate() compiles by itself only on accelerators; this is its own switch for a CPU.
         config._compile_all_devices = True
         cache = allocated_static_cache(model, max_length, batch)
-        return PersistentCacheSession(model, cache, disable_compile=False, compile_config=config)
+        return PersistentCacheSession(
+            model, cache, self.chunk, disable_compile=False, compile_config=config
+        )
 
 
 def name_the_compilers_cache() -> None:
@@ -136,9 +138,9 @@ class OffloadedStatic(Strategy):
 
     def traffic(self, max_length: int) -> Traffic:
         """The whole allocation crosses the bus at every step."""
-        return physics.Offloaded(max_length)
+        return physics.Offloaded(max_length, prefill_chunk=self.chunk)
 
     def session(self, model: LoadedModel, max_length: int, batch: int = 1) -> Session:
         """Open a conversation; see :meth:`Strategy.session`."""
         cache = allocated_static_cache(model, max_length, batch, offloading=True)
-        return PersistentCacheSession(model, cache)
+        return PersistentCacheSession(model, cache, self.chunk)

@@ -48,12 +48,13 @@ class Vllm(Strategy):
     name: ClassVar[str] = "vllm"
     engine: ClassVar[str] = "vllm"
     prefix_caching: ClassVar[bool] = False
+    unchunked: ClassVar[str] = "has an engine that chooses its own passes over a prompt"
 
     def contradiction(self) -> str | None:
         """The attention is the engine's own."""
         if self.attention != AUTO:
             return f"{type(self).name} brings its own attention; leave attention out"
-        return None
+        return super().contradiction()
 
     def available(self, model: LoadedModel | None, device: str) -> str | None:
         """VLLM has an environment of its own."""

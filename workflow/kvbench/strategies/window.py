@@ -23,8 +23,9 @@ class SlidingWindow(Strategy):
     """Keeps the newest ``window`` tokens and drops the rest.
 
     The prompt is read with attention to all of it; what falls out of the window is dropped after
-    that, and every token decoded attends to the window, itself included. Keys keep the rotary angle
-    of the position at which they were computed, and new tokens count on from there: distances
+    that, and every token decoded attends to the window, itself included. Of a prompt read in chunks each
+    attends to itself and to what the window still holds, so that memory is bounded then too.
+    Keys keep the rotary angle of the position at which they were computed, and new tokens count on from there: distances
     inside the window are the true ones, and no angle is computed twice.
 
     The library's own ``DynamicSlidingWindowLayer`` serves models trained with a window, whose masks
@@ -59,15 +60,19 @@ class SlidingWindow(Strategy):
 
     def small(self) -> Strategy:
         """A window that a short conversation outgrows."""
-        return replace(self, window=8)
+        return replace(super().small(), window=8)
+
+    def lossless(self) -> Strategy:
+        """A window that no short conversation fills."""
+        return replace(self, window=1_000_000)
 
     def traffic(self, max_length: int) -> Traffic:
         """Sinks and window bound both size and traffic."""
-        return physics.Window(self.window, self.sinks)
+        return physics.Window(self.window, self.sinks, prefill_chunk=self.chunk)
 
     def session(self, model: LoadedModel, max_length: int, batch: int = 1) -> Session:
         """Open a conversation; see :meth:`Strategy.session`."""
-        return GenerateSession(model, lambda: self.cache(model))
+        return GenerateSession(model, lambda: self.cache(model), self.chunk)
 
     def cache(self, model: LoadedModel) -> Cache:
         """A new, empty cache of this kind."""
