@@ -25,8 +25,8 @@ class SlidingWindow(Strategy):
     The prompt is read with attention to all of it; what falls out of the window is dropped after
     that, and every token decoded attends to the window, itself included. Of a prompt read in chunks each
     attends to itself and to what the window still holds, so that memory is bounded then too.
-    Keys keep the rotary angle of the position at which they were computed, and new tokens count on from there: distances
-    inside the window are the true ones, and no angle is computed twice.
+    Keys keep the rotary angle of the position at which they were computed, and new tokens count on from
+    there: distances inside the window are the true ones, and no angle is computed twice.
 
     The library's own ``DynamicSlidingWindowLayer`` serves models trained with a window, whose masks
     say so; it keeps one token fewer and has no sinks. Layers of such a model keep whichever window is
