@@ -20,7 +20,7 @@ def draw(table: pd.DataFrame) -> Figure:
         return _kv.empty(QUESTION, "the log has no texts, or no sentence encoder was there")
     figure, (left, right) = plt.subplots(1, 2, figsize=(style.PAGE_WIDTH, 2.5))
     for column, label, colour, marker in (
-        ("exact_share", "exact repeats", "black", "o"),
+        ("exact_share", "in the cache word for word", "black", "o"),
         ("unguarded_share", "close enough", "grey", "s"),
         ("candidate_share", "close enough, guards agree", "green", "^"),
     ):

@@ -217,6 +217,7 @@ def advice(record: Mapping[str, Any], language: str) -> str:
         pays=verdicts.PAYS,
         little=verdicts.LITTLE,
         better=verdicts.BETTER_POLICY,
+        false_hits=verdicts.FALSE_HITS,
         sheet_threshold=semantic.SHEET_THRESHOLD,
     )
     return re.sub(r"\n{3,}", "\n\n", text)

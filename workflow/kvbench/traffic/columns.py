@@ -46,7 +46,7 @@ TABLES: Mapping[str, Mapping[str, str]] = {
     "semantic": {
         "threshold": "least cosine of a hit",
         "requests": "requests that the semantic part was replayed on",
-        "exact_share": "of these, repeats word for word in the same context",
+        "exact_share": "of these, word for word in the cache; what was answered alike is not",
         "candidate_share": "of these, answered alike after the guards: right or wrong is not known",
         "unguarded_share": "of these, with a stored question this close, before the guards",
         **{f"refused_{name}": f"pairs that the guard of {name} refuses" for name in GUARDS},
