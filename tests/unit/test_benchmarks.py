@@ -72,13 +72,12 @@ def generations(compare, slower: float, rounds: int = 20, count: int = 5, distur
                 seconds = weather * random.lognormal(0, 0.01)
                 seconds *= slower if name == compare.OPTIMUM else 1.0
                 times = {"e2e_s": seconds, "collector_s": 0.0}
+                times["disturbed"] = disturbed and name == compare.OPTIMUM
                 if name != compare.BARE:
                     times |= {"prefill_s": seconds / 20, "decode_s": seconds * 19 / 20}
                 if name == compare.OPTIMUM:
                     times["wall_s"] = seconds
                 entry[name] = times
-            if disturbed:
-                del entry[compare.OPTIMUM]
             entries.append(entry)
         played.append(compare.Played({}, entries))
     return played

@@ -81,8 +81,8 @@ AGREEMENT = 0.03
 GENERATIONS, FEWEST_ROUNDS = 5, 10
 OURS, BARE, OPTIMUM = "ours", "bare generate", "optimum-benchmark"
 
-#: What was timed of one call: seconds by the name of the time.
-Times = Mapping[str, float]
+#: What is known of one call: seconds by the name of the time, and whether it was disturbed.
+Times = Mapping[str, float | bool]
 
 
 # ------------------------------------------------------------------ the subjects, in their processes
@@ -355,7 +355,7 @@ class Played:
     facts:
         What was equal in all processes when they began.
     rounds:
-        Of each round the times of every subject that nothing disturbed.
+        Of each round the times of every subject, and whether another program disturbed it.
     undone:
         Subjects whose threads were no longer bound at the end, because another one had come.
     """
@@ -419,7 +419,7 @@ def _generation(folder: Path, number: int, count: int) -> Played:
         for index in range(count):
             order = rounds.drawn(list(workers), number, index)
             slots = rounds.play(workers, order, 1, watch)
-            played.append({slot["strategy"]: slot for slot in slots if not slot["disturbed"]})
+            played.append({slot["strategy"]: slot for slot in slots})
         undone = [name for name, now in _each(workers, "place").items() if now != places[name]]
     return Played(facts[OURS], played, undone)
 
@@ -442,12 +442,12 @@ def _prepare(folder: Path) -> None:
 
 
 def compare(played: Sequence[Played], name: str, key: str) -> paired.Paired | None:
-    """One subject's time over ours, paired within rounds; None where no round of both is undisturbed."""
+    """One subject's time over ours, paired within rounds; None where each was disturbed."""
     logs = [
         [
             paired.log_ratio([entry[name][key]], [entry[OURS][key]])
             for entry in one.rounds
-            if name in entry and OURS in entry
+            if not entry[name]["disturbed"] and not entry[OURS]["disturbed"]
         ]
         for one in played
     ]
@@ -464,7 +464,7 @@ def agreement(found: paired.Paired | None) -> str:
 
 def _shown(found: paired.Paired | None) -> str:
     if found is None:
-        return "no undisturbed round"
+        return "every round was disturbed"
     ends = found.interval
     return (
         f"{found.value:.4f} [{ends.low:.4f}, {ends.high:.4f}] of ours, smallest difference "
@@ -482,13 +482,14 @@ _WORDS = {
 def report(played: Sequence[Played]) -> list[str]:
     """The lines on all rounds; the last one is the verdict on the whole call."""
     entries = [entry for one in played for entry in one.rounds]
-    lines = []
+    clean = sum(not any(call["disturbed"] for call in entry.values()) for entry in entries)
+    lines = [f"{clean} of {len(entries)} rounds were undisturbed; medians are those of all rounds"]
     verdicts: dict[str, tuple[str, str]] = {}
     for key, title in {"e2e_s": "E2E", "prefill_s": "prefill", "decode_s": "decode"}.items():
         for name in SUBJECTS:
-            seconds = [entry[name][key] for entry in entries if key in entry.get(name, {})]
-            if not seconds:
+            if key not in entries[0][name]:
                 continue
+            seconds = [entry[name][key] for entry in entries]
             text = f"{title:8s}{name:18s} median {statistics.median(seconds):.4f} s"
             if name != OURS:
                 found = compare(played, name, key)
@@ -498,18 +499,15 @@ def report(played: Sequence[Played]) -> list[str]:
             lines.append(text)
     for name in sorted({name for one in played for name in one.undone}):
         lines.append(f"not bound to the end, for another thread had come: {name}")
-    theirs = [entry[OPTIMUM] for entry in entries if OPTIMUM in entry]
-    if theirs:
-        shares = [call["wall_s"] / call["e2e_s"] for call in theirs]
-        lines.append(
-            f"our clock around optimum-benchmark's calls: {statistics.median(shares):.5f} of what it "
-            f"reports (from {min(shares):.5f} to {max(shares):.5f})"
-        )
+    shares = [entry[OPTIMUM]["wall_s"] / entry[OPTIMUM]["e2e_s"] for entry in entries]
+    lines.append(
+        f"our clock around optimum-benchmark's calls: {statistics.median(shares):.5f} of what it "
+        f"reports (from {min(shares):.5f} to {max(shares):.5f})"
+    )
     for name in SUBJECTS:
-        calls = [entry[name] for entry in entries if name in entry]
-        if calls:
-            share = sum(c["collector_s"] for c in calls) / sum(c["e2e_s"] for c in calls)
-            lines.append(f"the garbage collector took {100 * share:.2f} % of the calls: {name}")
+        took = sum(entry[name]["collector_s"] for entry in entries)
+        share = took / sum(entry[name]["e2e_s"] for entry in entries)
+        lines.append(f"the garbage collector took {100 * share:.2f} % of the calls: {name}")
     lines.append(verdict_line(verdicts))
     return lines
 
