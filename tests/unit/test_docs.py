@@ -27,7 +27,7 @@ from kvbench.inputs import configuration, scenarios
 from kvbench.strategies import options
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIG = "config/README.md"
+CONFIG, CONFIG_PT = "config/README.md", "config/README.pt-BR.md"
 #: Where the strategies and studies are listed, and where the examples of additions stand.
 STRATEGIES, STRATEGIES_PT = "docs/strategies.md", "docs/strategies.pt-BR.md"
 EXAMPLES = "docs/adding.md"
@@ -38,6 +38,7 @@ DOCUMENTS = (
     *TRANSLATED,
     *(name.replace(".md", ".pt-BR.md") for name in TRANSLATED),
     CONFIG,
+    CONFIG_PT,
     "workflow/README.md",
     "profiles/README.md",
     "CHANGELOG.md",
@@ -70,6 +71,9 @@ def kind(rules: Mapping[str, Any]) -> str:
     if "const" in rules:
         return f"`{rules['const']}`"
     if "enum" in rules:
+        if {str(name).lower() for name in rules["enum"]} == {"true", "false"}:
+            # Snakemake's command line hands a switch on as text, in any case.
+            return "`true` or `false`"
         return " or ".join(f"`{name}`" for name in rules["enum"])
     named = rules.get("type", "any")
     named = [named] if isinstance(named, str) else named
@@ -109,6 +113,33 @@ def key_table(properties: Mapping[str, Any], required: list[str], leave_out: tup
             rules.get("description", ""),
         )
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+#: Words of a table of keys, in Portuguese; a key's description is said by the phrase book.
+PORTUGUESE = {
+    "whole number": "número inteiro",
+    "number": "número",
+    "text": "texto",
+    "mapping": "mapeamento",
+    "boolean": "booleano",
+    "list of": "lista de",
+    "or": "ou",
+    "all of them": "todos",
+    "required": "obrigatória",
+}
+_ENGLISH = re.compile(r"(?<![\w`])(" + "|".join(PORTUGUESE) + r")(?![\w`])")
+
+
+def key_table_pt(properties: Mapping[str, Any], required: list[str], leave_out: tuple = ()) -> str:
+    """The same table for readers of Portuguese."""
+    book = yaml.safe_load(text_of("docs/keys.pt.yaml"))
+    lines = ["| chave | aceita | padrão | significado |", "|---|---|---|---|"]
+    for line in key_table(properties, required, leave_out).splitlines()[2:]:
+        key, takes, usual, meaning = re.split(r" (?<!\\)\| ", line.removesuffix(" |"))
+        takes, usual = (_ENGLISH.sub(lambda m: PORTUGUESE[m[0]], cell) for cell in (takes, usual))
+        assert meaning in book, f"docs/keys.pt.yaml says nothing of {key}: {meaning}"
+        lines.append(f"{key} | {takes} | {usual} | {book[meaning]} |")
     return "\n".join(lines)
 
 
@@ -182,11 +213,13 @@ def study_options() -> str:
     return "\n".join(parts).rstrip()
 
 
-def object_table(schema: str, *path: str, leave_out: tuple = ()) -> str:
+def object_table(
+    schema: str, *path: str, leave_out: tuple = (), write: Callable[..., str] = key_table
+) -> str:
     rules = documents.schema(schema)
     for step in path:
         rules = rules[step] if step in rules else rules["properties"][step]
-    return key_table(rules["properties"], rules.get("required", []), leave_out)
+    return write(rules["properties"], rules.get("required", []), leave_out)
 
 
 def scenario_table(which: str) -> str:
@@ -219,6 +252,13 @@ TABLES = {
     "traffic": lambda: object_table("config", "traffic", leave_out=("logs",)),
     "logs": lambda: object_table("config", "traffic", "logs", "items"),
     "aa_test": lambda: object_table("config", "aa_test"),
+    "config pt": lambda: object_table(
+        "config", leave_out=("kv", "app", "traffic", "aa_test"), write=key_table_pt
+    ),
+    "kv pt": lambda: object_table("config", "kv", leave_out=("experiments",), write=key_table_pt),
+    "experiments pt": lambda: object_table(
+        "config", "kv", "experiments", "items", write=key_table_pt
+    ),
     "model": lambda: object_table("model"),
     "conversation": lambda: scenario_table("conversation"),
     "fixed": lambda: scenario_table("fixed"),
@@ -234,7 +274,7 @@ def with_tables(text: str) -> str:
     return _TABLE.sub(fresh, text)
 
 
-@pytest.mark.parametrize("name", [STRATEGIES, CONFIG])
+@pytest.mark.parametrize("name", [STRATEGIES, CONFIG, CONFIG_PT])
 def test_tables_of_keys_options_strategies_and_studies_equal_the_code(name):
     written, expected = text_of(name).splitlines(), with_tables(text_of(name)).splitlines()
     differing = [line for line in expected if line not in written]
@@ -490,5 +530,5 @@ def test_the_example_of_a_figure_draws(tmp_path, run_example):
 
 
 if __name__ == "__main__":
-    for document in (STRATEGIES, CONFIG):
+    for document in (STRATEGIES, CONFIG, CONFIG_PT):
         (ROOT / document).write_text(with_tables(text_of(document)), encoding="utf-8")
