@@ -181,7 +181,7 @@ def test_speedup_draws_the_interval_of_the_table(one):
 
 def test_speedup_takes_the_headline_from_the_model_nearest_to_the_published_one(one):
     text = words(module("kv_speedup").draw(*one))
-    assert "the source's turn: llama-3.2-1b-geometry" in text
+    assert "the source's turn: Llama-3.2-1B geometry" in text
 
 
 def test_several_machines_stand_in_one_figure():
