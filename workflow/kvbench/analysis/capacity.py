@@ -373,23 +373,8 @@ def fleet(
         if caching and (reused_share is None or held_share is None):
             row["reason"] = "the log does not show which prompts begin alike"
             continue
-        fitting = max(0, int(free // needed(1, 1.0)))
-        share = 1.0
-        if caching and held_share is not None and fitting:
-            # More conversations share more, so more fit: the largest number that still does.
-            most = max(1, most_concurrent)
-            if needed(most, held_share(most)) <= free:
-                # As many as the log has fit. Of more, each group of that size shares what the log
-                # showed, and nothing is assumed to be shared between the groups.
-                share = held_share(most)
-                fitting = int(free // (needed(most, share) / most))
-            else:
-                low, high = fitting, most
-                while low < high:
-                    middle = (low + high + 1) // 2
-                    fits = needed(middle, held_share(middle)) <= free
-                    low, high = (middle, high) if fits else (low, middle - 1)
-                fitting, share = low, held_share(low)
+        sharing = held_share if caching else None
+        fitting, share = _fitting(free, needed, sharing, max(1, most_concurrent))
         work = prefill_flops_reusing if caching else prefill_flops
         saved = float(reused_share or 0.0) if caching else 0.0
         row |= {
@@ -408,6 +393,34 @@ def fleet(
                 "the weights do not fit" if free <= 0 else "no conversation fits beside the weights"
             )
     return rows
+
+
+def _fitting(
+    free: float,
+    needed: Callable[[int, float], float],
+    held_share: Callable[[int], float] | None,
+    most: int,
+) -> tuple[int, float]:
+    """How many conversations fit into ``free`` bytes, and the share of their prompts that is held.
+
+    ``held_share`` is None where every conversation holds all of its own; else it was seen for up to
+    ``most`` conversations.
+    """
+    alone = max(0, int(free // needed(1, 1.0)))
+    if held_share is None or not alone:
+        return alone, 1.0
+    # More conversations share more, so more fit: the largest number that still does.
+    if needed(most, held_share(most)) <= free:
+        # As many as the log has fit. Of more, each group of that size shares what the log showed,
+        # and nothing is assumed to be shared between the groups.
+        share = held_share(most)
+        return int(free // (needed(most, share) / most)), share
+    low, high = alone, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = needed(middle, held_share(middle)) <= free
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return low, held_share(low)
 
 
 def _quantity(size: float | None) -> str:
