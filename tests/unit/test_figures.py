@@ -217,6 +217,15 @@ def test_unknown_strategy_gets_a_stable_look_of_its_own():
     assert new.marker not in {look.marker for look in looks.LOOKS.values()}
 
 
+def test_a_strategy_that_was_added_without_a_look_has_one_and_so_have_its_variants(monkeypatch):
+    monkeypatch.delitem(looks.LOOKS, "sliding_window")
+    added, variant = looks.look("sliding_window"), looks.look("sliding_window-w512")
+    assert added.label == "sliding window"
+    assert variant.label == "sliding window 512"
+    assert variant.marker != added.marker
+    assert looks.in_order(["sliding_window", "none"]) == ["none", "sliding_window"]
+
+
 def test_label_of_a_static_cache_says_whether_it_was_compiled():
     assert style.label("static", True) == "static (compiled)"
     assert style.label("static", np.bool_(False)) == "static (eager)"

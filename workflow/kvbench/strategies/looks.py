@@ -97,7 +97,8 @@ def look(strategy: str) -> Look:
         return LOOKS[strategy]
     number = crc32(strategy.encode())
     plain = _plain(strategy)
-    if plain is None:
+    if plain is None or plain == strategy:
+        # Nobody's variant: an id of an old record, or a strategy that was added without a look.
         label = strategy.replace("_", " ")
         return Look(
             _SPARE_COLOURS[number % len(_SPARE_COLOURS)],
