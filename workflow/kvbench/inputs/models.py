@@ -371,14 +371,16 @@ def unread_windows(model: PreTrainedModel, config: Any) -> list[str]:
     A checkpoint converted from another family may carry one. The library's caches and masks are made by
     it, also those of ``generate``, and drop keys that the model attends to when nothing is kept.
     """
-    source = Path(inspect.getfile(type(model))).read_text(encoding="utf-8")
-    return [
+    carried = [
         name
         for name in ("sliding_window", "attention_chunk_size")
         if getattr(config, name, None) is not None
         and name not in getattr(type(config), "__dataclass_fields__", {})
-        and name not in source
     ]
+    if not carried:
+        return []
+    source = Path(inspect.getfile(type(model))).read_text(encoding="utf-8")
+    return [name for name in carried if name not in source]
 
 
 def _fast_tokenizer(folder: Path) -> Any:
