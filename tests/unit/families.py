@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import metadata
 from typing import Any
 
 from kvbench.physics import Architecture
@@ -229,3 +230,9 @@ UNKNOWN: dict[str, dict[str, Any]] = {
     "cohere2": _SMALL | _ALTERNATING,
     "diffllama": _SMALL,
 }
+
+
+def library_at_least(*version: int) -> bool:
+    """Whether transformers is at least of a version."""
+    found = metadata.version("transformers").split(".")[: len(version)]
+    return tuple(map(int, found)) >= version

@@ -169,12 +169,6 @@ def test_an_architecture_survives_its_plain_form(family):
     assert Architecture.from_dict(arch.as_dict()) == arch
 
 
-def library_at_least(*version: int) -> bool:
-    """Whether transformers is at least of a version."""
-    found = metadata.version("transformers").split(".")[: len(version)]
-    return tuple(map(int, found)) >= version
-
-
 @cache
 def eager_model(family: str):
     """The same family with matrix products that torch's counter sees one by one."""
@@ -207,8 +201,8 @@ def test_flops_are_those_torch_counts(family, new, past, static):
     modelled = physics.forward_flops(
         arch, new, past, attended_tokens=lambda layer: traffic.attended(layer, new, past)
     )
-    # From transformers 5.20 on angles are multiplied without a matrix product, which nobody counts.
-    angles = arch.angles * new if library_at_least(5, 20) else 0
+    # From transformers 5.19 on angles are multiplied without a matrix product, which nobody counts.
+    angles = arch.angles * new if families.library_at_least(5, 19) else 0
     assert modelled - angles == counter.get_total_flops() - convolutions
 
 

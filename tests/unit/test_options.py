@@ -399,6 +399,8 @@ def test_the_flops_of_chunks_are_those_torch_counts(family, name):
         expected += physics.forward_flops(
             arch, new, past, 1, 1, lambda layer, n=new, p=past: traffic.attended(layer, n, p)
         )
+        # From transformers 5.19 on angles are multiplied without a matrix product, which nobody counts.
+        expected -= arch.angles * new if families.library_at_least(5, 19) else 0
         past += new
     assert counter.get_total_flops() == expected
 
