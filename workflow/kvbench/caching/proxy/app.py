@@ -559,10 +559,15 @@ class Proxy:
             if flight is not None:
                 self.metrics.joined.inc()
             elif exchange.reason not in _RENEWING:
-                # Another request's call may have ended while this one was looking.
+                # Another request's call may have ended while this one was looking, or even while it looks
+                # again: then its answer was kept behind that look, and a last one finds it.
+                ended = self._flights.ended
                 entry = await self._stored(question.exact)
-                made = _acceptable(entry, question, wish)[0] if entry is not None else None
                 flight = self._flights.get(question.exact)
+                if entry is None and flight is None and self._flights.ended != ended:
+                    entry = await self._stored(question.exact)
+                    flight = self._flights.get(question.exact)
+                made = _acceptable(entry, question, wish)[0] if entry is not None else None
                 if entry is not None and made is not None:
                     await self._send_stored(exchange, entry, question, made, "exact", 1.0)
                     return

@@ -182,6 +182,8 @@ class Flights:
         self._stopped = stopped
         self._flights: dict[str, Flight] = {}
         self._running: set[asyncio.Task[None]] = set()
+        #: Calls that have ended so far; what they gave is kept by then.
+        self.ended = 0
 
     def __len__(self) -> int:
         return len(self._running)
@@ -203,6 +205,7 @@ class Flights:
 
         def gone(_: asyncio.Task[None]) -> None:
             self._running.discard(task)
+            self.ended += 1
             if self._flights.get(key) is flight:
                 del self._flights[key]
 
