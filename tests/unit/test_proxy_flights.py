@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http.client
+import threading
 
 import fake_openai
 import openai
 import pytest
+from kvbench.caching.proxy import app
 from kvbench.caching.proxy.flights import Flight, Flights
 from kvbench.caching.proxy.upstream import Call
 from proxying import said, until
@@ -21,6 +23,32 @@ def test_twenty_equal_requests_at_once_make_one_call(start, upstream):
     until(lambda: client.metric("joined_total") == 19)
     upstream.release.set()
     assert {future.result().text for future in asked} == {fake_openai.answer_to("hello")}
+    assert upstream.calls == 1
+
+
+def test_a_request_whose_look_outlasts_another_call_finds_its_answer(start, upstream, monkeypatch):
+    client = start()
+    looks, empty, go = [], threading.Event(), threading.Event()
+    stored = app.Proxy._stored
+
+    async def slow(self, key):
+        found = await stored(self, key)
+        looks.append(found)
+        if len(looks) == 2:
+            # The first request looks for the last time before it would call.
+            empty.set()
+            while not go.is_set():
+                await asyncio.sleep(0.001)
+        return found
+
+    monkeypatch.setattr(app.Proxy, "_stored", slow)
+    (first,) = client.ask_at_once(1, "hello")
+    assert empty.wait(5)
+    assert client.ask("hello").cache == "miss"
+    until(lambda: len(client.proxy._flights) == 0)
+    go.set()
+    assert first.result().text == fake_openai.answer_to("hello")
+    assert looks[:2] == [None, None]
     assert upstream.calls == 1
 
 
