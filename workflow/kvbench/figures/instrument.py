@@ -42,7 +42,8 @@ def draw(aa_test: pd.DataFrame) -> Figure:
     handles: dict[str, object] = {}
     for (left, right), machine in zip(axes, machines, strict=True):
         found = rows[rows["machine"] == machine].sort_values("rounds")
-        _kv.head_panel(left, _kv.called(machine))
+        pairs = int(found["independent"].max())
+        _kv.head_panel(left, f"{_kv.called(machine)} · n = {pairs} independent pairs")
         _shares(left, found, handles)
         _curve(right, found[found["arm"] == instrument.SAME])
     _kv.finish_lines(figure, handles, QUESTION, "bar: 95 % interval; dashed: the aims")

@@ -119,7 +119,9 @@ def _spreads(ax: Axes, block: pd.DataFrame) -> None:
         ax.plot(alone, place, mfc="white", mew=0.9, **mark)
         ax.plot(ratio, place, mec="white", mew=0.4, **mark)
     ax.set_yticks(range(len(names)), [style.label(name) for name in names])
-    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.set_ylim(max(len(names), 1) - 0.5, -0.5)
+    # Room for the widest one's marker.
+    ax.margins(x=0.12)
     ax.set_xlim(left=0)
     ax.set_xlabel("spread from round to round (%)")
     ax.grid(axis="x", color="0.9", linewidth=0.6)
