@@ -291,7 +291,7 @@ def aa_table() -> pd.DataFrame:
             share = 0.04 if arm == "same" else (0.3, 0.6, 0.95)[number]
             rows.append(
                 {"machine": "here", "arm": arm, "slowdown": slowdown, "blocks": 1}
-                | {"rounds": length, "measuring_s": 0.4 * length, "share": share}
+                | {"rounds": length, "measuring_s": 0.4 * length, "share": share, "independent": 32}
                 | {"share_ci_low": share - 0.03, "share_ci_high": share + 0.03}
                 | {"smallest_slowdown": 0.2 / (number + 1) if arm == "same" else np.nan}
             )
@@ -301,6 +301,7 @@ def aa_table() -> pd.DataFrame:
 def test_the_instrument_shows_its_shares_and_the_curve_of_what_it_sees():
     figure = module("instrument").draw(aa_table())
     assert "slowdowns of 5 % found" in words(figure)
+    assert "n = 32 independent pairs" in words(figure)
     curve = figure.axes[1].lines[0]
     assert list(curve.get_xdata()) == [4.0, 12.0, 48.0]
     assert list(curve.get_ydata()) == sorted(curve.get_ydata(), reverse=True)
