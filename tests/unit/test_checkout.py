@@ -66,6 +66,23 @@ def test_the_temporary_folders_of_killed_snakemakes_are_removed_and_no_others(le
     assert (left / "somebody").exists()
 
 
+def test_a_private_folder_of_a_killed_job_is_removed_and_one_in_use_is_its_owner_s(
+    left, monkeypatch
+):
+    monkeypatch.chdir(left)
+    kept = checkout.scratch(left)
+    assert kept.stat().st_mode & 0o777 == 0o700
+    assert kept in checkout.leftovers(left)
+    checkout.enter(left)
+    assert not kept.exists()
+
+
+def test_a_private_folder_needs_no_checkout(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert checkout.scratch(tmp_path).is_dir()
+    assert not (tmp_path / ".snakemake").exists()
+
+
 def test_beside_another_snakemake_nothing_is_touched(left):
     other = os.open(left / ".snakemake/presence", os.O_RDWR | os.O_CREAT)
     fcntl.flock(other, fcntl.LOCK_SH)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -118,8 +119,22 @@ def measured(folder: Path) -> dict[str, int]:
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in cells}
 
 
+def turns(folder: Path) -> dict[str, list]:
+    """What every record of a block that is there has measured."""
+    cells = (folder / "results/cells/kv").rglob("*.json")
+    found = {str(path.relative_to(folder)): json.loads(path.read_text()) for path in cells}
+    return {name: record["turns"] for name, record in found.items() if record["status"] == "ok"}
+
+
+def unbooked(folder: Path) -> set[str]:
+    """Files whose job Snakemake had begun, and not booked: its next start deletes them."""
+    marks = (folder / ".snakemake" / "incomplete").rglob("*")
+    return {base64.urlsafe_b64decode(path.name).decode() for path in marks if path.is_file()}
+
+
 def settled(folder: Path) -> dict[str, int]:
     """The records whose job Snakemake has booked as finished: whole, and not to be measured again."""
+    begun = unbooked(folder)
     done = subprocess.run(
         [sys.executable, "-m", "snakemake", "--cores", "2", "--summary", *TINY, *TARGETS],
         cwd=folder,
@@ -131,7 +146,8 @@ def settled(folder: Path) -> dict[str, int]:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line.split("\t") for line in done.stdout.splitlines() if "\t" in line]
-    booked = {row[0] for row in rows if row[-1] == "no update"}
+    # The summary calls a file without a booking up to date, too.
+    booked = {row[0] for row in rows if row[-1] == "no update"} - begun
     return {name: moment for name, moment in measured(folder).items() if name in booked}
 
 
@@ -140,7 +156,7 @@ def killed(tmp_path_factory) -> tuple[Path, list[str]]:
     """A checkout after a run that was killed many times and then ended; with what went wrong."""
     folder = (tmp_path_factory.mktemp("kills") / "clone").resolve()
     copy_repository(folder)
-    draw, wrong, finished, before = random.Random(SEED), [], {}, {}
+    draw, wrong, finished, before, written = random.Random(SEED), [], {}, {}, {}
     for number in range(KILLS):
         way = WAYS[number % len(WAYS)]
         run = start(folder)
@@ -156,19 +172,22 @@ def killed(tmp_path_factory) -> tuple[Path, list[str]]:
         wrong += [
             f"{said}: {n} lost or measured twice" for n, t in finished.items() if now.get(n) != t
         ]
-        for name in now:
-            json.loads((folder / name).read_text())
+        # A record that was not booked is written once more: from the journal, with the same turns.
+        have = turns(folder)
+        wrong += [f"{said}: {n} measured twice" for n, t in written.items() if have.get(n, t) != t]
+        written |= have
         if now != before:
             finished, before = settled(folder), now
         if run.returncode == 0:
             # Over before its kill: begin again, so that there is something to stop.
             for path in ("results", ".snakemake", "logs"):
                 subprocess.run(["rm", "-rf", str(folder / path)], check=True)
-            finished, before = {}, {}
+            finished, before, written = {}, {}, {}
     done = finish(folder)
     assert done.returncode == 0, done.stdout[-6000:]
-    now = measured(folder)
+    now, have = measured(folder), turns(folder)
     wrong += [f"end: {n} lost or measured twice" for n, t in finished.items() if now.get(n) != t]
+    wrong += [f"end: {n} lost or measured twice" for n, t in written.items() if have.get(n) != t]
     return folder, wrong
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import secrets
 import select
 import shutil
 import signal
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -23,8 +25,12 @@ _OWNER = "KVBENCH_RUN"
 #: Where every Snakemake in a checkout holds a shared lock as long as it lives; holds the host of the
 #: last one that ran jobs.
 _PRESENCE = Path(".snakemake", "presence")
-#: The temporary folders of the Snakemakes of a checkout, one a line.
+#: The temporary folders of the runs of a checkout, one a line.
 _TEMPORARY = Path(".snakemake", "temporary")
+#: What the name of a folder made here begins with.
+_SCRATCH = "kvbench-"
+#: What the names of such folders begin with; nothing else is ever removed.
+_TEMPORARY_NAMES = ("snakemake", _SCRATCH)
 
 #: Folders of Snakemake's that every run writes in.
 _WRITTEN = ("incomplete", "locks", "log", "metadata", "scripts")
@@ -113,9 +119,31 @@ def begin() -> None:
 
 
 def note(temporary: Path, folder: Path = Path()) -> None:
-    """Note the temporary folder of this Snakemake, which a kill would leave behind."""
+    """Note a temporary folder of this run, which a kill would leave behind."""
     with contextlib.suppress(OSError), (folder / _TEMPORARY).open("a") as stream:
         stream.write(f"{temporary}\n")
+
+
+def scratch(parent: Path | None = None) -> Path:
+    """Make a private folder among the temporary files, which the next run removes if a kill leaves it.
+
+    Parameters
+    ----------
+    parent:
+        Where to make it; by default where temporary files go.
+
+    Returns
+    -------
+    pathlib.Path
+        The folder; whoever asked for it removes it.
+    """
+    while True:
+        path = (parent or Path(tempfile.gettempdir())) / f"{_SCRATCH}{secrets.token_hex(4)}"
+        # Noted first: a kill may come at any moment, and a folder that was never made does no harm.
+        note(path)
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(mode=0o700)
+            return path
 
 
 def _clear(folder: Path, handle: int) -> list[str]:
@@ -136,11 +164,11 @@ def _clear(folder: Path, handle: int) -> list[str]:
 
 
 def leftovers(folder: Path) -> Iterator[Path]:
-    """Files and folders that a killed run was still making, and Snakemake's temporary ones."""
+    """Files and folders that a killed run was still making, and the temporary ones of its jobs."""
     own = folder / ".snakemake"
     with contextlib.suppress(OSError):
         for line in (folder / _TEMPORARY).read_text().splitlines():
-            if Path(line).name.startswith("snakemake") and Path(line).is_dir():
+            if Path(line).name.startswith(_TEMPORARY_NAMES) and Path(line).is_dir():
                 yield Path(line)
     yield from [*own.glob("scripts/tmp*"), *own.glob("tmp.*")]
     for path in [*(folder / "results").rglob(".*.part"), *(folder / "results").rglob(".*.new")]:

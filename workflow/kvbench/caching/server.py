@@ -19,7 +19,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from kvbench import processes
+from kvbench import checkout, processes
 from kvbench.caching.addresses import label, without_secrets
 from kvbench.errors import InputError, Unsupported
 
@@ -278,10 +278,10 @@ def delete_prefix(client: redis.Redis, prefix: str) -> int:
 
 def _socket_folder(scratch: Path) -> Path:
     """Return a new private folder in which a socket path stays below the system's limit."""
-    room = len("/kv-xxxxxxxx/s")
+    room = len("/kvbench-xxxxxxxx/s")
     for parent in (str(scratch.resolve()), tempfile.gettempdir(), "/tmp"):
         if len(os.fsencode(parent)) + room <= _SOCKET_PATH_BYTES and os.access(parent, os.W_OK):
-            return Path(tempfile.mkdtemp(prefix="kv-", dir=parent))
+            return checkout.scratch(Path(parent))
     raise Unsupported("no temporary folder with a path short enough for a Unix socket")
 
 

@@ -143,4 +143,6 @@ class Worker:
     def _last_words(self) -> str:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=5)
+        # What it wrote last may still be on its way through the pipe.
+        self._listeners[-1].join(timeout=5)
         return (self._said[-1] if self._said else f"exit status {self._process.returncode}")[:300]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from kvbench import physics
+from kvbench import checkout, physics
 from kvbench.engines import vllm
 from kvbench.inputs.models import LoadedModel
 from kvbench.physics import Traffic
@@ -87,7 +86,7 @@ class _VllmSession(Session):
         import torch
 
         self._block_size = strategy.block_size
-        self._scratch = Path(tempfile.mkdtemp(prefix="kvbench-vllm-"))
+        self._scratch = checkout.scratch()
         try:
             self._worker = vllm.Worker(
                 model=str(_checkpoint(model, self._scratch)),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-import tempfile
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from kvbench import checkout
 from kvbench.caching import policies
 
 #: Policies that libCacheSim has and that give the same number of hits, request by request; S3-FIFO
@@ -83,7 +84,7 @@ class Stream:
     def __init__(self, keys: np.ndarray) -> None:
         self._keys = keys
         self._list: Sequence[int] | None = None
-        self._folder: tempfile.TemporaryDirectory | None = None
+        self._folder: Path | None = None
         self._trace: Path | None = None
 
     def __enter__(self) -> Stream:
@@ -91,7 +92,7 @@ class Stream:
 
     def __exit__(self, *_exc) -> None:
         if self._folder is not None:
-            self._folder.cleanup()
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def hits(self, policy: str, capacity: int, *, own: bool = False) -> int:
         """Requests found in a cache of ``capacity`` equal entries that begins empty."""
@@ -115,8 +116,8 @@ class Stream:
     def _file(self) -> Path:
         """The stream with the place of each key's next use, which Belady's policy reads."""
         if self._trace is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="kvbench-")
-            self._trace = Path(self._folder.name) / "stream.oracleGeneral"
+            self._folder = checkout.scratch()
+            self._trace = self._folder / "stream.oracleGeneral"
             count = len(self._keys)
             layout = [("time", "<u4"), ("key", "<u8"), ("size", "<u4"), ("next", "<i8")]
             rows = np.zeros(count, dtype=layout)

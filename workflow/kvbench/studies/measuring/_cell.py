@@ -7,7 +7,6 @@ import json
 import logging
 import math
 import shutil
-import tempfile
 import time
 import traceback
 import zlib
@@ -15,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kvbench import documents, processes, records, studies
+from kvbench import checkout, documents, processes, records, studies
 from kvbench.caching import addresses
 from kvbench.errors import InputError, Unsupported
 from kvbench.measurement import lock, noise
@@ -88,7 +87,7 @@ def run(
         "wall_s": 0.0,
     }
     # A short path: the address of a Unix socket has room for about a hundred characters.
-    scratch = Path(tempfile.mkdtemp(prefix="kvbench-"))
+    scratch = checkout.scratch()
     guard = lock.machine() if timed else contextlib.nullcontext(0.0)
     try:
         with processes.sigterm_as_exit(), guard as waited:
