@@ -9,6 +9,7 @@ rule measure_app_cell:
         "results/cells/app/{study}/{cell}.json",
     log:
         "logs/cells/app/{study}/{cell}.log",
+    priority: app_priority
     conda:
         "../../envs/app.yaml"
     threads: app_threads

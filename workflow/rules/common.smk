@@ -319,6 +319,11 @@ def app_threads(wildcards):
     return workflow.cores if app_cell(wildcards).timed else 1
 
 
+def app_priority(wildcards):
+    """Timed cells first: they need the whole machine, and what is left can then be done side by side."""
+    return 1 if app_cell(wildcards).timed else 0
+
+
 def app_inputs(wildcards):
     """The local model, for the studies that put a cache in front of one."""
     if not studies.get(wildcards.study).needs_model:
