@@ -6,6 +6,7 @@ a change there, ``PYTHONPATH=workflow python tests/unit/test_docs.py`` writes th
 
 from __future__ import annotations
 
+import functools
 import gc
 import inspect
 import json
@@ -32,13 +33,15 @@ CONFIG, CONFIG_PT = "config/README.md", "config/README.pt-BR.md"
 STRATEGIES, STRATEGIES_PT = "docs/strategies.md", "docs/strategies.pt-BR.md"
 EXAMPLES = "docs/adding.md"
 #: Every page that there is in English and in Portuguese, found by its name.
-TRANSLATED = ("README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))
+TRANSLATED = (
+    "README.md",
+    "config/README.md",
+    *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))),
+)
 TRANSLATED = tuple(name for name in TRANSLATED if not name.endswith(".pt-BR.md"))
 DOCUMENTS = (
     *TRANSLATED,
     *(name.replace(".md", ".pt-BR.md") for name in TRANSLATED),
-    CONFIG,
-    CONFIG_PT,
     "workflow/README.md",
     "profiles/README.md",
     "CHANGELOG.md",
@@ -127,20 +130,46 @@ PORTUGUESE = {
     "or": "ou",
     "all of them": "todos",
     "required": "obrigatória",
+    "every one of the library's": "toda estratégia da biblioteca",
+    "at least": "de no mínimo",
+    "at most": "no máximo",
+    "and": "e",
+    "a": "um",
 }
 _ENGLISH = re.compile(r"(?<![\w`])(" + "|".join(PORTUGUESE) + r")(?![\w`])")
+#: Heads of the tables, in Portuguese.
+HEADS_PT = {
+    "key": "chave",
+    "strategy": "estratégia",
+    "option": "opção",
+    "in ids": "nos ids",
+    "takes": "aceita",
+    "default": "padrão",
+    "meaning": "significado",
+}
+
+
+def in_portuguese(table: str) -> str:
+    """A table of keys or options for readers of Portuguese; the last column is its meaning."""
+    book = yaml.safe_load(text_of("docs/keys.pt.yaml"))
+    head, rule, *rows = table.splitlines()
+    lines = [" | ".join(HEADS_PT.get(cell, cell) for cell in cells_of(head)), rule]
+    for row in rows:
+        *cells, meaning = cells_of(row)
+        cells = [_ENGLISH.sub(lambda m: PORTUGUESE[m[0]], cell) for cell in cells]
+        assert meaning in book, f"docs/keys.pt.yaml says nothing of {cells[0]}: {meaning}"
+        lines.append(" | ".join([*cells, book[meaning]]))
+    return "\n".join(line if line == rule else f"| {line} |" for line in lines)
+
+
+def cells_of(row: str) -> list[str]:
+    """The cells of a line of a Markdown table."""
+    return re.split(r" (?<!\\)\| ", row.removeprefix("| ").removesuffix(" |"))
 
 
 def key_table_pt(properties: Mapping[str, Any], required: list[str], leave_out: tuple = ()) -> str:
     """The same table for readers of Portuguese."""
-    book = yaml.safe_load(text_of("docs/keys.pt.yaml"))
-    lines = ["| chave | aceita | padrão | significado |", "|---|---|---|---|"]
-    for line in key_table(properties, required, leave_out).splitlines()[2:]:
-        key, takes, usual, meaning = re.split(r" (?<!\\)\| ", line.removesuffix(" |"))
-        takes, usual = (_ENGLISH.sub(lambda m: PORTUGUESE[m[0]], cell) for cell in (takes, usual))
-        assert meaning in book, f"docs/keys.pt.yaml says nothing of {key}: {meaning}"
-        lines.append(f"{key} | {takes} | {usual} | {book[meaning]} |")
-    return "\n".join(lines)
+    return in_portuguese(key_table(properties, required, leave_out))
 
 
 def first_sentence(text: str) -> str:
@@ -201,16 +230,24 @@ def study_table() -> str:
     return "\n".join(lines)
 
 
-def study_options() -> str:
+def study_options(
+    questions: Mapping[str, str] | None = None, write: Callable[..., str] = key_table
+) -> str:
+    """One section per study; questions in another language may be given."""
     parts = []
     for name in studies.names():
         study = studies.get(name)
+        question = questions[name] if questions else study.question
         required = study.options.get("required", [])
         parts.append(
-            f"### {name}\n\n{study.question}\n\n"
-            f"{key_table(study.options['properties'], required)}\n"
+            f"### {name}\n\n{question}\n\n{write(study.options['properties'], required)}\n"
         )
     return "\n".join(parts).rstrip()
+
+
+def questions_pt() -> dict[str, str]:
+    """Study to its question, as the Portuguese list of studies asks it."""
+    return dict(re.findall(r"^\| `(\w+)` \| ([^|]+\?) \|$", text_of(STRATEGIES_PT), re.M))
 
 
 def object_table(
@@ -222,7 +259,7 @@ def object_table(
     return write(rules["properties"], rules.get("required", []), leave_out)
 
 
-def scenario_table(which: str) -> str:
+def scenario_table(which: str, write: Callable[..., str] = key_table) -> str:
     rules = documents.schema("scenario")
     variant = next(
         one["then"] for one in rules["allOf"] if one["if"]["properties"]["kind"]["const"] == which
@@ -237,32 +274,35 @@ def scenario_table(which: str) -> str:
             properties |= {f"{key}[].{name}": own for name, own in items.items()}
     needed = [*rules["required"], *variant["required"]]
     needed += [key for key in properties if "[]." in key]
-    return key_table(properties, needed)
+    return write(properties, needed)
 
 
 TABLES = {
     "strategies": strategy_table,
     "strategy options": option_table,
+    "strategy options pt": lambda: in_portuguese(option_table()),
     "studies": study_table,
     "study options": study_options,
-    "config": lambda: object_table("config", leave_out=("kv", "app", "traffic", "aa_test")),
-    "kv": lambda: object_table("config", "kv", leave_out=("experiments",)),
-    "experiments": lambda: object_table("config", "kv", "experiments", "items"),
-    "app": lambda: object_table("config", "app"),
-    "traffic": lambda: object_table("config", "traffic", leave_out=("logs",)),
-    "logs": lambda: object_table("config", "traffic", "logs", "items"),
-    "aa_test": lambda: object_table("config", "aa_test"),
-    "config pt": lambda: object_table(
-        "config", leave_out=("kv", "app", "traffic", "aa_test"), write=key_table_pt
-    ),
-    "kv pt": lambda: object_table("config", "kv", leave_out=("experiments",), write=key_table_pt),
-    "experiments pt": lambda: object_table(
-        "config", "kv", "experiments", "items", write=key_table_pt
-    ),
-    "model": lambda: object_table("model"),
-    "conversation": lambda: scenario_table("conversation"),
-    "fixed": lambda: scenario_table("fixed"),
+    "study options pt": lambda: study_options(questions_pt(), key_table_pt),
 }
+#: Tables of keys: name to schema, path in it, and keys that have a table of their own.
+KEYS = {
+    "config": (("config",), ("kv", "app", "traffic", "aa_test")),
+    "kv": (("config", "kv"), ("experiments",)),
+    "experiments": (("config", "kv", "experiments", "items"), ()),
+    "app": (("config", "app"), ()),
+    "traffic": (("config", "traffic"), ("logs",)),
+    "logs": (("config", "traffic", "logs", "items"), ()),
+    "aa_test": (("config", "aa_test"), ()),
+    "model": (("model",), ()),
+}
+for end, write in (("", key_table), (" pt", key_table_pt)):
+    for name, (where, leave_out) in KEYS.items():
+        TABLES[name + end] = functools.partial(
+            object_table, *where, leave_out=leave_out, write=write
+        )
+    for name in ("conversation", "fixed"):
+        TABLES[name + end] = functools.partial(scenario_table, name, write)
 
 
 def with_tables(text: str) -> str:
@@ -287,6 +327,29 @@ def test_tables_of_keys_options_strategies_and_studies_equal_the_code(name):
 def test_every_table_stands_in_a_document():
     marked = {match[2] for name in DOCUMENTS for match in _TABLE.finditer(text_of(name))}
     assert marked == set(TABLES)
+
+
+def test_the_portuguese_page_of_configuration_has_every_table_of_the_english_one():
+    english, portuguese = ([m[2] for m in _TABLE.finditer(text_of(n))] for n in (CONFIG, CONFIG_PT))
+    assert [f"{name} pt" for name in english] == portuguese
+
+
+def test_what_a_key_takes_is_said_in_portuguese():
+    rows = [line for line in text_of(CONFIG_PT).splitlines() if line.startswith("| `")]
+    cells = [re.sub("`[^`]+`", "", cell) for row in rows for cell in cells_of(row)[:-1]]
+    assert not [cell for cell in cells if _ENGLISH.search(cell)]
+
+
+def test_a_key_without_portuguese_is_named():
+    table = key_table({"new": {"type": "integer", "description": "Not told yet."}}, [])
+    with pytest.raises(AssertionError, match=r"`new`.*Not told yet"):
+        in_portuguese(table)
+
+
+def test_the_portuguese_of_a_key_that_is_gone_is_gone():
+    said = {cells_of(line)[-1] for line in text_of(CONFIG_PT).splitlines() if line.startswith("|")}
+    book = yaml.safe_load(text_of("docs/keys.pt.yaml"))
+    assert {meaning for meaning in book.values() if meaning not in said} == set()
 
 
 @pytest.mark.parametrize("strategy", strategies.names())
