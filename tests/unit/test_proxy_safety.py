@@ -116,7 +116,7 @@ def test_a_proxy_in_front_of_itself_is_refused_at_start():
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         port = holder.getsockname()[1]
-    for host in ("127.0.0.1", "localhost"):
+    for host in ("127.0.0.1", "localhost", "0.0.0.0", "[::ffff:127.0.0.1]", "2130706433"):
         settings = proxies.Settings(upstream=f"http://{host}:{port}/v1", port=port)
         with pytest.raises(InputError, match="is the proxy itself"):
             settings.check()
@@ -529,6 +529,15 @@ def test_a_request_beside_a_text_that_is_being_encoded_is_not_held_up(start, ups
     assert time.monotonic() - began < 5
     go_on.set()
     assert slow.result().status == 200
+
+
+def test_what_the_encoder_does_not_read_takes_no_place_in_the_index(start):
+    client = start(threshold=0.9)
+    unread = "a" * 100_000
+    client.ask(unread)
+    assert client.proxy._semantic.footprint() == (0, 0)
+    assert client.ask("b" * 100_000).cache == "miss"
+    assert client.ask(unread).headers["x-cache-kind"] == "exact"
 
 
 def test_the_vector_index_is_bounded_in_bytes(start, upstream):

@@ -268,6 +268,20 @@ def test_a_read_only_replica_is_refused_with_its_own_reason(guarded, tmp_path):
         pass
 
 
+def test_an_account_that_may_run_no_script_gives_no_times(guarded, tmp_path):
+    """The layered cache writes by a script: without it every answer would come from the source."""
+    admin, url = guarded
+    admin.execute_command(
+        *("ACL", "SETUSER", "plain", "on", ">word", "~*", "&*", "+@all", "-@scripting")
+    )
+    study = studies.get("layered")
+    planned = study.plan(study_runs.options("layered", **ON_A_SERVER["layered"]))
+    cell = next(cell for cell in planned.values() if cell.timed)
+    account = url.replace("//:open%20sesame@", "//plain:word@")
+    with pytest.raises(ServerRefused, match="no permissions to run the 'evalsha' command"):
+        study.measure(cell.factors, studies.Context(tmp_path, 3, server_url=account))
+
+
 #: Studies that ask a server which is not theirs alone, in their smallest form.
 ON_A_SERVER = {
     "layered": {"rounds": 1, "workers": [1], "service_ms": [0.1]},

@@ -68,6 +68,7 @@ class Semantic:
             guards=guards,
             fits=encoder.fits,
         )
+        self._fits = encoder.fits
         self._most = settings.max_encoding
         self._waiting = 0
         #: Keys deleted while the index is built again, or None when it is not.
@@ -89,7 +90,7 @@ class Semantic:
 
     async def add(self, text: str, context: str, key: str, ttl_s: float) -> None:
         """Note that the answer to a question is stored under ``key``."""
-        await self._run(self._cache.put, text, key, context, ttl_s)
+        await self._run(self._put, text, key, context, ttl_s)
 
     async def forget(self, text: str, context: str) -> None:
         """Drop a question whose answer is gone."""
@@ -120,7 +121,7 @@ class Semantic:
                     continue
                 arguments = one.text, one.key, one.context, life_s
                 with suppress(ValueError, RuntimeError):
-                    await loop.run_in_executor(self._thread, self._cache.put, *arguments)
+                    await loop.run_in_executor(self._thread, self._put, *arguments)
                 if one.key in self._restoring:
                     forget = self._cache.invalidate, one.text, one.context
                     await loop.run_in_executor(self._thread, *forget)
@@ -138,6 +139,14 @@ class Semantic:
     def close(self) -> None:
         """Let the thread end."""
         self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _put(self, text: str, key: str, context: str, ttl_s: float) -> None:
+        """Index a question, unless the encoder does not read all of it.
+
+        The store already answers its exact repeat; here it would only take the place of others.
+        """
+        if self._fits(text):
+            self._cache.put(text, key, context, ttl_s)
 
     async def _run(self, action: Callable[..., Any], *arguments: Any) -> Any:
         """Run in the thread; None if too many wait for it, or the text has no direction."""

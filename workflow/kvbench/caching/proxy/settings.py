@@ -238,11 +238,25 @@ def _option(name: str) -> str:
 
 
 def _addresses(host: str) -> set[str]:
-    """Return the addresses of a host; none if it cannot be resolved now."""
+    """Return where a connection to a host goes, in one spelling; nowhere if it is unknown now."""
     try:
-        return {str(found[4][0]) for found in socket.getaddrinfo(host, None)}
+        found = {str(found[4][0]) for found in socket.getaddrinfo(host, None)}
     except (OSError, UnicodeError):
         return set()
+    return {_reached(address) for address in found}
+
+
+def _reached(address: str) -> str:
+    """Return the address that answers for another: an IPv4 one in IPv6's dress, or "everywhere"."""
+    try:
+        plain = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    plain = getattr(plain, "ipv4_mapped", None) or plain
+    if plain.is_unspecified:
+        # Whoever connects to all addresses of this machine reaches its loopback one.
+        return "127.0.0.1" if plain.version == 4 else "::1"
+    return str(plain)
 
 
 def _is_everywhere(host: str) -> bool:
