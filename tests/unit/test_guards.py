@@ -50,6 +50,9 @@ def agree(asked, stored):
         ("numbers", "What does 5 MB cost?", "What does 5 GB cost?"),
         ("numbers", "Quanto são R$ 10?", "Quanto são US$ 10?"),
         ("numbers", "dois dias de férias", "três dias de férias"),
+        ("numbers", "Can I carry 1.000 kg?", "Can I carry 1000 kg?"),
+        ("numbers", "1.500 kg", "1,500 kg"),
+        ("numbers", "NZ$ 50", "$ 50"),
         ("names", "Quem é minha avó?", "Quem é meu avô?"),
         ("names", "What does 😀 mean?", "What does 😢 mean?"),
         ("names", "Vou de Natal para Recife", "Vou de Recife para Natal"),
@@ -72,11 +75,28 @@ def test_two_questions_that_differ_in_one_word_are_two(guard, asked, stored):
         ("vinte e um dias", "21 dias"),
         ("It takes twenty-one days", "it takes 21 days"),
         ("5 mil reais", "R$ 5.000"),
+        ("USD 1,000.00", "USD 1000"),
+        ("US$ 1.000,00", "1000 dólares"),
+        ("EUR 0,50", "0.5 €"),
+        ("BRL 2 500", "R$ 2.500,00"),
+        ("What do 1,000.0 kg cost?", "What do 1000 kg cost?"),
     ],
 )
 def test_one_amount_has_many_formats(first, second):
     assert guards.numbers_agree(first, second)
     assert guards.numbers_agree(second, first)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("What is 1.000 for?", 1.0),
+        ("Para que serve 1.000?", 1000.0),
+        ("What is 1,000 for?", 1000.0),
+    ],
+)
+def test_the_language_says_whether_a_mark_groups_or_divides(text, value):
+    assert guards.numbers(text) == [value]
 
 
 def test_the_held_out_pairs_are_fifty_and_none_of_them_is_one_that_lists_were_mended_by():

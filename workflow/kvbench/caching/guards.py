@@ -34,8 +34,13 @@ _CONTENT = 4
 
 _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*|\d+(?:[.,]\d+)*")
 _NUMERAL = re.compile(r"\d+(?:[.,]\d+)*")
-_MONEY = re.compile(r"(?:r\$|us\$|[$€£¥])\s*$", re.IGNORECASE)
-_AFTER = re.compile(r"\s?(%|°[cf]\b|[^\W\d_]+)", re.IGNORECASE)
+#: A sign of money ("R$", "A$", "€"), or three letters that may be the code of a currency.
+_BEFORE = re.compile(r"(?<![^\W\d_])([^\W\d_]{0,3}[$€£¥]|[^\W\d_]{3})\s?$")
+_SIGN = re.compile(r"(?<![^\W\d_])[^\W\d_]{0,3}[$€£¥]")
+_AFTER = re.compile(r"\s?(%|°[cf]\b|[^\W\d_]{0,3}[$€£¥]|[^\W\d_]+)", re.IGNORECASE)
+#: Thousands apart by a blank: by one that does not break anywhere, by any beside money or a unit.
+_NO_BREAK = re.compile(r"(?<![\d.,])\d{1,3}(?:[\u00a0\u2009\u202f]\d{3})+(?!\d)")
+_BLANKS = re.compile(r"(?<![\d.,])(?<!\d )\d{1,3}(?: \d{3})+(?! ?\d)")
 _GROUPED = re.compile(r"\d{1,3}(?:([.,])\d{3})(?:\1\d{3})*")
 
 _KEYS = frozenset(
@@ -45,6 +50,7 @@ _KEYS = frozenset(
         "joiners",
         "language",
         "markers",
+        "money",
         "negating_endings",
         "negators",
         "numbers",
@@ -79,6 +85,7 @@ class Language:
     numbers: Mapping[str, int]
     scales: Mapping[str, int]
     units: Mapping[str, str]
+    money: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -147,6 +154,7 @@ def load(path: Path) -> Language:
             units={
                 fold(word): unit for unit, words in lists["units"].items() for word in words.split()
             },
+            money=frozenset(lists["money"].split()),
         )
     except (AttributeError, TypeError, ValueError) as error:
         raise InputError(f"{path}: a list of words is no text ({error})") from error
@@ -217,48 +225,80 @@ def numbers(text: str) -> list[float]:
 @lru_cache(maxsize=1024)
 def quantities(text: str) -> tuple[tuple[str, str], ...]:
     """Return amount and unit ("" if it has none) of every number of a text."""
-    text = unicodedata.normalize("NFC", text)
     known = languages_of(text)
     units = {word: unit for language in languages() for word, unit in language.units.items()}
     scales = {word: value for language in languages() for word, value in language.scales.items()}
     scales |= {"k": 1000}
+    money = {unit for language in languages() for unit in language.money}
+    text = _joined(unicodedata.normalize("NFC", text), units, money)
     found = []
     for match in _NUMERAL.finditer(text):
-        before, after = _MONEY.search(text[: match.start()]), _AFTER.match(text, match.end())
+        after = _AFTER.match(text, match.end())
         word = fold(after[1]) if after else ""
         scale = scales.get(word)
         if scale is not None and after is not None:
             after = _AFTER.match(text, after.end())
             word = fold(after[1]) if after else ""
-        unit = units.get(word, "")
-        if before is not None:
-            unit = units.get(fold(before[0].strip()), unit)
-        amount = _amount(match[0], known, measured=bool(unit))
-        if scale is not None and amount.count(".") < 2:
-            amount = _written(float(amount) * scale)
+        unit = _currency(text[: match.start()], units, money) or units.get(word, "")
+        amount = _amount(match[0], known, measured=bool(unit), money=unit in money)
+        if scale is not None and amount.count(".") + amount.count(",") < 2:
+            amount = _written(float(amount.replace(",", ".")) * scale)
         found.append((amount, unit))
     return tuple(found + [(_written(value), unit) for value, unit in _spelt(text, units, scales)])
 
 
-def _amount(numeral: str, known: tuple[Language, ...], measured: bool) -> str:
-    """Return one spelling of a number: ``1000``, ``2.5``; versions stay as they are."""
+def _currency(before: str, units: Mapping[str, str], money: Collection[str]) -> str:
+    """Return the currency whose sign or code ends a text, or nothing."""
+    found = _BEFORE.search(before)
+    if found is None:
+        return ""
+    unit = units.get(fold(found[1]), "")
+    if unit in money:
+        return unit
+    # A sign that no list has is a currency of its own.
+    return "" if found[1].isalpha() else fold(found[1])
+
+
+def _joined(text: str, units: Mapping[str, str], money: Collection[str]) -> str:
+    """Return a text whose numbers hold no blanks between their thousands."""
+
+    def join(match: re.Match[str]) -> str:
+        after = _AFTER.match(text, match.end())
+        named = after is not None and fold(after[1]) in units
+        if named or _currency(text[: match.start()], units, money):
+            return match[0].replace(" ", "")
+        return match[0]
+
+    text = _NO_BREAK.sub(lambda match: "".join(filter(str.isdigit, match[0])), text)
+    return _BLANKS.sub(join, text)
+
+
+def _amount(numeral: str, known: tuple[Language, ...], measured: bool, money: bool) -> str:
+    """Return one spelling of a number: ``1000``, ``2.5``; versions stay as they are.
+
+    The language of the text says whether the mark in ``1.000`` groups or divides. Where it divides,
+    money keeps its three decimals, so that "R$ 1,000", copied from an English text, is neither 1
+    nor 1000. Where no language is known, money has no three decimals, and what is measured otherwise
+    stays as it is written, equal to itself only.
+    """
     marks = [mark for mark in numeral if mark in ".,"]
     decimal = known[0].decimal if len(known) == 1 else ""
     grouped = _GROUPED.fullmatch(numeral)
+    divides = grouped is not None and len(marks) == 1 and grouped[1] == decimal
     if len(set(marks)) == 2:
         # The last mark is the decimal one: 1.000,50 and 1,000.50.
         plain = numeral.replace(marks[0], "").replace(marks[-1], ".")
-    elif grouped and (len(marks) > 1 or measured or (decimal and grouped[1] != decimal)):
+    elif grouped and len(marks) == 1 and not decimal and measured and not money:
+        return numeral
+    elif grouped and not divides and (len(marks) > 1 or decimal or money):
         plain = re.sub("[.,]", "", numeral)
-    elif len(marks) > 1:
-        return numeral.replace(",", ".")
     else:
         plain = numeral.replace(",", ".")
     if plain.count(".") > 1:
         return plain
     whole, point, fraction = plain.partition(".")
     whole = whole.lstrip("0") or "0"
-    if measured:
+    if measured and not (divides and money):
         fraction = fraction.rstrip("0")
     return whole + (point + fraction if fraction else "")
 
@@ -326,6 +366,14 @@ def names_agree(asked: str, stored: str) -> bool:
 
 
 def _names(text: str) -> list[str]:
+    # "USD" and "R$" are compared where amounts are.
+    text = _SIGN.sub(" ", text)
+    codes = {
+        word
+        for language in languages()
+        for word, unit in language.units.items()
+        if unit in language.money
+    }
     names = []
     for sentence in re.split(r"(?<=[.!?:])\s+", text):
         words = [word for word in _words(sentence) if not word[0].isdigit()]
@@ -333,6 +381,7 @@ def _names(text: str) -> list[str]:
             word
             for place, word in enumerate(words)
             if word not in ("I", "I'm", "I've", "I'd", "I'll")
+            and not (word.isupper() and fold(word) in codes)
             and ((len(word) > 1 and word.isupper()) or (place > 0 and word[0].isupper()))
         ]
     return names
