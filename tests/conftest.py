@@ -10,12 +10,21 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Read by OpenMP when torch is first imported; the machine is shared with other tests.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Another ninja than the one beside this interpreter would compile quanto's extension again.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+
+# Here, so that a file's properties are tried alike whichever files are collected beside it. How long an
+# example takes depends on what else the machine does, and the same examples come in every run; others
+# come with --hypothesis-seed.
+settings.register_profile(
+    "patient", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("patient")
 
 ROOT = Path(__file__).resolve().parents[1]
 

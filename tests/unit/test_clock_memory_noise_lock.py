@@ -31,6 +31,7 @@ def child():
         started.append(
             subprocess.Popen(
                 [sys.executable, "-c", program, *arguments],
+                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
                 env={**os.environ, "PYTHONPATH": str(WORKFLOW)},
@@ -42,6 +43,7 @@ def child():
     for process in started:
         process.kill()
         process.wait()
+        process.stdin.close()
         process.stdout.close()
 
 
@@ -208,35 +210,56 @@ def test_waiting_ends_with_the_first_quiet_window(monkeypatch):
 
 def test_no_wait_is_no_wait(monkeypatch):
     monkeypatch.setattr(noise, "read", None)
-    assert noise.wait_for_quiet(0.0) < 0.1
+    noise.wait_for_quiet(0.0)
 
 
 # Lock -----------------------------------------------------------------------------------------
 
 _HOLDER = """
-import sys, time
+import sys
 from pathlib import Path
 from kvbench.measurement import lock
 with lock.machine(Path(sys.argv[1])):
     print("held", flush=True)
-    time.sleep(float(sys.argv[2]))
+    sys.stdin.readline()
     Path(sys.argv[1] + ".left").touch()
 """
 
 
-def test_a_second_process_waits_until_the_first_has_finished(child, tmp_path):
+@pytest.fixture
+def let_go(monkeypatch):
+    """Return a function: whoever waits for the lock tells this holder, at the first pause, to leave."""
+
+    def let_go(holder: subprocess.Popen) -> list[float]:
+        pauses: list[float] = []
+        pause = time.sleep
+
+        def sleep(seconds: float) -> None:
+            if not pauses:
+                holder.stdin.write("go\n")
+                holder.stdin.flush()
+            pauses.append(seconds)
+            pause(seconds)
+
+        monkeypatch.setattr(lock.time, "sleep", sleep)
+        return pauses
+
+    return let_go
+
+
+def test_a_second_process_waits_until_the_first_has_finished(child, let_go, tmp_path):
     path = tmp_path / "lock"
-    holder = child(_HOLDER, str(path), "0.4")
+    holder = child(_HOLDER, str(path))
     assert holder.stdout.readline() == "held\n"
-    assert not Path(f"{path}.left").exists()
+    pauses = let_go(holder)
     with lock.machine(path, poll_s=0.01) as waited:
         assert Path(f"{path}.left").exists()
-    assert waited > 0.05
+    assert waited >= sum(pauses) >= 0.01
 
 
 def test_a_holder_that_is_killed_gives_the_machine_back(child, tmp_path):
     path = tmp_path / "lock"
-    holder = child(_HOLDER, str(path), "600")
+    holder = child(_HOLDER, str(path))
     assert holder.stdout.readline() == "held\n"
     holder.kill()
     with lock.machine(path, poll_s=0.01):
@@ -272,10 +295,11 @@ def test_a_lock_file_that_another_user_made_is_opened_without_creating(monkeypat
         assert waited < 30.0
 
 
-def test_who_waits_is_told_who_measures(child, tmp_path, caplog):
+def test_who_waits_is_told_who_measures(child, let_go, tmp_path, caplog):
     path = tmp_path / "lock"
-    holder = child(_HOLDER, str(path), "0.4")
+    holder = child(_HOLDER, str(path))
     assert holder.stdout.readline() == "held\n"
+    let_go(holder)
     with caplog.at_level("INFO"), lock.machine(path, poll_s=0.01):
         pass
     (told,) = [record.getMessage() for record in caplog.records]

@@ -6,16 +6,12 @@ import math
 
 import pytest
 import study_runs
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from kvbench.caching import expiry, invalidation
 from kvbench.caching.server import running
 from kvbench.errors import InputError, Unsupported
 from kvbench.studies import expiry as study
-
-# How long an example takes depends on what else the machine does; none is a failure for it.
-settings.register_profile("patient", deadline=None)
-settings.load_profile("patient")
 
 
 def cache(lifetime):

@@ -14,10 +14,6 @@ from kvbench.caching import policies, workload
 from kvbench.errors import InputError, Unsupported
 from kvbench.studies import eviction
 
-# How long an example takes depends on what else the machine does; none is a failure for it.
-settings.register_profile("patient", deadline=None)
-settings.load_profile("patient")
-
 CAPACITIES = st.integers(1, 12)
 STREAMS = st.lists(st.integers(0, 15), max_size=150)
 PRACTICAL = [name for name in policies.POLICIES if name != "opt"]

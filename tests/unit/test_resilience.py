@@ -219,20 +219,30 @@ def run(tmp_path, cells, **changed):
 
 
 def test_study_bounded_clients_always_succeed_and_never_lie(tmp_path):
-    table = run(
-        tmp_path,
-        {"fallback-short_timeout", "fallback-breaker"},
-        requests=10,
-        keys=3,
-        service_ms=0.2,
-        timeout_ms=30,
-        slow_ms=90,
-    )
+    # A server that never answers in time costs every request its limit; one that does answer is given
+    # all the time that it needs here.
+    silent = ["black_hole", "slow"]
+    prompt = [fault for fault in FAULTS if fault not in silent]
+    tables = [
+        run(
+            tmp_path / str(timeout_ms),
+            {"fallback-short_timeout", "fallback-breaker"},
+            requests=10,
+            keys=3,
+            service_ms=0.2,
+            timeout_ms=timeout_ms,
+            slow_ms=90,
+            faults=faults,
+        )
+        for faults, timeout_ms in ((silent, 30), (prompt, 10_000))
+    ]
+    table = pd.concat(tables)
     assert len(table) == 2 * len(FAULTS)
     assert (table["success_rate"] == 1).all()
     assert (table["wrong_answers"] == 0).all()
     assert not table["blocked"].any()
     rows = table.set_index(["client", "fault"])
+    assert (rows["hits"].xs("black_hole", level="fault") == 0).all()
     for client in ("short_timeout", "breaker"):
         assert rows.loc[(client, "up"), "hits"] == 7
         assert rows.loc[(client, "corrupt"), "corrupt_entries_refused"] == 7

@@ -55,7 +55,7 @@ def opened(tiny):
 
 
 @pytest.mark.parametrize("name", EXACT)
-@settings(max_examples=6, deadline=None, derandomize=True)
+@settings(max_examples=6)
 @given(conversation=turns)
 def test_reuse_gives_the_tokens_of_recomputation(opened, name, conversation):
     questions = [(question(seed, length), new) for seed, length, new in conversation]
@@ -71,7 +71,7 @@ def test_all_but_the_last_reply_token_of_the_history_is_reused(opened, name):
 
 
 @pytest.mark.parametrize("name", EXACT)
-@settings(max_examples=4, deadline=None, derandomize=True)
+@settings(max_examples=4)
 @given(conversation=turns, cut=draw.integers(0, 60), seed=draw.integers(0, 99))
 def test_a_history_that_changed_is_read_again_from_where_it_changed(
     opened, name, conversation, cut, seed
@@ -158,7 +158,7 @@ def updates(found) -> list[int]:
     return passes
 
 
-@settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=4, suppress_health_check=list(HealthCheck))
 @given(conversation=turns, longer=draw.integers(90, 130))
 def test_quantised_bytes_over_turns_equal_the_prediction(tiny, opened, conversation, longer):
     # The first question is long enough for the full-precision rest to fill up on some examples.

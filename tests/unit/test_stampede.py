@@ -12,7 +12,7 @@ import pytest
 from kvbench.caching.server import running
 from kvbench.caching.stampede import EXCLUSIVE, PROTECTIONS, SingleFlight, protect, xfetch
 from kvbench.studies import Context
-from kvbench.studies.measuring.stampede import minimum_loads
+from kvbench.studies.measuring.stampede import Source, minimum_loads
 from kvbench.studies.stampede import STUDY
 
 THREADS = 20
@@ -123,13 +123,14 @@ def test_a_failed_load_is_not_stored_and_blocks_nobody(name, client):
 
 
 def test_stale_while_revalidate_makes_only_the_first_wait():
-    release = threading.Event()
+    refreshing, release = threading.Event(), threading.Event()
     calls = []
 
     def load():
         calls.append(1)
         if len(calls) > 1:
-            release.wait(10)
+            refreshing.set()
+            release.wait()
         return len(calls)
 
     get = protect("stale_while_revalidate", load, ttl_s=0.01)
@@ -137,6 +138,7 @@ def test_stale_while_revalidate_makes_only_the_first_wait():
     time.sleep(0.02)
     # The refresh hangs, and still nobody waits for it.
     assert together(get) == [1] * THREADS
+    assert refreshing.wait(20)
     assert len(calls) == 2
     release.set()
 
@@ -227,6 +229,12 @@ def test_single_flight_keeps_keys_apart():
 def test_the_minimum_counts_lives_and_loads():
     assert minimum_loads(2000, 300, 50) == 6
     assert minimum_loads(100, 300, 50) == 1
+
+
+def test_a_load_after_the_time_is_over_is_none_of_that_time():
+    source = Source(0.0)
+    source.loads = [(1.9, 2.0), (1.0, 1.1), (2.0, 2.1), (2.5, 2.6)]
+    assert source.loads_within(1.0) == 2
 
 
 def run(tmp_path, **changed):

@@ -166,7 +166,7 @@ def test_the_same_samples_give_the_same_interval():
     assert median_interval(samples) == median_interval(samples)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     samples=st.lists(
         st.lists(st.floats(0.01, 100), min_size=1, max_size=4), min_size=1, max_size=5

@@ -405,9 +405,7 @@ def test_what_is_counted_never_holds_what_a_record_said(tmp_path):
 
 @pytest.mark.parametrize("skip_bad", [False, True])
 @given(data=some.data())
-@settings(
-    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_a_log_holds_it_is_read_or_refused_in_one_line(skip_bad, data, tmp_path):
     name = data.draw(some.sampled_from(sorted(LOGS)))
     raw = bytearray(LOGS[name].encode())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as some
 from kvbench import physics
 from kvbench.analysis import capacity
@@ -80,7 +80,6 @@ REQUESTS = some.lists(some.lists(some.integers(0, 12), max_size=6), min_size=1, 
 
 
 @given(REQUESTS)
-@settings(deadline=None)
 def test_a_cache_as_large_as_the_log_is_unlimited(asked):
     whole = prefix.unlimited(asked)
     for policy in prefix.POLICIES:
@@ -89,14 +88,12 @@ def test_a_cache_as_large_as_the_log_is_unlimited(asked):
 
 
 @given(REQUESTS, some.integers(1, 10))
-@settings(deadline=None)
 def test_more_memory_never_hurts_lru(asked, size):
     small, large = (prefix.replay(asked, "lru", n).tokens.sum() for n in (size, size + 1))
     assert small <= large <= prefix.unlimited(asked).tokens.sum()
 
 
 @given(REQUESTS, some.integers(0, 3))
-@settings(deadline=None)
 def test_sharing_never_hurts_an_unlimited_cache(asked, seed):
     clients = np.random.default_rng(seed).integers(0, 3, asked.requests)
     own = prefix.unlimited(prefix.per_client(asked, clients))

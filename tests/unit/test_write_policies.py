@@ -12,10 +12,6 @@ from kvbench.caching import write_policies
 from kvbench.errors import InputError, Unsupported
 from kvbench.studies import write_policy
 
-# How long an example takes depends on what else the machine does; none is a failure for it.
-settings.register_profile("patient", deadline=None)
-settings.load_profile("patient")
-
 KEYS = [str(number) for number in range(6)]
 SYNCHRONOUS = [
     name for name in write_policies.POLICIES if name not in ("aside_stale", "write_back")

@@ -97,7 +97,7 @@ STUDY = Study(
         "threads": "threads that ask",
         "exclusive": "whether the protection promises one load at a time",
         "requests": "requests of all threads",
-        "loads": "calls of the source",
+        "loads": "calls of the source within the duration, from the first one on",
         "loads_minimum": "duration over (life + service time), rounded up: the fewest loads",
         "loads_cold": "loads that began before any had ended, with an empty cache",
         "loads_at_once": "most loads that ran together",

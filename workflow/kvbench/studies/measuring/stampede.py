@@ -58,7 +58,7 @@ def _row(
     return {
         "exclusive": name in EXCLUSIVE,
         "requests": len(latency_s),
-        "loads": len(source.loads),
+        "loads": source.loads_within(factors["duration_ms"] / 1000),
         "loads_minimum": minimum_loads(
             factors["duration_ms"], factors["ttl_ms"], factors["service_ms"]
         ),
@@ -97,6 +97,15 @@ class Source:
             self._running -= 1
             self.loads.append((begun, ended))
         return {"made": ended}
+
+    def loads_within(self, duration_s: float) -> int:
+        """Loads that began within ``duration_s`` of the first.
+
+        A thread may come late, or be held up between its look at the clock and its request: what it
+        loads after the time is over is no load of that time.
+        """
+        first = min(begun for begun, _ in self.loads)
+        return sum(begun < first + duration_s for begun, _ in self.loads)
 
     def cold_loads(self) -> int:
         """Loads that began before any had ended."""
