@@ -153,6 +153,9 @@ def test_an_expired_answer_and_one_that_was_not_kept_are_told_apart(start, upstr
         ("MAX-AGE = 0", "miss", "max-age"),
         ('max-age="60"', "hit", None),
         ("max-age=soon", "miss", "max-age"),
+        ("max-age=-1", "miss", "max-age"),
+        ("max-age=1000000000000", "hit", None),
+        ("max-age=" + "9" * 5000, "hit", None),
         ("min-fresh=60", "hit", None),
         ("min-fresh=999999", "miss", "min-fresh"),
         ("no-cache", "miss", "no-cache"),
@@ -190,6 +193,7 @@ def test_only_if_cached_asks_nobody(start, upstream, fields):
         ("max-age=60", True),
         ("private", True),
         ("public, max-age=junk", False),
+        ("max-age=" + "9" * 5000, True),
     ],
 )
 def test_an_answer_says_whether_it_may_be_kept(start, upstream, header, kept):
@@ -209,7 +213,7 @@ def test_an_answer_is_kept_no_longer_than_its_server_says(start, upstream):
 
 def test_a_request_sets_the_life_of_its_answer_within_the_limit(start):
     client = start(max_ttl_s=1000)
-    for text, asked, life in (("a", "50", 50), ("b", "99999", 1000)):
+    for text, asked, life in (("a", "50", 50), ("b", "99999", 1000), ("c", "9" * 5000, 1000)):
         client.ask(text, headers={"x-cache-ttl": asked})
         assert client.ask(text, headers={"Cache-Control": f"min-fresh={life // 2}"}).cache == "hit"
         assert client.ask(text, headers={"Cache-Control": f"min-fresh={life + 1}"}).cache == "miss"
@@ -229,6 +233,14 @@ def test_a_cache_header_that_cannot_be_read_is_refused(start, upstream, headers)
     assert reply.status == 400
     assert next(iter(headers)) in json.loads(reply.body)["error"]["message"]
     assert upstream.calls == 0
+
+
+def test_tags_in_two_lines_are_one_list_and_a_namespace_stands_once():
+    two = [(b"x-cache-tags", b"a, b"), (b"x-cache-tags", b"c")]
+    assert directives.wishes(two).tags == ("a", "b", "c")
+    for name in (b"x-cache-namespace", b"x-cache-ttl"):
+        with pytest.raises(ValueError, match=f"{name.decode()} stands there twice"):
+            directives.wishes([(name, b"1"), (name, b"2")])
 
 
 @given(st.text(max_size=100))

@@ -117,6 +117,17 @@ def test_a_client_that_leaves_before_the_first_byte_stops_the_generation(start, 
     assert client.metric("stopped_generations_total") == 1
 
 
+def test_a_client_that_sent_a_request_ahead_and_leaves_stops_the_generation_too(start, upstream):
+    client = start(linger_s=0)
+    upstream.mode = "held"
+    connection = client.leave_early("hello")
+    assert upstream.asked.wait(5)
+    connection.sock.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    connection.close()
+    assert upstream.left.wait(5)
+    until(lambda: len(client.proxy._flights) == 0)
+
+
 class Silent:
     """A server that takes a call and never answers."""
 

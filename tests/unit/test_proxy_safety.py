@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import http.client
 import json
 import socket
 import subprocess
@@ -60,6 +61,7 @@ def test_a_malformed_request_is_refused_and_the_connection_closed(start, upstrea
         (b"GET /v1/./models HTTP/1.1", b"", b"400"),
         (b"GET /v1/models#x HTTP/1.1", b"", b"400"),
         (b"POST /v1/files HTTP/1.0", b"Transfer-Encoding: chunked\r\n", b"400"),
+        (b"GET http://user@localhost/v1/models HTTP/1.1", b"", b"400"),
         (b"POST /v1/files HTTP/1.1", b"Transfer-Encoding: gzip, chunked\r\n", b"501"),
     ],
 )
@@ -71,6 +73,11 @@ def test_a_request_that_another_reader_would_read_otherwise_is_refused(
     assert upstream.paths == []
 
 
+def test_a_request_of_http_0_9_is_refused(start, upstream):
+    assert start().raw(b"GET /\r\n\r\n").split()[1] == b"505"
+    assert upstream.paths == []
+
+
 @pytest.mark.parametrize("size", [b"-5", b"0x5", b"5;a\n", b""])
 def test_a_malformed_chunk_is_refused(start, upstream, size):
     answer = start().raw(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + size + b"\r\nhello\r\n")
@@ -78,7 +85,20 @@ def test_a_malformed_chunk_is_refused(start, upstream, size):
     assert upstream.paths == []
 
 
-@pytest.mark.parametrize("name", ["evil.example", "127.0.0.1.evil.example", "10.0.0.1:80", ""])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "10.0.0.1:80",
+        "127.0.0.1.evil.example",
+        "[::1].evil.example",
+        "[::1]@evil.example",
+        "[::1",
+        "evil.example",
+        "localhost:80@evil.example",
+        "localhost:evil.example",
+    ],
+)
 def test_a_foreign_name_is_refused_on_loopback(start, upstream, name):
     client = start()
     client.ask("hello")
@@ -107,9 +127,11 @@ def test_an_upgrade_is_refused_because_its_body_would_be_lost(start, upstream):
 
 def test_a_request_that_this_proxy_sent_is_refused(start, upstream):
     client = start()
-    via = {"Via": f"1.1 {client.proxy._upstream.name}"}
-    assert client.ask("hello", headers=via).status == 508
-    assert upstream.calls == 0
+    for before in (b"", b"Via: 1.1 another\r\n"):
+        via = before + b"Via: 1.1 %b\r\n" % client.proxy._upstream.name.encode()
+        answer = client.raw(HEAD + via + b"Content-Length: 2\r\n\r\n{}")
+        assert answer.startswith(b"HTTP/1.1 508")
+    assert upstream.paths == []
 
 
 def test_a_proxy_in_front_of_itself_is_refused_at_start():
@@ -142,6 +164,57 @@ def test_the_next_head_of_a_connection_is_limited_too(start):
     answer = client.raw(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET /heal")
     assert answer.startswith(b"HTTP/1.1 200")
     assert b"HTTP/1.1 408" in answer
+
+
+def test_the_rest_of_a_body_that_nobody_reads_is_limited_too(start):
+    client = start(receive_timeout_s=0.3, idle_timeout_s=60)
+    request = b"POST /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\nx"
+    with socket.create_connection(client.proxy.address, timeout=10) as connection:
+        connection.sendall(request)
+        assert connection.recv(1000).startswith(b"HTTP/1.1 405")
+        connection.sendall(b"x")
+        assert connection.recv(1000).startswith(b"HTTP/1.1 408")
+        assert connection.recv(1000) == b""
+
+
+def test_a_body_that_comes_behind_its_answer_does_not_end_the_connection(start):
+    client = start()
+    connection = http.client.HTTPConnection(*client.proxy.address, timeout=10)
+    connection.putrequest("DELETE", "/cache")
+    connection.putheader("Content-Length", "4")
+    connection.endheaders()
+    assert connection.getresponse().read() == b'{"deleted":0}'
+    connection.sock.sendall(b"late")
+    connection.request("GET", "/healthz")
+    assert connection.getresponse().status == 200
+    connection.close()
+
+
+def test_requests_sent_ahead_are_answered_in_order(start, upstream):
+    client = start()
+    body = client.body("hello").encode()
+    ask = HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    last = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    answer = client.raw(ask + ask + last)
+    places = [answer.index(word) for word in (b"x-cache: miss", b"x-cache: hit", b'"status"')]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("size", [20, 200_000])
+def test_of_requests_sent_ahead_few_are_held(start, upstream, size):
+    """Twenty small ones, or one with a large body, behind an answer that takes its time."""
+    client = start(linger_s=0)
+    upstream.mode = "held"
+    body = client.body("hello").encode()
+    ahead = HEAD + b"Content-Length: %d\r\n\r\n" % size + b"x" * size
+    with socket.create_connection(client.proxy.address, timeout=10) as connection:
+        connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        assert upstream.asked.wait(5)
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(ahead * (20 if size < 1000 else 1))
+            assert connection.recv(1000) == b""
+    assert upstream.left.wait(5)
+    assert client.metric("refused_requests_total", reason="ahead") == 1
 
 
 def test_a_large_body_of_another_path_has_to_keep_coming(start, upstream):

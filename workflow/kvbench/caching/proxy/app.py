@@ -57,6 +57,9 @@ _PASSING = 2**20
 #: Segments of a path that would lead out of it.
 _DOTS = re.compile(rb"(?:^|[/\\])(?:\.|%2e){1,2}(?:[/\\;]|%2f|%5c|$)", re.IGNORECASE)
 
+#: A name or an address, and perhaps a port (RFC 9110, section 7.2).
+_HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s:@/\[\]]*))(?::\d*)?")
+
 #: What a deletion names.
 _NAMED = re.compile(r"^(/cache/[a-z]+)/.*", re.DOTALL)
 
@@ -259,6 +262,7 @@ class Proxy:
     @asynccontextmanager
     async def _lifespan(self, _: Any) -> AsyncIterator[None]:
         self._upstream = Upstream(self.settings)
+        self._name = self._upstream.name.encode()
         restoring = asyncio.create_task(self._restore_index())
         self._ready()
         yield
@@ -289,6 +293,8 @@ class Proxy:
         A page in a browser may have its own name point to this machine; it then asks under that
         name. A request that this proxy sent must not come back to it.
         """
+        if exchange.scope["http_version"] not in ("1.0", "1.1"):
+            raise _Refused(505, "HTTP/1.1 or HTTP/1.0, please", "malformed")
         hosts = [value for name, value in exchange.headers if name == b"host"]
         if len(hosts) != 1 and (hosts or exchange.scope["http_version"] == "1.1"):
             raise _Refused(400, "a request has one Host header", "malformed")
@@ -325,7 +331,7 @@ class Proxy:
         if upgrading and exchange.header(b"upgrade"):
             # The parser stops at an upgrade, and the body behind it is not read.
             raise _Refused(501, "connections are not upgraded; leave Upgrade out", "upgrade")
-        if self._upstream.name in exchange.header(b"via"):
+        if any(name == b"via" and self._name in value for name, value in exchange.headers):
             raise _Refused(508, "the server behind this proxy leads back to it", "loop")
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -1026,10 +1032,9 @@ def _value(headers: list[Header], name: bytes) -> str:
 
 @lru_cache(64)
 def _hostname(host: str) -> str:
-    """Return the name in a Host header, without its port."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.partition(":")[0].rstrip(".").lower()
+    """Return the name in a Host header, without its port; "" if it is none."""
+    found = _HOST.fullmatch(host.strip())
+    return "" if found is None else (found[1] or found[2]).rstrip(".").lower()
 
 
 def _listen(settings: Settings) -> socket.socket:

@@ -12,6 +12,7 @@ _DIRECTIVE = re.compile(r'([!#$%&\'*+.^_`|~0-9A-Za-z-]+)(?:\s*=\s*("(?:[^"\\]|\\
 _TAG = re.compile(r"[!-+\--~]{1,100}")
 _NAMESPACE = re.compile(r"[!-~]{1,200}")
 _MOST_TAGS = 16
+_LONGEST_S = 2.0**31
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,15 @@ def wishes(headers: Iterable[Header]) -> Wishes:
     if not headers:
         return _NO_WISHES
     said = directives(headers)
-    own = {
-        name: value.decode("latin-1").strip()
-        for name, value in headers
-        if name.startswith(b"x-cache-")
-    }
+    own: dict[bytes, str] = {}
+    for name, value in headers:
+        if not name.startswith(b"x-cache-"):
+            continue
+        text = value.decode("latin-1").strip()
+        if name in own and name != b"x-cache-tags":
+            raise ValueError(f"{name.decode('latin-1')} stands there twice")
+        # Lines of a list are one list (RFC 9110, section 5.3).
+        own[name] = f"{own[name]},{text}" if name in own else text
     pragma = any(name == b"pragma" and value.lower() == b"no-cache" for name, value in headers)
     ttl_s = None
     if b"x-cache-ttl" in own:
@@ -118,4 +123,5 @@ def _limit(said: dict[str, str], name: str, unreadable: float = 0.0) -> float | 
 
 
 def _seconds(text: str) -> float | None:
-    return float(text) if text.isascii() and text.isdigit() and len(text) < 12 else None
+    """Return whole seconds, at most as many as RFC 9111, section 1.2.2, asks a cache to know."""
+    return min(float(text), _LONGEST_S) if text.isascii() and text.isdigit() else None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from kvbench.caching.proxy.metrics import Metrics
 from kvbench.caching.proxy.settings import Settings
@@ -20,6 +20,11 @@ _REFUSALS = {
     "header": b"431 Request Header Fields Too Large",
     "slow": b"408 Request Timeout",
 }
+
+
+#: Requests that a client may send ahead of the answers, and bytes of their bodies.
+_MOST_AHEAD = 16
+_LARGEST_AHEAD = 64 * 2**10
 
 
 class _Corked:
@@ -56,7 +61,7 @@ class _Corked:
 
 
 class _TooLarge(Exception):
-    """The head of a request is larger than the settings allow."""
+    """What a client sends is more than is held of it: a head, or requests ahead of the answers."""
 
 
 def protocol(settings: Settings, metrics: Metrics) -> type[HttpToolsProtocol]:
@@ -71,6 +76,8 @@ def protocol(settings: Settings, metrics: Metrics) -> type[HttpToolsProtocol]:
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(_Corked(transport))  # type: ignore[arg-type]
+            #: Requests that are not answered yet; uvicorn knows the last one only.
+            self._open: list[RequestResponseCycle] = []
             metrics.connections.set(len(self.connections))
             if len(self.connections) > settings.max_connections:
                 self._refuse("connections")
@@ -80,6 +87,10 @@ def protocol(settings: Settings, metrics: Metrics) -> type[HttpToolsProtocol]:
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop_waiting()
             super().connection_lost(exc)
+            for cycle in self._open:
+                # The one that is answered now, where another was sent ahead of its answer.
+                cycle.disconnected = cycle.disconnected or not cycle.response_complete
+                cycle.message_event.set()
             metrics.connections.set(len(self.connections))
 
         def data_received(self, data: bytes) -> None:
@@ -127,15 +138,46 @@ def protocol(settings: Settings, metrics: Metrics) -> type[HttpToolsProtocol]:
             self._stop_waiting()
             self.scope["state"]["url"] = self.url
             super().on_headers_complete()
+            self._open = [cycle for cycle in self._open if not cycle.response_complete]
+            self._open.append(self.cycle)
+            self._keep_watching()
+
+        def on_body(self, body: bytes) -> None:
+            super().on_body(body)
+            self._keep_watching()
 
         def on_message_complete(self) -> None:
             self._head = 0
             super().on_message_complete()
+            if self.cycle.response_complete:
+                # The answer did not wait for the body; what is due now is the next head.
+                self._stop_waiting()
+                self._await_head()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            if self._head is None and self.cycle.response_complete:
+                # The rest of a body that nobody reads must come within the time of any other.
+                self._stop_waiting()
+                self._await_head()
 
         def send_400_response(self, msg: str) -> None:
             if not self.transport.is_closing():
                 metrics.refused.labels("malformed").inc()
                 super().send_400_response(msg)
+
+        def _keep_watching(self) -> None:
+            """Read on behind requests that were sent ahead, within bounds.
+
+            uvicorn stops reading there, and so would not notice that the client left.
+            """
+            if not self.pipeline:
+                return
+            held = sum(len(cycle.body) for cycle, _ in self.pipeline)
+            if len(self.pipeline) > _MOST_AHEAD or held > _LARGEST_AHEAD:
+                self._refuse("ahead")
+                raise _TooLarge
+            self.flow.resume_reading()
 
         def _congested(self) -> bool:
             """Whether a write has to wait for the client to take what was written before."""
