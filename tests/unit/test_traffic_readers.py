@@ -17,6 +17,7 @@ from hypothesis import strategies as some
 from kvbench.errors import InputError
 from kvbench.traffic import log as logs
 from kvbench.traffic import readers
+from kvbench.traffic.readers import base
 
 MOONCAKE = [
     {"timestamp": 0, "input_length": 600, "output_length": 5, "hash_ids": [0, 1]},
@@ -121,9 +122,7 @@ def test_a_question_of_a_shared_conversation_carries_its_history(tmp_path):
 
 
 def test_objects_of_a_list_are_read_one_by_one_however_they_are_wrapped(tmp_path, monkeypatch):
-    from kvbench.traffic.readers import sharegpt
-
-    monkeypatch.setattr(sharegpt, "_CHUNK", 7)
+    monkeypatch.setattr(base, "_CHUNK", 7)
     pretty = read(tmp_path, json.dumps(SHAREGPT, indent=2))
     lines = read(tmp_path, jsonl(SHAREGPT))
     assert pretty.keys.tolist() == lines.keys.tolist() == [0, 1, 0]
@@ -134,6 +133,49 @@ def test_openai_bodies_may_lack_everything_but_their_messages(tmp_path):
     assert log.keys.tolist() == [0, 1, 0]
     assert log.times_s is None and log.clients is None and log.output_tokens is None
     assert log.tokens_from == "estimate"
+
+
+@pytest.mark.parametrize("chunk", [7, 2**20])
+@pytest.mark.parametrize("written", [{}, {"indent": 2}, {"ensure_ascii": False}])
+def test_openai_bodies_may_stand_in_a_list(written, chunk, tmp_path, monkeypatch):
+    monkeypatch.setattr(base, "_CHUNK", chunk)
+    rows = [OPENAI[0], OPENAI[1] | {"user": "João"}, OPENAI[2]]
+    listed = json.dumps(rows, **written).replace("\n", "\r\n").encode()
+    lines, found = read(tmp_path, jsonl(rows)), read(tmp_path, b"\xef\xbb\xbf" + listed + b"\r\n")
+    assert found.format == "openai"
+    for name in ("keys", "times_s", "clients", "input_tokens", "output_tokens"):
+        assert getattr(found, name).tolist() == getattr(lines, name).tolist()
+
+
+def test_bad_items_of_a_list_can_be_left_out_and_are_counted(tmp_path):
+    rows = [OPENAI[0], {"model": "m"}, OPENAI[1], None, OPENAI[2]]
+    log = read(tmp_path, json.dumps(rows), skip_bad=True)
+    assert log.requests == 3 and sum(log.skipped.values()) == 2
+    assert [line.rpartition(":")[2] for line in log.lines] == ["1", "3", "5"]
+
+
+def test_a_list_that_breaks_off_is_refused_even_where_bad_records_are_left_out(tmp_path):
+    text = json.dumps(OPENAI)[:-1] + ", {oops}, " + json.dumps(OPENAI[2]) + "]"
+    with pytest.raises(InputError, match=r"item 4: not JSON .*nothing behind it can be read"):
+        read(tmp_path, text, skip_bad=True)
+
+
+def test_a_list_is_read_in_a_stream(tmp_path):
+    import tracemalloc
+
+    path = write(tmp_path, json.dumps([body(f"{n} " + "y" * 20000) for n in range(600)]))
+    logs.read([path], most_references=20_000)
+    tracemalloc.start()
+    logs.read([path], most_references=20_000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < path.stat().st_size / 1.5
+
+
+def test_a_broken_line_of_conversations_costs_no_more_than_itself(tmp_path):
+    lines = jsonl(SHAREGPT) + "{oops\n" + jsonl(SHAREGPT)
+    log = read(tmp_path, lines, skip_bad=True)
+    assert log.requests == 6 and sum(log.skipped.values()) == 1
 
 
 def test_openai_bodies_may_be_wrapped(tmp_path):
@@ -320,7 +362,16 @@ def mooncake(**change) -> str:
         ),
         (jsonl([body("q", timestamp=1), body("q")]), "line 2: the timestamp is missing, and"),
         (jsonl([body("q"), body("q", timestamp=1)]), "line 2: a timestamp, and records"),
-        (json.dumps(OPENAI), "a JSON list, and not one of conversations; write one object a line"),
+        ('[{"a": 1}, {"a": 2}]', "a JSON list of neither request bodies (messages) nor"),
+        ("[]", "the log is empty"),
+        (json.dumps({"data": OPENAI}), "a JSON object with a list under 'data'; give the list"),
+        (json.dumps([*OPENAI, {"model": "m"}]), "item 4: messages is missing or empty"),
+        (json.dumps([OPENAI[0], 5]), "item 2: a JSON int where an object is needed"),
+        (json.dumps(OPENAI)[:-1], "item 3: the list has no end after it"),
+        (json.dumps(OPENAI)[:-9], "item 3: not JSON"),
+        (json.dumps(OPENAI[:1])[:-1] + ", oops, {}]", "item 2: not JSON"),
+        ('{"a": ' * 9_000, "not a log of a known format"),
+        ("[" + json.dumps(OPENAI[0]) + ", " + "[" * 200_000, "item 2"),
         (json.dumps(OPENAI[0], indent=1), "a JSON object over several lines"),
         (jsonl([{"prompt": ["a", "b"]}]), "line 1: prompt must be a text"),
         (b"BZh91AY&SY" + bytes(range(100, 200)), "a bzip2 file; unpack it"),

@@ -49,7 +49,8 @@ def run(
     """Replay a request log and say which cache pays, what it saves and what it costs.
 
     Formats are recognised: Mooncake JSONL, BurstGPT and Azure CSV, ShareGPT JSON, OpenAI request
-    bodies as JSONL, libCacheSim text and CSV; .gz and .zst are unpacked. Nothing leaves the machine.
+    bodies as JSONL or in a JSON list, libCacheSim text and CSV; .gz and .zst are unpacked. Nothing
+    leaves the machine.
     """
     from kvbench.traffic import advise
 

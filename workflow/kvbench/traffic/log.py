@@ -20,7 +20,7 @@ import numpy as np
 
 from kvbench.errors import InputError
 from kvbench.traffic import readers
-from kvbench.traffic.readers.base import Format, Malformed, Request, fingerprint
+from kvbench.traffic.readers.base import Broken, Format, Malformed, Request, fingerprint
 
 #: Tokens of the finest block that texts are cut into: the smallest that engines use.
 FINEST_BLOCK = 16
@@ -192,6 +192,11 @@ def _read_one(
                     "out with --skip-bad"
                 )
             columns.skip(reason)
+    except Broken as error:
+        raise InputError(
+            f"{path}: {reader.record} {error.number}: {error}; nothing behind it can be read, with "
+            "--skip-bad neither; mend it"
+        ) from None
     except UnicodeDecodeError:
         raise InputError(f"{path}: not UTF-8 text; save it as UTF-8") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:

@@ -103,9 +103,12 @@ def blocks(log: Log, tokens: int | None = None) -> Blocks | None:
     kept = place % step == step - 1
     if log.partial_blocks:
         kept[log.offsets[1:][lengths > 0] - 1] = True
+    del place, starts
     counts = np.zeros(len(lengths) + 1, dtype=np.int64)
-    total = np.concatenate([[0], np.cumsum(kept, dtype=np.uint32)])
-    counts[1:] = total[log.offsets[1:]]
+    total = np.cumsum(kept, dtype=np.uint32)
+    # A request without blocks at the beginning of the log ends before the first one.
+    ends = log.offsets[1:]
+    counts[1:] = np.where(ends > 0, total[ends - 1], 0)
     return Blocks(log.blocks[kept], counts, log.input_tokens, size, log.cut_tokens)
 
 

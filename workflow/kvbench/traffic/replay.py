@@ -223,12 +223,18 @@ class _Replay:
         grid = prefix.capacities(self.asked)
         if 0 < self.fit < most:
             grid = sorted({*grid, min(self.fit, prefix.MOST_BLOCKS)})
-        found: dict[tuple[str, int], prefix.Reuse] = {}
+        near = max((size for size in grid if size <= self.fit), default=grid[0])
+        shares: dict[tuple[str, int], float] = {}
+        fitting = whole
         for policy in prefix.POLICIES:
             for size in grid:
                 _LOG.info("prefix cache: %s, %d blocks", policy, size)
-                found[policy, size] = prefix.replay(self.asked, policy, size)
-                self._prefix_row(policy, "shared", self.asked.tokens, size, found[policy, size])
+                reuse = prefix.replay(self.asked, policy, size)
+                self._prefix_row(policy, "shared", self.asked.tokens, size, reuse)
+                shares[policy, size] = reuse.token_share
+                # What each request reused is kept once: a million of them take 8 MB a replay.
+                if (policy, size) == ("lru", near) and self.fit < most:
+                    fitting = reuse
         self._prefix_row("unlimited", "shared", self.asked.tokens, most, whole)
         self._sharing(whole)
         for tokens in prefix.sizes(log):
@@ -241,14 +247,13 @@ class _Replay:
         if self.fit == 0:
             self.missing["prefix_memory"] = "no_room"
             return
-        near = max((size for size in grid if size <= self.fit), default=grid[0])
-        self.reuse = whole if self.fit >= most else found["lru", near]
+        self.reuse = fitting
         note["prefix_token_share"] = self.reuse.token_share
-        there = {policy: found[policy, near].token_share for policy in prefix.POLICIES}
+        there = {policy: shares[policy, near] for policy in prefix.POLICIES}
         best = max(there, key=lambda name: (there[name], name == "lru"))
         note["prefix_best_policy"], note["prefix_best_gain"] = best, there[best] - there["lru"]
         wanted = 0.95 * self.reuse.token_share
-        enough = next((n for n in grid if found["lru", n].token_share >= wanted), grid[-1])
+        enough = next((n for n in grid if shares["lru", n] >= wanted), grid[-1])
         note["prefix_capacity"] = enough
         note["prefix_capacity_gib"] = enough * block / 2**30
         gain = worth.saved(

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 from functools import cache
 
 from kvbench.errors import InputError
 from kvbench.traffic.readers.base import Format
+
+#: An object that holds the requests in a list, behind plain fields.
+_WRAPPING = re.compile(r'\s*\{\s*(?:"\w+"\s*:\s*[^\[{]*,\s*)?"(data|requests|items|logs)"\s*:\s*\[')
 
 
 @cache
@@ -36,15 +40,20 @@ def detect(head: str, source: str) -> type[Format]:
         Nothing but blanks, or what no format recognises.
     """
     lines = [line for line in head.splitlines()[:50] if line.strip()]
-    if not lines:
+    if not lines or re.fullmatch(r"\s*\[\s*\]\s*", head):
         raise InputError(f"{source}: the log is empty; a replay needs at least two requests")
     for kind in formats().values():
         if kind.matches(lines):
             return kind
     if lines[0].lstrip().startswith("["):
         raise InputError(
-            f"{source}: a JSON list, and not one of conversations; write one object a line, such as"
-            " with: jq -c '.[]'"
+            f"{source}: a JSON list of neither request bodies (messages) nor conversations; a log of"
+            " other objects is not known"
+        )
+    if wrapped := _WRAPPING.match(head):
+        raise InputError(
+            f"{source}: a JSON object with a list under {wrapped[1]!r}; give the list itself, such as"
+            f" with: jq .{wrapped[1]}"
         )
     if lines[0].strip() == "{":
         raise InputError(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
 import json
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +16,23 @@ from typing import Any, BinaryIO, ClassVar
 
 #: Longest line that is read as one; a longer one is no request log but something else.
 LONGEST_LINE = 64 * 2**20
+_CHUNK = 2**20
+_BLANKS = re.compile(r"[ \t\r\n]*")
 
 
 class Malformed(ValueError):
     """One record of a log cannot be used; the message says why, without the record's text."""
+
+
+class Broken(Malformed):
+    """A JSON list that cannot be read on: where its next item begins, nobody knows.
+
+    ``number`` is that of the item at which it breaks.
+    """
+
+    def __init__(self, number: int, reason: str) -> None:
+        super().__init__(reason)
+        self.number = number
 
 
 @dataclass(slots=True)
@@ -77,7 +92,7 @@ class Format(ABC):
     title: ClassVar[str] = ""
     rank: ClassVar[int] = 1
     block_tokens: ClassVar[int | None] = None
-    record: ClassVar[str] = "line"
+    record: str = "line"
 
     @classmethod
     @abstractmethod
@@ -95,6 +110,72 @@ class Format(ABC):
             number += 1
             if line.strip():
                 yield number, line
+
+
+class Objects(Format):
+    """A format of JSON objects: one a line, or all in a list, which is read in a stream as well.
+
+    Attributes
+    ----------
+    item:
+        What a record of a list is called in messages.
+    """
+
+    item: ClassVar[str] = "item"
+
+    def records(self, stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
+        """Numbered raw objects of a log, from 1."""
+        # Looked at, not read: a pipe cannot be wound back.
+        head = stream.peek(1)  # type: ignore[attr-defined]
+        if head.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+            self.record = self.item
+            return items(stream)
+        return super().records(stream)
+
+
+def items(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Numbered items of a JSON list, as texts, without reading the list whole.
+
+    Raises
+    ------
+    Broken
+        An item that is no JSON, or a list that has no end.
+    """
+    decoder, scan = codecs.getincrementaldecoder("utf-8-sig")(), json.JSONDecoder()
+    text, place, number = "", 0, 0
+    inside = ended = False
+    while True:
+        place = _BLANKS.match(text, place).end()  # type: ignore[union-attr]
+        if place < len(text):
+            mark = text[place]
+            if mark == "," or (mark == "[" and not inside) or (mark == "]" and inside):
+                inside = mark != "]" if mark != "," else inside
+                place += 1
+                continue
+            try:
+                end = scan.raw_decode(text, place)[1]
+            except RecursionError:
+                raise Broken(number + 1, "nested too deeply") from None
+            except ValueError as error:
+                if ended or len(text) - place > LONGEST_LINE:
+                    reason = getattr(error, "msg", "too many digits")
+                    raise Broken(number + 1, f"not JSON ({reason})") from None
+            else:
+                # A number at the end of what was read may go on in what was not.
+                if end < len(text) or ended:
+                    number += 1
+                    yield number, text[place:end].encode("utf-8", "surrogatepass")
+                    place = end
+                    continue
+        elif ended:
+            break
+        text, place = text[place:], 0
+        # Doubling keeps the number of attempts at a long item small.
+        chunk = stream.read(max(_CHUNK, len(text)))
+        ended = not chunk
+        text += decoder.decode(chunk, final=ended)
+    if inside:
+        raise Broken(number, "the list has no end after it: the file is cut short, or lacks its ]")
 
 
 class Table(Format):

@@ -21,7 +21,7 @@ class Mooncake(Format):
         """Whether the first line is an object with ``hash_ids``."""
         try:
             first = json.loads(lines[0])
-        except ValueError:
+        except (ValueError, RecursionError):
             return False
         return isinstance(first, dict) and {"hash_ids", "input_length"} <= set(first)
 

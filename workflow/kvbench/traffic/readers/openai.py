@@ -1,4 +1,4 @@
-"""OpenAI request bodies as JSONL, with or without timestamp, response, usage and user."""
+"""OpenAI request bodies, one a line or in a list, with or without timestamp, response, usage, user."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from kvbench.traffic.readers.base import Format, Malformed, Request, document, length, seconds
+from kvbench.traffic.readers.base import Malformed, Objects, Request, document, length, seconds
 
 #: Fields that hold what is asked: of chat completions, of completions, of the Responses API.
 _PROMPTS = ("messages", "prompt", "input")
@@ -28,8 +28,8 @@ _USAGE = {
 }
 
 
-class OpenAI(Format):
-    """A body a line (``messages``, ``prompt`` or ``input``), or an object that holds it as ``body``.
+class OpenAI(Objects):
+    """Bodies (``messages``, ``prompt`` or ``input``), or objects that hold one as ``body``.
 
     What engines write before the first message (tools, instructions) is part of the prompt. The
     wrapper of the batch API (``custom_id``, ``method``, ``url``, ``body``) and wrappers named
@@ -38,16 +38,18 @@ class OpenAI(Format):
     """
 
     name = "openai"
-    title = "OpenAI request bodies as JSONL (messages)"
+    title = "OpenAI request bodies, JSONL or a JSON list (messages)"
     rank = 2
 
     @classmethod
     def matches(cls, lines: Sequence[str]) -> bool:
-        """Whether one of the first lines is an object with messages."""
+        """Whether one of the first lines, or of the first items of a list, has messages."""
+        if lines[0].lstrip().startswith("["):
+            return _in_list("\n".join(lines))
         for line in lines:
             try:
                 found = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 if any(f'"{name}"' in line for name in _PROMPTS):
                     return line.lstrip().startswith("{")
                 continue
@@ -90,6 +92,23 @@ class OpenAI(Format):
                 answer_bytes=None if answer is None else len(answer.encode("utf-8", "replace")),
             )
         ]
+
+
+def _in_list(head: str) -> bool:
+    """Whether a JSON list that begins like this holds bodies."""
+    scan, place = json.JSONDecoder(), head.index("[") + 1
+    while place < len(head):
+        if head[place] in " \t\r\n,":
+            place += 1
+            continue
+        try:
+            found, place = scan.raw_decode(head, place)
+        except (ValueError, RecursionError):
+            # The beginning of a log ends within an item; its names may stand there already.
+            return any(f'"{name}"' in head[place:] for name in _PROMPTS)
+        if isinstance(found, dict) and _asks(_body(found)):
+            return True
+    return False
 
 
 def _body(outer: Mapping[str, Any]) -> Mapping[str, Any]:

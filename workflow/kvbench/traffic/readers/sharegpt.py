@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import codecs
-import json
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, BinaryIO
+from typing import Any
 
-from kvbench.traffic.readers.base import LONGEST_LINE, Format, Malformed, Request, document
+from kvbench.traffic.readers.base import Malformed, Objects, Request, document
 
 _ASKING = {"human", "user"}
 _ANSWERING = {"gpt", "assistant", "chatgpt", "model", "bing", "bard"}
 _SYSTEM = {"system"}
-_CHUNK = 2**20
 
 
-class ShareGPT(Format):
-    """A list of objects with ``conversations: [{from, value}]``; the file's order is the order."""
+class ShareGPT(Objects):
+    """Objects with ``conversations: [{from, value}]``; the file's order is the order."""
 
     name = "sharegpt"
     title = "ShareGPT JSON (conversations: [{from, value}])"
     rank = 3
-    record = "conversation"
+    item = "conversation"
 
     @classmethod
     def matches(cls, lines: Sequence[str]) -> bool:
@@ -30,11 +27,6 @@ class ShareGPT(Format):
         if head.lstrip().startswith("["):
             return '"conversations"' in head
         return head.lstrip().startswith("{") and '"conversations"' in lines[0]
-
-    def records(self, stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
-        """Objects of a list one by one, without reading the list whole; or one object a line."""
-        for number, text in enumerate(_objects(stream), start=1):
-            yield number, text.encode("utf-8", "surrogatepass")
 
     def parse(self, text: str) -> Iterable[Request]:
         """One request per question of a conversation."""
@@ -77,28 +69,3 @@ def _role(turn: dict[str, Any]) -> str:
 
 def _size(text: str) -> int:
     return len(text.encode("utf-8", "replace"))
-
-
-def _objects(stream: BinaryIO) -> Iterator[str]:
-    """Texts of the objects at the top of a JSON list, or of several objects one after the other."""
-    decoder, scan = codecs.getincrementaldecoder("utf-8-sig")(), json.JSONDecoder()
-    pending, ended = "", False
-    while not ended or pending.strip(" \t\r\n,[]"):
-        trimmed = pending.lstrip(" \t\r\n,[]")
-        try:
-            if not trimmed:
-                raise ValueError("nothing yet")
-            _found, end = scan.raw_decode(trimmed)
-            yield trimmed[:end]
-            pending = trimmed[end:]
-            continue
-        except ValueError:
-            if ended or len(trimmed) > LONGEST_LINE:
-                # What is left is no JSON: the caller's parser says so, with its number.
-                yield trimmed
-                return
-            pending = trimmed
-        # Doubling keeps the number of attempts at a long object small.
-        chunk = stream.read(max(_CHUNK, len(pending)))
-        ended = not chunk
-        pending += decoder.decode(chunk, final=ended)
