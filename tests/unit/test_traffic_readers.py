@@ -292,9 +292,11 @@ def test_a_format_is_one_file_as_the_documentation_shows(page, tmp_path, monkeyp
         with pytest.raises(InputError, match="line 2: 2 columns where 3 are needed"):
             read(tmp_path, "0\tann\thow?\n1\tbob\n")
     finally:
-        monkeypatch.setattr(sys.modules[f"{readers.__name__}.{name}"].Tabbed, "name", "")
-        del sys.modules[f"{readers.__name__}.{name}"]
+        sys.modules.pop(f"{readers.__name__}.{name}", None)
+        vars(readers).pop(name, None)
         readers.formats.cache_clear()
+    monkeypatch.undo()
+    assert set(readers.formats()) == set(LOGS)
 
 
 # ------------------------------------------------------------------ packed logs

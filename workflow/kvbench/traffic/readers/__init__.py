@@ -21,13 +21,13 @@ _WRAPPING = re.compile(r'\s*\{\s*(?:"\w+"\s*:\s*[^\[{]*,\s*)?"(data|requests|ite
 @cache
 def formats() -> dict[str, type[Format]]:
     """Every format by name, the most particular first."""
-    for module in pkgutil.iter_modules(__path__):
-        importlib.import_module(f"{__name__}.{module.name}")
-    found, pending = [], [Format]
-    while pending:
-        kind = pending.pop()
-        pending += kind.__subclasses__()
-        found += [kind] if kind.name else []
+    # What these files hold, and not every subclass that this process knows: one may be of another place.
+    found = {
+        kind
+        for module in pkgutil.iter_modules(__path__)
+        for kind in vars(importlib.import_module(f"{__name__}.{module.name}")).values()
+        if isinstance(kind, type) and issubclass(kind, Format) and kind.name
+    }
     return {kind.name: kind for kind in sorted(found, key=lambda one: (-one.rank, one.name))}
 
 
