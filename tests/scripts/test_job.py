@@ -82,9 +82,15 @@ def test_a_full_disk_under_the_log_adds_no_noise(job):
 # Where it runs --------------------------------------------------------------------------------
 
 
+def unset(monkeypatch, name):
+    """Take a variable away; whatever the test puts there is gone afterwards, even where none was."""
+    monkeypatch.setenv(name, "")
+    monkeypatch.delenv(name)
+
+
 def test_a_user_without_a_name_gets_one(monkeypatch, tmp_path):
     for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
-        monkeypatch.delenv(name, raising=False)
+        unset(monkeypatch, name)
 
     def nobody(_: int) -> None:
         raise KeyError("getpwuid(): uid not found: 54321")
@@ -96,13 +102,11 @@ def test_a_user_without_a_name_gets_one(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("home", [None, "/nowhere/at/all"])
 def test_without_a_home_folder_caches_go_into_the_checkout(monkeypatch, tmp_path, home):
-    monkeypatch.delenv("HOME")
+    unset(monkeypatch, "HOME")
     if home is not None:
         monkeypatch.setenv("HOME", home)
     for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "TRITON_HOME"):
-        # Set first, so that whatever is there is put back afterwards.
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
+        unset(monkeypatch, name)
     processes.settle_in(tmp_path)
     assert os.environ["XDG_CACHE_HOME"] == str(tmp_path / "cache")
 

@@ -421,7 +421,8 @@ def test_a_user_without_a_name_gets_a_folder_for_what_is_compiled(monkeypatch):
         raise KeyError("getpwuid(): uid not found: 54321")
 
     monkeypatch.setattr(getpass, "getuser", nameless)
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    # Set first, so that what is put there is gone afterwards, even where none was.
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
     static.name_the_compilers_cache()
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"].endswith(f"torchinductor_{os.getuid()}")
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
