@@ -39,7 +39,6 @@ include: "workflow/rules/training.smk"
 
 
 onstart:
-    checkout.begin()
     keep_the_scheduler_quiet()
 
 

@@ -42,6 +42,18 @@ def left(tmp_path) -> Path:
     return tmp_path
 
 
+def signature(folder: Path) -> Path:
+    """The file in which this process says that it works in a folder."""
+    return folder / checkout._RUNS / f"{checkout._machine()}.{os.getpid()}"
+
+
+def sign(folder: Path, machine: str, number: int = 12) -> Path:
+    path = folder / checkout._RUNS / f"{machine}.{number}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"process {number} of ana on {machine} since 2030-01-02 10:00\n")
+    return path
+
+
 def files(folder: Path) -> set[str]:
     return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
 
@@ -51,6 +63,7 @@ def test_what_a_killed_run_left_is_cleared_and_its_lock_released(left):
     assert "its lock is released" in told
     assert files(left) == {
         ".snakemake/presence",
+        str(signature(left).relative_to(left)),
         "results/cells/kv/r1.json",
         "results/recorded/machine/.kept.part",
     }
@@ -83,21 +96,77 @@ def test_a_private_folder_needs_no_checkout(tmp_path, monkeypatch):
     assert not (tmp_path / ".snakemake").exists()
 
 
-def test_beside_another_snakemake_nothing_is_touched(left):
+def test_beside_another_snakemake_nothing_is_touched_and_it_is_named(left):
     other = os.open(left / ".snakemake/presence", os.O_RDWR | os.O_CREAT)
     fcntl.flock(other, fcntl.LOCK_SH)
+    sign(left, checkout._machine(), os.getppid())
+    sign(left, checkout._machine(), 2**22 + 1)
     before = files(left)
-    assert checkout.enter(left) == []
-    assert files(left) == before
+    (told,) = checkout.enter(left)
+    assert told.startswith(f"This checkout is in use by process {os.getppid()} of ana on ")
+    assert str(2**22 + 1) not in told
+    assert files(left) == before | {str(signature(left).relative_to(left))}
     os.close(other)
 
 
 def test_the_lock_of_another_host_stays_and_the_remedy_is_said(left):
-    (left / ".snakemake/presence").write_text("elsewhere")
+    theirs = sign(left, "elsewhere")
     (told,) = checkout.enter(left)
-    assert "a run on elsewhere" in told
+    assert "held by process 12 of ana on elsewhere since 2030-01-02 10:00; wait until" in told
     assert told.endswith("snakemake --unlock")
     assert (left / ".snakemake/locks/0.output.lock").exists()
+    assert (left / "results/cells/kv/.r1.json.x.part").exists()
+    assert theirs.exists()
+
+
+def test_a_run_of_this_host_beside_one_of_another_does_not_hide_it(left):
+    """Both ran jobs, ours was killed: a lock may still be theirs."""
+    sign(left, "elsewhere")
+    sign(left, checkout._machine(), 2**22 + 1)
+    (told,) = checkout.enter(left)
+    assert "ana on elsewhere" in told
+    assert (left / ".snakemake/locks/0.output.lock").exists()
+
+
+def test_after_unlocking_by_hand_the_run_of_another_host_is_forgotten(left):
+    theirs = sign(left, "elsewhere")
+    (left / ".snakemake/locks/0.output.lock").unlink()
+    assert checkout.enter(left) == []
+    assert not theirs.exists()
+    assert not (left / "results/cells/kv/.r1.json.x.part").exists()
+
+
+def test_temporary_folders_of_another_machine_stay_noted_for_it(left, monkeypatch):
+    (left / "snakemakeabc").mkdir()
+    with monkeypatch.context() as there:
+        there.setattr(socket, "gethostname", lambda: "elsewhere")
+        checkout.note(left / "snakemakeabc", left)
+    checkout.enter(left)
+    assert (left / "snakemakeabc").exists()
+    monkeypatch.setattr(socket, "gethostname", lambda: "elsewhere")
+    assert left / "snakemakeabc" in checkout.leftovers(left)
+
+
+_RUN = """
+import sys
+from pathlib import Path
+from kvbench import checkout
+checkout.enter(Path(sys.argv[1]))
+print(len(list((Path(sys.argv[1]) / ".snakemake/runs").iterdir())))
+"""
+
+
+def test_a_run_says_that_it_is_here_as_long_as_it_is(tmp_path):
+    library = str(Path(checkout.__file__).resolve().parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", _RUN, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": library},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "1\n"
+    assert list((tmp_path / ".snakemake/runs").iterdir()) == []
 
 
 def test_a_run_that_ended_in_order_leaves_nothing_to_tell(tmp_path):
@@ -120,9 +189,6 @@ job.wait()
 """
 
 
-@pytest.mark.skipif(
-    not hasattr(os, "pidfd_open"), reason="the kernel does not say when a process ends"
-)
 @pytest.mark.parametrize("closed", [".snakemake", ".snakemake/locks"])
 def test_the_folder_of_another_user_is_one_line_with_the_remedy(left, monkeypatch, closed):
     # A test may run as root, whom no folder keeps out.
@@ -159,6 +225,9 @@ def test_another_user_can_take_part_in_the_lock_of_a_checkout(tmp_path, monkeypa
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+@pytest.mark.skipif(
+    not hasattr(os, "pidfd_open"), reason="the kernel does not say when a process ends"
+)
 def test_a_job_and_what_it_started_end_with_their_snakemake():
     owner = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     library = str(Path(checkout.__file__).resolve().parents[1])

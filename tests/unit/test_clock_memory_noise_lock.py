@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -226,6 +228,21 @@ with lock.machine(Path(sys.argv[1])):
 """
 
 
+_WAITER = """
+import sys
+from pathlib import Path
+from kvbench.errors import InputError
+from kvbench.measurement import lock
+try:
+    with lock.machine(Path(sys.argv[1])):
+        print("held", flush=True)
+except InputError as error:
+    print(error, file=sys.stderr)
+"""
+
+_ANOTHER_USER = ("setpriv", "--reuid=54321", "--regid=54321", "--clear-groups")
+
+
 @pytest.fixture
 def let_go(monkeypatch):
     """Return a function: whoever waits for the lock tells this holder, at the first pause, to leave."""
@@ -295,7 +312,7 @@ def test_a_lock_file_that_another_user_made_is_opened_without_creating(monkeypat
         assert waited < 30.0
 
 
-def test_who_waits_is_told_who_measures(child, let_go, tmp_path, caplog):
+def test_who_waits_is_told_who_measures(child, let_go, tmp_path, caplog, capsys):
     path = tmp_path / "lock"
     holder = child(_HOLDER, str(path))
     assert holder.stdout.readline() == "held\n"
@@ -305,6 +322,107 @@ def test_who_waits_is_told_who_measures(child, let_go, tmp_path, caplog):
     (told,) = [record.getMessage() for record in caplog.records]
     assert told.startswith("waiting for this machine: process ")
     assert str(Path.cwd()) in told
+    assert capsys.readouterr().err == f"{told}\n"
+
+
+def test_who_stops_waiting_leaves_the_name_of_who_measures(child, tmp_path, monkeypatch):
+    path = tmp_path / "lock"
+    holder = child(_HOLDER, str(path))
+    assert holder.stdout.readline() == "held\n"
+    monkeypatch.setattr(lock.time, "sleep", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt), lock.machine(path):
+        pass
+    assert path.read_text().startswith(f"process {holder.pid} of ")
+
+
+def test_who_waited_for_a_file_that_was_removed_takes_the_new_one(child, tmp_path, monkeypatch):
+    path, other = tmp_path / "lock", tmp_path / "new"
+    holder = child(_HOLDER, str(path))
+    assert holder.stdout.readline() == "held\n"
+    other.touch()
+
+    def replaced(_seconds: float) -> None:
+        other.replace(path)
+        holder.kill()
+        holder.wait()
+
+    monkeypatch.setattr(lock.time, "sleep", replaced)
+    with lock.machine(path):
+        assert path.read_text().startswith(f"process {os.getpid()} of ")
+
+
+@pytest.mark.parametrize("kind", ["link", "second name", "pipe"])
+def test_a_file_that_is_no_lock_is_refused_and_not_written(tmp_path, kind):
+    kept, path = tmp_path / "kept", tmp_path / "lock"
+    kept.write_text("worth keeping")
+    if kind == "link":
+        path.symlink_to(kept)
+    elif kind == "second name":
+        path.hardlink_to(kept)
+    else:
+        os.mkfifo(path)
+    with pytest.raises(InputError, match=lock.VARIABLE) as refused, lock.machine(path):
+        pass
+    assert str(path) in str(refused.value)
+    assert kept.read_text() == "worth keeping"
+
+
+def test_a_lock_that_cannot_be_made_is_one_line_with_the_remedy(tmp_path):
+    with (
+        pytest.raises(InputError, match=f"nowhere/lock: .*set {lock.VARIABLE}"),
+        lock.machine(tmp_path / "nowhere" / "lock"),
+    ):
+        pass
+
+
+def test_all_users_of_a_machine_have_one_lock_whatever_their_temporary_folder(
+    tmp_path, monkeypatch
+):
+    monkeypatch.delenv(lock.VARIABLE, raising=False)
+    closed, shared = tmp_path / "closed", tmp_path / "shared"
+    closed.mkdir(mode=0o755)
+    shared.mkdir()
+    shared.chmod(0o1777)
+    for name in ("ana", "rui"):
+        monkeypatch.setattr(lock.tempfile, "gettempdir", lambda name=name: str(tmp_path / name))
+        assert lock.place([tmp_path / "missing", closed, shared]) == shared / lock.NAME
+        assert lock.place([closed]) == tmp_path / name / lock.NAME
+
+
+def test_a_variable_names_another_lock(tmp_path, monkeypatch):
+    monkeypatch.setenv(lock.VARIABLE, str(tmp_path / "mine"))
+    with lock.machine():
+        assert (tmp_path / "mine").read_text().startswith(f"process {os.getpid()} of ")
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("setpriv") is None, reason="becomes another user (root only)"
+)
+@pytest.mark.parametrize("mode", [0o600, 0o666])
+def test_a_lock_of_another_user_is_waited_for_and_what_it_leaves_does_no_harm(mode):
+    """Who may not write another's file locks it; who may not read it is told what to do."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        folder = Path(name)
+        folder.chmod(0o1777)
+        path = folder / lock.NAME
+        with lock.machine(path):
+            path.chmod(mode)
+            waiter = subprocess.Popen(
+                [*_ANOTHER_USER, sys.executable, "-c", _WAITER, str(path)],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env={"PATH": os.environ["PATH"], "PYTHONPATH": str(WORKFLOW)},
+            )
+            said = waiter.stderr.readline()
+            if mode == 0o666:
+                assert said.startswith(f"waiting for this machine: process {os.getpid()} of ")
+                assert waiter.poll() is None
+        out, rest = waiter.communicate(timeout=60)
+        if mode == 0o666:
+            assert (out, rest) == ("held\n", "")
+        else:
+            assert "belongs to another user and cannot be read" in said + rest
 
 
 @pytest.mark.parametrize("readable", [True, False])
@@ -312,6 +430,7 @@ def test_a_lock_file_that_another_user_left_does_no_harm(monkeypatch, tmp_path, 
     path = tmp_path / "lock"
     path.touch()
     real = os.open
+    monkeypatch.setattr(lock, "_MAKING_S", 0.0)
 
     def of_another(name: object, flags: int, *mode: int) -> int:
         if not readable or flags & os.O_RDWR:

@@ -175,14 +175,19 @@ def command(*arguments: str, configuration: tuple[str, ...] = TINY) -> list[str]
 
 
 def start(folder: Path, *arguments: str, **more: tuple[str, ...]) -> subprocess.Popen:
-    # The machine's lock lies there: what others measure on this machine is not waited for.
     temporary = folder.parent / "tmp"
     temporary.mkdir(exist_ok=True)
     with (folder / "run.log").open("ab") as output:
         return subprocess.Popen(
             command(*arguments, **more),
             cwd=folder,
-            env={**os.environ, "PATH": tools(), "TMPDIR": str(temporary)},
+            # With a lock of its own, what others measure on this machine is not waited for.
+            env={
+                **os.environ,
+                "PATH": tools(),
+                "TMPDIR": str(temporary),
+                "KVBENCH_LOCK": str(temporary / "machine.lock"),
+            },
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,

@@ -32,7 +32,7 @@ def copy_repository(target: Path) -> None:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Variables of a run of its own: its cache and its temporary files, and so its lock of the machine.
+    """Variables of a run of its own: its cache, its temporary files and its lock of the machine.
 
     With the lock that all checkouts share, a run would wait for whoever else measures on this machine.
     """
@@ -42,6 +42,7 @@ def environment(folder: Path) -> dict[str, str]:
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "TMPDIR": str(temporary),
+        "KVBENCH_LOCK": str(temporary / "machine.lock"),
         "XDG_CACHE_HOME": str(folder / ".cache"),
     }
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
+import getpass
 import os
 import secrets
 import select
@@ -22,10 +24,12 @@ from kvbench.errors import InputError
 _GRACE_S = 8.0
 #: Names the Snakemake that a job belongs to, as ``<host>:<process>``.
 _OWNER = "KVBENCH_RUN"
-#: Where every Snakemake in a checkout holds a shared lock as long as it lives; holds the host of the
-#: last one that ran jobs.
+#: Where every Snakemake in a checkout holds a shared lock as long as it lives.
 _PRESENCE = Path(".snakemake", "presence")
-#: The temporary folders of the runs of a checkout, one a line.
+#: One file for each Snakemake that lives in a checkout, on whatever machine: who it is. Locks may not
+#: be seen from machine to machine, files are.
+_RUNS = Path(".snakemake", "runs")
+#: The temporary folders of the runs of a checkout on one machine, one a line.
 _TEMPORARY = Path(".snakemake", "temporary")
 #: What the name of a folder made here begins with.
 _SCRATCH = "kvbench-"
@@ -43,8 +47,8 @@ def enter(folder: Path = Path()) -> list[str]:
     """Take part in a checkout; if nobody else does, clear what a killed run left.
 
     Every Snakemake holds a shared lock on one file. Whoever gets it alone knows that no other
-    lives here, so that Snakemake's own locks are stale, and half-made files nobody's. A run on
-    another machine may not be seen on a network folder, so what it locked is left alone.
+    lives here, so that Snakemake's own locks are stale, and half-made files nobody's. On a network
+    folder the lock may not reach other machines: what a run of theirs may have locked is left alone.
 
     Parameters
     ----------
@@ -54,7 +58,7 @@ def enter(folder: Path = Path()) -> list[str]:
     Returns
     -------
     list of str
-        What is to be told, one line each.
+        What is to be told, one line each: who else works here, or what was cleared.
 
     Raises
     ------
@@ -71,13 +75,68 @@ def enter(folder: Path = Path()) -> list[str]:
             alone = True
         except BlockingIOError:
             alone = False
-        told = _clear(folder, handle) if alone else []
+        told = _clear(folder) if alone else _others(folder)
+        _sign(folder)
         fcntl.flock(handle, fcntl.LOCK_SH)
     except OSError:
         # A folder that cannot be written, or has no locks: Snakemake says what it needs itself.
         return []
     os.environ[_OWNER] = f"{socket.gethostname()}:{os.getpid()}"
     return told
+
+
+def _machine() -> str:
+    """This machine's name, and what tells it from another one of the same name."""
+    with contextlib.suppress(OSError):
+        return f"{socket.gethostname()}-{Path('/etc/machine-id').read_text()[:8].strip()}"
+    return socket.gethostname()
+
+
+def _sign(folder: Path) -> None:
+    """Say in a file that this process works here, as long as it does."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = f"user {os.getuid()}"
+    path, me = (folder / _RUNS / f"{_machine()}.{os.getpid()}").absolute(), os.getpid()
+    path.parent.mkdir(exist_ok=True)
+    with contextlib.suppress(PermissionError):
+        # Another user of the checkout writes there too.
+        path.parent.chmod(0o777)
+    since = time.strftime("%Y-%m-%d %H:%M")
+    path.write_text(f"process {me} of {user} on {socket.gethostname()} since {since}\n")
+
+    def leave() -> None:
+        # A forked process ends before this one does.
+        if os.getpid() == me:
+            path.unlink(missing_ok=True)
+
+    atexit.register(leave)
+
+
+def _signed(folder: Path) -> Iterator[tuple[Path, bool, int]]:
+    """The files of all runs: which, whether of this machine, and the process."""
+    for path in sorted((folder / _RUNS).glob("*.*")):
+        machine, _, number = path.name.rpartition(".")
+        if number.isdigit():
+            yield path, machine == _machine(), int(number)
+
+
+def _who(path: Path) -> str:
+    """What a run says of itself, in one line."""
+    try:
+        return path.read_text(errors="replace").strip().splitlines()[0][:200]
+    except (OSError, IndexError):
+        return f"a run ({path.name})"
+
+
+def _others(folder: Path) -> list[str]:
+    """Who works here beside this process, which Snakemake lets write other files only."""
+    found = [_who(path) for path, ours, number in _signed(folder) if not ours or _lives(number)]
+    who = " and ".join(found) or "another Snakemake"
+    return [
+        f"This checkout is in use by {who}: what both would write is refused until that run has ended."
+    ]
 
 
 def _check_rights(folder: Path) -> None:
@@ -110,18 +169,15 @@ def _open_presence(path: Path) -> int:
     return handle
 
 
-def begin() -> None:
-    """Note that jobs are run from this host, for whoever finds their locks from another one."""
-    if _held:
-        with contextlib.suppress(OSError):
-            os.ftruncate(_held[-1], 0)
-            os.pwrite(_held[-1], socket.gethostname().encode(), 0)
-
-
 def note(temporary: Path, folder: Path = Path()) -> None:
     """Note a temporary folder of this run, which a kill would leave behind."""
-    with contextlib.suppress(OSError), (folder / _TEMPORARY).open("a") as stream:
+    with contextlib.suppress(OSError), _temporary(folder).open("a") as stream:
         stream.write(f"{temporary}\n")
+
+
+def _temporary(folder: Path) -> Path:
+    """The list of this machine: another one's folders are not here to be removed."""
+    return folder / _TEMPORARY.with_name(f"{_TEMPORARY.name}-{_machine()}")
 
 
 def scratch(parent: Path | None = None) -> Path:
@@ -146,20 +202,25 @@ def scratch(parent: Path | None = None) -> Path:
             return path
 
 
-def _clear(folder: Path, handle: int) -> list[str]:
-    """Remove stale locks and half-made files; the caller is alone in the folder."""
+def _clear(folder: Path) -> list[str]:
+    """Remove stale locks and half-made files; nobody else on this machine works in the folder."""
     locks = sorted((folder / ".snakemake" / "locks").glob("*.lock"))
-    host = os.pread(handle, 256, 0).decode(errors="replace") or socket.gethostname()
-    if locks and host != socket.gethostname():
+    signed = list(_signed(folder))
+    foreign = [path for path, ours, _ in signed if not ours]
+    if locks and foreign:
+        who = " and ".join(map(_who, foreign))
         return [
-            f"{folder / '.snakemake' / 'locks'}: held by a run on {host}; wait until it has ended, or, "
+            f"{folder / '.snakemake' / 'locks'}: held by {who}; wait until that run has ended, or, "
             "if it is gone, run: snakemake --unlock"
         ]
+    # Who runs jobs holds a lock of Snakemake's, so that without any these files are left over.
+    for path, _, _ in signed:
+        path.unlink(missing_ok=True)
     for path in locks:
         path.unlink(missing_ok=True)
     for path in leftovers(folder):
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-    (folder / _TEMPORARY).unlink(missing_ok=True)
+    _temporary(folder).unlink(missing_ok=True)
     return ["Going on after a run that was cut short: its lock is released."] if locks else []
 
 
@@ -167,7 +228,7 @@ def leftovers(folder: Path) -> Iterator[Path]:
     """Files and folders that a killed run was still making, and the temporary ones of its jobs."""
     own = folder / ".snakemake"
     with contextlib.suppress(OSError):
-        for line in (folder / _TEMPORARY).read_text().splitlines():
+        for line in _temporary(folder).read_text().splitlines():
             if Path(line).name.startswith(_TEMPORARY_NAMES) and Path(line).is_dir():
                 yield Path(line)
     yield from [*own.glob("scripts/tmp*"), *own.glob("tmp.*")]
