@@ -286,11 +286,11 @@ def test_an_unknown_device_is_refused_with_the_known_ones(refused):
         ("budget_s", 0, "more than 0"),
         ("budget_s", "60", "number"),
         ("max_prompt_tokens", 0, "at least 1"),
-        ("models", "embedded", "array"),
-        ("strategies", [3], "string"),
+        ("models", "embedded", "it must be of type list: write [embedded]"),
+        ("strategies", [3], "text or mapping"),
         ("dtype", "fp32", "float32"),
-        ("strategies", [], ""),
-        ("strategies", ["none", "none"], ""),
+        ("strategies", [], "is an empty list; name at least 1"),
+        ("strategies", ["none", "none"], "holds 'none' twice"),
     ],
 )
 def test_a_wrong_value_of_a_block_is_named_with_its_remedy(refused, key, value, words):
@@ -528,7 +528,7 @@ def test_a_model_file_named_unlike_its_name_is_refused(tmp_path):
         ("name: a\ntitle: A\nsource: web\n", "source"),
         ("name: a\ntitle: A\nsource: local\npath: p\nrevison: x\n", "'revison'"),
         ("name: a\ntitle: A\nsource: built\n", "architecture"),
-        ("", "object"),
+        ("", "mapping"),
     ],
 )
 def test_a_wrong_model_file_is_one_line_that_names_the_key(tmp_path, text, word):

@@ -122,11 +122,11 @@ def test_corrupt_json_names_the_file_and_the_remedy(tmp_path, content):
         ({"count": 2}, ["missing key 'name'"]),
         ({"name": "a", "count": 0}, ["count is 0", "at least 1", "How often"]),
         ({"name": "a", "count": "3"}, ["count is '3'", "integer"]),
-        ({"name": "a", "count": True}, ["count is True", "integer"]),
+        ({"name": "a", "count": True}, ["count is true", "integer"]),
         ({"name": "a", "mode": "quick"}, ["mode is 'quick'", "fast, slow"]),
         ({"name": "A"}, ["name is 'A'", "Lower-case letters"]),
         ({"name": "a", "inner": {"list": [1, "b"]}}, ["inner.list[1] is 'b'", "number"]),
-        ([], ["top level is []", "object"]),
+        ([], ["top level is []", "mapping"]),
     ],
 )
 def test_a_violation_names_source_key_and_what_would_be_right(document, words):

@@ -183,7 +183,7 @@ def test_once_and_rounds_take_the_ids_of_variants():
         ({"name": "sliding_window", "windw": 3}, "did you mean 'window'"),
         ({"name": "sliding_window", "window": 0}, "a whole number at least 1"),
         ({"name": "sliding_window", "window": 2.5}, "window is 2.5"),
-        ({"name": "sliding_window", "window": True}, "window is True"),
+        ({"name": "sliding_window", "window": True}, "window is true"),
         ({"name": "sliding_window", "window": []}, "empty list"),
         ({"name": "paged", "block_sharing": "yes"}, "true or false"),
         ({"name": "none", "window": 3}, "unknown option of none 'window'"),

@@ -144,7 +144,7 @@ def test_malformed_yaml_is_one_line(write):
 
 
 def test_an_empty_file_is_one_line(write):
-    assert "object" in refused(write(""))
+    assert "mapping" in refused(write(""))
 
 
 def test_a_misspelt_key_is_named(write):

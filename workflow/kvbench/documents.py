@@ -6,9 +6,10 @@ import hashlib
 import json
 import math
 import os
+import re
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import yaml
 
 from kvbench import layout
 from kvbench.errors import InputError
+from kvbench.explaining import explain, location
 
 SCHEMAS = layout.shipped("schemas")
 #: Larger files, such as weights of some gigabytes, are told apart by size and time alone.
@@ -54,6 +56,36 @@ class _UniqueKeys(yaml.SafeLoader):
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """Refuse what YAML reads as octal or in base sixty: nobody means 8 by ``010``."""
+        value, plain = super().construct_yaml_int(node), node.value.lstrip("+-")
+        if ":" in plain or (plain[:1] == "0" and plain.isdigit() and value):
+            raise yaml.constructor.ConstructorError(
+                problem=f"{node.value} is read as {value}; write {value}, or put it in quotes",
+                problem_mark=node.start_mark,
+            )
+        return value
+
+
+_UniqueKeys.add_constructor("tag:yaml.org,2002:int", _UniqueKeys.construct_yaml_int)
+#: What the parser says of the usual slips, and what helps.
+_REMEDIES = {
+    "'\\t'": "indent with blanks, not with tabs",
+    "mapping values are not allowed": "a colon is missing above, or a text that holds ': ' wants quotes",
+    "found another document": "keep one document and no second line of three hyphens",
+    "found undefined alias": "name the anchor (&name) first, or put a text that begins with * in quotes",
+    "could not determine a constructor": "take the tag away, or put a text that begins with ! in quotes",
+    "expected <block end>": "indent what belongs together by as many blanks",
+    "but got '<stream end>'": "close the bracket",
+    "cannot start any token": "put a text that begins with this character in quotes",
+    "found unexpected end of stream": "close the quotes",
+}
+
+
+def _remedy(problem: str) -> str:
+    """What helps against a problem of the parser, if that is known."""
+    return next((f"; {told}" for words, told in _REMEDIES.items() if words in problem), "")
 
 
 def read_text(path: Path, not_text: str = "save it as UTF-8") -> str:
@@ -103,7 +135,7 @@ def read_yaml(path: Path) -> Any:
         mark = getattr(error, "problem_mark", None)
         line = f" at line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "cannot be parsed"
-        raise InputError(f"{path}: not valid YAML{line}: {problem}") from None
+        raise InputError(f"{path}: not valid YAML{line}: {problem}{_remedy(problem)}") from None
     except RecursionError:
         raise InputError(f"{path}: nested too deeply; write it flatter") from None
     except ValueError as error:
@@ -246,53 +278,20 @@ def write_json(path: Path, document: Any) -> None:
     write_text_atomic(path, json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
-def location(parts: Iterable[str | int]) -> str:
-    """Spell a JSON path the way a reader of the YAML would: ``turns[3].user``."""
-    spelled = ""
-    for part in parts:
-        spelled += f"[{part}]" if isinstance(part, int) else f".{part}" if spelled else str(part)
-    return spelled
-
-
-def explain(error: jsonschema.ValidationError) -> str:
-    """Turn a schema violation into ``key: what is wrong; what would be right``."""
-    deepest = jsonschema.exceptions.best_match([error])
-    where = location(deepest.absolute_path) or "top level"
-    kind, expected = deepest.validator, deepest.validator_value
-    value = deepest.instance
-    hint = (deepest.schema or {}).get("description", "") if isinstance(deepest.schema, dict) else ""
-    hint = f" ({hint.rstrip('.')})" if hint else ""
-    if kind == "additionalProperties":
-        known = sorted(deepest.schema.get("properties", {}))
-        unknown = sorted(set(value) - set(known))
-        return (
-            f"{where}: unknown key {', '.join(map(repr, unknown))}; known keys: {', '.join(known)}"
-        )
-    if kind == "required":
-        missing = [key for key in expected if key not in value]
-        return f"{where}: missing key {', '.join(map(repr, missing))}"
-    if kind == "enum":
-        return f"{where} is {value!r}; use one of {', '.join(map(str, expected))}{hint}"
-    if kind == "type":
-        wanted = " or ".join(expected) if isinstance(expected, list) else expected
-        return f"{where} is {value!r}; it must be of type {wanted}{hint}"
-    if kind in {"minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum"}:
-        sign = {
-            "minimum": "at least",
-            "exclusiveMinimum": "more than",
-            "maximum": "at most",
-            "exclusiveMaximum": "less than",
-        }[kind]
-        return f"{where} is {value!r}; it must be {sign} {expected}{hint}"
-    if kind == "pattern":
-        # An address may hold a password.
-        shown = "" if "://" in str(value) else f" is {str(value)[:60]!r}; it"
-        return f"{where}{shown} does not look right{hint or f' (pattern {expected})'}"
-    return f"{where}: {deepest.message}{hint}"
-
-
-def check(document: Any, schema_name: str | Mapping[str, Any], source: str) -> None:
+def check(
+    document: Any,
+    schema_name: str | Mapping[str, Any],
+    source: str,
+    at: tuple[str | int, ...] = (),
+) -> None:
     """Check what a person wrote against a schema; a count written as ``3.0`` is no whole number.
+
+    Parameters
+    ----------
+    schema_name:
+        Name of a file of :data:`SCHEMAS`, or the schema itself.
+    source, at:
+        The file, and the place of the document in it where it is a part of the file.
 
     Raises
     ------
@@ -308,13 +307,13 @@ def check(document: Any, schema_name: str | Mapping[str, Any], source: str) -> N
             return
     else:
         rules = schema_name
-    _refuse(document, rules, source)
+    _refuse(document, rules, source, at)
 
 
 def check_record(document: Any, schema_name: str, source: str) -> None:
     """Check what a program wrote against a schema, as :func:`check` does (same InputErrors), but fast."""
     if not _passes(document, schema_name):
-        _refuse(document, schema(schema_name), source)
+        _refuse(document, schema(schema_name), source, by_hand=False)
 
 
 def _passes(document: Any, schema_name: str) -> bool:
@@ -331,14 +330,28 @@ def _strict(kind: type) -> Any:
     whole = kind.TYPE_CHECKER.redefine(
         "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)
     )
-    return jsonschema.validators.extend(kind, type_checker=whole)
+    return jsonschema.validators.extend(kind, {"pattern": _pattern}, type_checker=whole)
 
 
-def _refuse(document: Any, rules: Mapping[str, Any], source: str) -> None:
+def _pattern(_: Any, pattern: str, text: Any, __: Any) -> Iterator[jsonschema.ValidationError]:
+    """Match as JSON Schema's dialect does: for Python's ``$`` a line break may follow."""
+    ended = f"{pattern[:-1]}\\Z" if pattern.endswith("$") else pattern
+    if isinstance(text, str) and not re.search(ended, text):
+        yield jsonschema.ValidationError(f"{text!r} does not match {pattern!r}")
+
+
+def _refuse(
+    document: Any,
+    rules: Mapping[str, Any],
+    source: str,
+    at: tuple[str | int, ...] = (),
+    by_hand: bool = True,
+) -> None:
     validator = _strict(jsonschema.validators.validator_for(rules))(rules)
     errors = sorted(validator.iter_errors(document), key=lambda error: list(map(str, error.path)))
     if errors:
-        raise InputError(f"{source}: {explain(jsonschema.exceptions.best_match(errors))}")
+        told = explain(jsonschema.exceptions.best_match(errors), rules, at, by_hand)
+        raise InputError(f"{source}: {told}")
 
 
 def fill_defaults(document: Any, rules: Mapping[str, Any]) -> Any:

@@ -54,7 +54,7 @@ def load():
 
 try:
     CONFIG, SCENARIOS, MODELS, KV_BLOCKS, APP_CELLS, TRAFFIC_CELLS, AA_BLOCKS = load()
-    RECORDED = gathering.list_machines(HERE / layout.RECORDED, CONFIG["recorded"])
+    RECORDED = gathering.list_machines(HERE / layout.RECORDED, CONFIG["recorded"], config_source())
 except InputError as error:
     stop(error)
 

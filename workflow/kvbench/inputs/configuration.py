@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -18,6 +19,8 @@ from kvbench.layout import DEFAULT_DTYPE, EQUAL, place, workload
 
 #: Name of the second run of the reference in every block: the instrument against itself.
 CONTROL = "control"
+#: What may be the name of a file, and is not one with folder or suffix already.
+_FILE_NAME = re.compile(r"(?!.*\.yaml$)[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -204,6 +207,15 @@ def fill(config: Mapping[str, Any], source: str) -> dict[str, Any]:
         raise InputError(
             f"{source}: kv.experiments is empty; name an experiment, or take kv out of suites"
         )
+    for number, experiment in enumerate([filled["kv"], *filled["kv"]["experiments"]]):
+        given = config.get("kv", {}) if number == 0 else experiment
+        fewest, most = given.get("min_rounds"), given.get("max_rounds")
+        if fewest is not None and most is not None and fewest > most:
+            where = f"kv.experiments[{number - 1}]" if number else "kv"
+            raise InputError(
+                f"{source}: {where}.min_rounds is {fewest} but {where}.max_rounds is {most}; "
+                "make it at most that many"
+            )
     for number, experiment in enumerate(filled["kv"]["experiments"]):
         _expand_strategies(experiment, f"{source}: kv.experiments[{number}]")
         _expand_batches(experiment, f"{source}: kv.experiments[{number}]")
@@ -262,12 +274,17 @@ def resolve_device(device: str) -> str:
 
 
 def _known(kind: str, name: str, known: Any, where: str, source: str, folder: str = "") -> None:
-    remedy = f"or add {folder}/{name}.yaml" if folder else ""
+    remedy = f"or add {folder}/{name}.yaml" if folder and _FILE_NAME.fullmatch(name) else ""
     one_of(kind, name, sorted(known), f"{source}: {where}", remedy)
 
 
 def _longest_context(scenario: Scenario, experiment: Mapping[str, Any]) -> int:
-    """Tokens that a fixed scenario needs at most; a conversation's are known after tokenising."""
+    """Tokens that a fixed scenario needs at most; of a conversation, what is generated alone.
+
+    A conversation's prompts are known after tokenising only.
+    """
+    if scenario.kind == "conversation":
+        return (experiment["turns"] or scenario.length) * experiment["max_new_tokens"]
     limit = experiment["max_prompt_tokens"]
     lengths = [
         step.prompt_tokens + step.new_tokens
@@ -460,9 +477,12 @@ def _check_context(
         )
     allowed = document.get("architecture", {}).get("max_position_embeddings")
     if allowed and needed > allowed:
+        fixed = scenario.kind == "fixed"
+        what = f"needs {needed} tokens" if fixed else f"needs more than {needed} tokens"
+        remedy = "set max_prompt_tokens" if fixed else "lower turns or max_new_tokens"
         raise InputError(
-            f"{source}: {where}: scenario {scenario.id} needs {needed} tokens of context "
-            f"but model {model} allows {allowed}; set max_prompt_tokens or take another model"
+            f"{source}: {where}: scenario {scenario.id} {what} of context "
+            f"but model {model} allows {allowed}; {remedy} or take another model"
         )
 
 
@@ -557,7 +577,7 @@ def plan_app(
             continue
         study = studies.get(name)
         options = section["studies"].get(name) or {}
-        documents.check(options, study.options, f"{source}: app.studies.{name}")
+        documents.check(options, study.options, source, ("app", "studies", name))
         planned[name] = study.plan(documents.fill_defaults(options, study.options))
     return planned
 

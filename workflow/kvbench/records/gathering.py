@@ -17,8 +17,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def list_machines(folder: Path, names: Sequence[str]) -> list[Path]:
+def list_machines(folder: Path, names: Sequence[str], source: str = "") -> list[Path]:
     """Folders of the recorded machines that the configuration asks for; only names are looked at.
+
+    Parameters
+    ----------
+    source:
+        The configuration's file, for messages.
 
     Raises
     ------
@@ -35,7 +40,8 @@ def list_machines(folder: Path, names: Sequence[str]) -> list[Path]:
     if "all" in names:
         return found
     for name in names:
-        one_of("machine", name, sorted(by_name), f"recorded, in {folder}")
+        where = f"{source}: recorded" if source else "recorded"
+        one_of("machine", name, sorted(by_name), where, f"or put its records into {folder}/{name}")
     return [by_name[name] for name in names]
 
 

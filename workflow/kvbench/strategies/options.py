@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-from kvbench.errors import InputError, one_of
+from kvbench.errors import InputError, did_you_mean, one_of
+from kvbench.explaining import shown
 
 if TYPE_CHECKING:
     from kvbench.strategies.base import Strategy
@@ -76,7 +77,8 @@ class Option:
                 self.most is None or given <= self.most
             )
         if not right:
-            raise InputError(f"{where} is {given!r}; it takes {self.takes}")
+            near = did_you_mean(given, map(str, self.choices))
+            raise InputError(f"{where} is {shown(given)}; it takes {self.takes}{near}")
         return kind(given)
 
     def spell(self, value: Any) -> str:
