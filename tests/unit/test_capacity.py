@@ -249,7 +249,7 @@ def test_the_command_prints_a_row_per_strategy(capsys):
 def test_bad_arguments_end_in_one_line_and_code_2(capsys, arguments):
     code, out, err = run(capsys, *arguments)
     assert (code, out) == (2, "")
-    assert err.startswith("kvbench.analysis.capacity: ") and err.count("\n") == 1
+    assert err.startswith("kvbench: ") and err.count("\n") == 1
 
 
 def test_measured_ceilings_are_read_from_their_file(capsys, tmp_path):

@@ -62,8 +62,17 @@ def test_everything_can_be_listed(kvbench):
         (["show"], "'record'"),
         (["doctor", "--strickt"], "--strict"),
         (["list", "colours"], "scenarios"),
+        (["capacity", "--modl", "embedded"], "--memory"),
+        (["proxy", "--ttl", "soon"], "--ttl"),
     ],
-    ids=["a misspelt command", "a missing argument", "a misspelt option", "an unknown value"],
+    ids=[
+        "a misspelt command",
+        "a missing argument",
+        "a misspelt option",
+        "an unknown value",
+        "the planner's",
+        "the proxy's",
+    ],
 )
 def test_a_wrong_word_ends_in_one_line_that_names_the_right_one(kvbench, words, named):
     done = kvbench(*words)
@@ -71,6 +80,60 @@ def test_a_wrong_word_ends_in_one_line_that_names_the_right_one(kvbench, words, 
     assert named in done.stderr
     assert "--help" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "",
+        "advise",
+        "capacity",
+        "compare",
+        "doctor",
+        "import-scenarios",
+        "list",
+        "proxy",
+        "show",
+    ],
+)
+def test_the_help_of_a_command_fits_a_terminal_and_names_it(kvbench, command):
+    done = kvbench(*command.split(), "--help", COLUMNS="80")
+    assert done.returncode == 0
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert f"kvbench {command}".strip() in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("kvbench ca", ["capacity"]),
+        ("kvbench list m", ["models", "machines"]),
+        ("kvbench advise --la", ["--language"]),
+        ("kvbench capacity --m", ["--model", "--memory"]),
+        ("kvbench proxy --second", ["--second-opinion", "--second-opinion-threshold"]),
+        ("kvbench proxy x", []),
+    ],
+)
+def test_a_shell_completes_commands_values_and_options(typed, offered):
+    # What the lines that `--install-completion` writes for bash run at a press of the key.
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys; sys.argv[0] = 'kvbench'; from kvbench.cli import main; main()",
+        ],
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT / "workflow"),
+            "_KVBENCH_COMPLETE": "complete_bash",
+            "COMP_WORDS": typed,
+            "COMP_CWORD": str(len(typed.split()) - 1),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.split() == offered, done.stderr
 
 
 def test_without_a_word_the_help_is_shown(kvbench):

@@ -128,7 +128,7 @@ def test_a_server_may_take_as_long_as_the_call_may():
     """62 s for an answer are fine if 200 are allowed: no other limit of the proxy is shorter."""
     factors = defaults() | {"call_timeout_s": 200}
     command = measuring._proxy_command("http://127.0.0.1:9/v1", factors)
-    settings = cli.settings_of(cli._parser().parse_args(command[3:]))
+    settings = cli.settings_of(cli.parser().parse_args(command[3:]))
     assert settings.total_timeout_s == 200
     assert settings.read_timeout_s is None
 

@@ -24,7 +24,7 @@ app = typer.Typer(
     help="Which cache should a language-model application use, what does it cost, and can the "
     "number be trusted?",
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
 )
 
 

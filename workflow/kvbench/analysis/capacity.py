@@ -1,4 +1,4 @@
-"""How many conversations fit a machine, and how fast: ``python -m kvbench.analysis.capacity``.
+"""How many conversations fit a machine, and how fast: ``kvbench capacity``.
 
 A conversation is one sequence of a given length. Beside the weights the memory holds the caches of
 all open conversations and one layer's working copy of them; the roofline model gives the decode
@@ -8,7 +8,6 @@ rate. All of that is computed. Activations and work space are not: give what was
 
 from __future__ import annotations
 
-import argparse
 import math
 import re
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kvbench import documents, layout, physics, strategies
+from kvbench.arguments import Parser
 from kvbench.errors import InputError
 from kvbench.physics import Architecture, Ceilings, Traffic
 
@@ -471,23 +471,33 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([title, "", *body])
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns 0, or 2 after one line on standard error."""
-    parser = argparse.ArgumentParser(
-        prog="python -m kvbench.analysis.capacity", description=__doc__
+def parser() -> Parser:
+    """Return the parser of the planner's options."""
+    found = Parser(
+        prog="kvbench capacity",
+        description="How many conversations fit a machine, and how fast. Caches and the bytes of a "
+        "step are computed; activations and work space are not: give what was measured "
+        "(peak_memory_mib - kv_mib of kv_summary.csv) as --workspace.",
+        epilog="kvbench capacity --check, without other options, fills processes of limited memory "
+        "with conversations and says whether the planner was right.",
     )
-    parser.add_argument("--model", required=True, help="name in config/models, or a model folder")
-    parser.add_argument("--memory", required=True, help="memory of one machine, such as 80GiB")
-    parser.add_argument("--tokens", required=True, help="tokens of one conversation")
-    parser.add_argument("--dtype", default="bfloat16", help="dtype of weights and exact caches")
-    rates = parser.add_mutually_exclusive_group()
-    rates.add_argument("--ceilings", help="ceilings measured on the machine (JSON)")
-    rates.add_argument("--bandwidth", help="memory bandwidth, such as 2TB/s")
-    parser.add_argument(
+    found.add_argument("--model", required=True, help="name in config/models, or a model folder")
+    found.add_argument("--memory", required=True, help="memory of one machine, such as 80GiB")
+    found.add_argument("--tokens", required=True, help="tokens of one conversation")
+    found.add_argument("--dtype", default="bfloat16", help="dtype of weights and exact caches")
+    rates = found.add_mutually_exclusive_group()
+    rates.add_argument("--ceilings", metavar="FILE", help="ceilings measured on the machine (JSON)")
+    rates.add_argument("--bandwidth", metavar="RATE", help="memory bandwidth, such as 2TB/s")
+    found.add_argument(
         "--workspace", help="measured activations and work space, such as 300MiB (default: none)"
     )
-    parser.add_argument("--conversations", default="1000000", help="open conversations of a fleet")
-    given = parser.parse_args(arguments)
+    found.add_argument("--conversations", default="1000000", help="open conversations of a fleet")
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns 0, or 2 after one line on standard error."""
+    given = parser().parse_args(arguments)
     try:
         if given.ceilings:
             record = _mapping(documents.read_json(Path(given.ceilings)), Path(given.ceilings))
@@ -507,7 +517,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             workspace_bytes=parse_bytes(given.workspace, "workspace") if given.workspace else 0,
         )
     except InputError as error:
-        print(f"kvbench.analysis.capacity: {error}", file=sys.stderr)
+        print(f"kvbench: {error}", file=sys.stderr)
         return 2
     print(table(rows))
     return 0

@@ -6,11 +6,46 @@ A command imports what it works with inside ``run``: ``kvbench --help`` stays fa
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from typer.core import TyperCommand
+
 from kvbench.errors import InputError
+
+try:
+    from typer._click.shell_completion import CompletionItem
+except ModuleNotFoundError:  # Older versions of typer take it from click.
+    from click.shell_completion import CompletionItem
+
+
+def forwarding(module: str) -> dict[str, Any]:
+    """Settings of a command that hands its arguments on to a module's own parser.
+
+    Parameters
+    ----------
+    module:
+        Where the function ``parser`` gives a :class:`kvbench.arguments.Parser`. It describes the
+        options, prints the help, refuses mistakes, and names what a shell completes.
+    """
+
+    class Forwarding(TyperCommand):
+        def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+            # The module is imported when a shell asks: it may be slow.
+            options = importlib.import_module(module).parser().options()
+            return [
+                CompletionItem(name, help=told)
+                for name, told in options.items()
+                if incomplete.startswith("-") and name.startswith(incomplete)
+            ]
+
+    return {
+        "cls": Forwarding,
+        "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True},
+        "add_help_option": False,
+    }
 
 
 def console() -> Any:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import typer
 
+from kvbench import commands
+
 NAME = "capacity"
-# The planner reads its own arguments: they are described once, there.
-SETTINGS = {
-    "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True},
-    "add_help_option": False,
-}
+SETTINGS = commands.forwarding("kvbench.analysis.capacity")
 
 
 def run(context: typer.Context) -> None:
@@ -23,7 +21,6 @@ def run(context: typer.Context) -> None:
 
 def check() -> int:
     """Hold the planner against processes that are filled with conversations; 1 where it is off."""
-    from kvbench import commands
     from kvbench.errors import InputError
     from kvbench.measurement import crowd
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import typer
 
+from kvbench import commands
+
 NAME = "proxy"
-# The proxy reads its own arguments: they are described once, there.
-SETTINGS = {
-    "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True},
-    "add_help_option": False,
-}
+SETTINGS = commands.forwarding("kvbench.caching.proxy.cli")
 
 
 def run(context: typer.Context) -> None:

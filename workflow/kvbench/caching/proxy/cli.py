@@ -12,15 +12,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any, cast
 
+from kvbench.arguments import Parser
 from kvbench.caching.proxy.app import Proxy
 from kvbench.caching.proxy.semantic import Guard
 from kvbench.caching.proxy.settings import IGNORABLE, Rule, Settings
 from kvbench.errors import InputError, Unsupported
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m kvbench.caching.proxy",
+def parser() -> Parser:
+    """Return the parser of the proxy's options."""
+    found = Parser(
+        prog="kvbench proxy",
         description="A caching proxy for OpenAI-compatible servers: exact repeats first, then"
         " questions alike.",
     )
@@ -32,8 +34,8 @@ def _parser() -> argparse.ArgumentParser:
         ("limits", _limits),
         ("log", _log),
     ):
-        add(parser.add_argument_group(title))
-    return parser
+        add(found.add_argument_group(title))
+    return found
 
 
 def _where(group: Any) -> None:
@@ -76,8 +78,9 @@ def _cached(group: Any) -> None:
     _repeated(
         group,
         "--ignore-field",
-        "field of a request that cannot change the answer",
+        f"field of a request that cannot change the answer: {', '.join(IGNORABLE)}",
         choices=IGNORABLE,
+        metavar="FIELD",
     )
     _repeated(
         group,
@@ -198,7 +201,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
 
 def main(arguments: Sequence[str] | None = None, ready: Callable[[str], None] = print) -> int:
     """Run the proxy until it is interrupted or terminated; return the exit status."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
         settings = settings_of(options)
         encoder = None
