@@ -79,6 +79,45 @@ def test_the_temporary_folders_of_killed_snakemakes_are_removed_and_no_others(le
     assert (left / "somebody").exists()
 
 
+@pytest.fixture
+def strays(tmp_path, monkeypatch) -> Path:
+    """A place for temporary files with what Snakemakes leave there, and what only looks like it."""
+    place = tmp_path / "temporary"
+    for name in ("snakemakeabcdefg1", "snakemakefull_one/source-cache", "snakemakemineown1"):
+        (place / name).mkdir(parents=True)
+    (place / "snakemake-tutorial").mkdir()
+    (place / "snakemakefilename").write_text("")
+    monkeypatch.setattr("tempfile.tempdir", str(place))
+    return place
+
+
+def test_the_folder_of_a_snakemake_killed_before_it_could_note_it_is_removed_if_empty(left, strays):
+    checkout.enter(left, strays / "snakemakemineown1")
+    assert {path.name for path in strays.iterdir()} == {
+        "snakemakefull_one",
+        "snakemakemineown1",
+        "snakemake-tutorial",
+        "snakemakefilename",
+    }
+
+
+def test_no_such_folder_is_removed_while_another_snakemake_lives_that_makes_them_there(strays):
+    code = "print(flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, "snakemake"],
+        env=os.environ | {"TMPDIR": str(strays)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:
+        other.stdout.readline()
+        checkout._remove_strays(None)
+        kept = (strays / "snakemakeabcdefg1").exists()
+        other.communicate(b"\n")
+    assert kept
+    checkout._remove_strays(None)
+    assert not (strays / "snakemakeabcdefg1").exists()
+
+
 def test_a_private_folder_of_a_killed_job_is_removed_and_one_in_use_is_its_owner_s(
     left, monkeypatch
 ):

@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import getpass
 import os
+import re
 import secrets
 import select
 import shutil
@@ -36,6 +37,9 @@ _SCRATCH = "kvbench-"
 #: What the names of such folders begin with; nothing else is ever removed.
 _TEMPORARY_NAMES = ("snakemake", _SCRATCH)
 
+#: A temporary folder of Snakemake's: its prefix and eight characters of Python's.
+_STRAY = re.compile(r"snakemake[a-z0-9_]{8}")
+
 #: Folders of Snakemake's that every run writes in.
 _WRITTEN = ("incomplete", "locks", "log", "metadata", "scripts")
 
@@ -43,7 +47,7 @@ _WRITTEN = ("incomplete", "locks", "log", "metadata", "scripts")
 _held: list[int] = []
 
 
-def enter(folder: Path = Path()) -> list[str]:
+def enter(folder: Path = Path(), temporary: Path | None = None) -> list[str]:
     """Take part in a checkout; if nobody else does, clear what a killed run left.
 
     Every Snakemake holds a shared lock on one file. Whoever gets it alone knows that no other
@@ -54,6 +58,8 @@ def enter(folder: Path = Path()) -> list[str]:
     ----------
     folder:
         The working directory of the run.
+    temporary:
+        The temporary folder that this Snakemake has made already.
 
     Returns
     -------
@@ -76,6 +82,8 @@ def enter(folder: Path = Path()) -> list[str]:
         except BlockingIOError:
             alone = False
         told = _clear(folder) if alone else _others(folder)
+        if alone:
+            _remove_strays(temporary)
         _sign(folder)
         fcntl.flock(handle, fcntl.LOCK_SH)
     except OSError:
@@ -224,6 +232,47 @@ def _clear(folder: Path) -> list[str]:
     return ["Going on after a run that was cut short: its lock is released."] if locks else []
 
 
+def _remove_strays(own: Path | None) -> None:
+    """Remove the folders of Snakemakes that were killed before they could note them; all are empty.
+
+    Whose they are cannot be known. So nothing is done while another Snakemake that makes its folders
+    in the same place lives on this machine, and nothing but an empty folder of this user is removed.
+    """
+    place = Path(tempfile.gettempdir())
+    strays = [path for path in place.glob("snakemake*") if _STRAY.fullmatch(path.name)]
+    if len(strays) == (own in strays) or any(
+        _makes_folders_in(place, n) for n in _other_snakemakes()
+    ):
+        return
+    for path in strays:
+        with contextlib.suppress(OSError):
+            if path != own and path.is_dir() and path.stat().st_uid == os.getuid():
+                path.rmdir()
+
+
+def _other_snakemakes() -> Iterator[int]:
+    """Living processes whose command speaks of Snakemake, but for this one and those above it."""
+    own = {os.getpid(), *_above(os.getpid())}
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            number = int(path.name)
+            if number not in own and b"snakemake" in (path / "cmdline").read_bytes():
+                yield number
+
+
+def _makes_folders_in(place: Path, process: int) -> bool:
+    try:
+        told = Path("/proc", str(process), "environ").read_bytes().split(b"\0")
+    except FileNotFoundError:
+        return False
+    except OSError:
+        # Another user's: it may.
+        return True
+    given = dict(line.partition(b"=")[::2] for line in told)
+    found = next((given[name] for name in (b"TMPDIR", b"TEMP", b"TMP") if given.get(name)), b"/tmp")
+    return os.path.realpath(found) == os.path.realpath(os.fsencode(place))
+
+
 def leftovers(folder: Path) -> Iterator[Path]:
     """Files and folders that a killed run was still making, and the temporary ones of its jobs."""
     own = folder / ".snakemake"
@@ -279,12 +328,25 @@ def end_below(process: int) -> None:
             time.sleep(0.05)
 
 
-def _below(process: int) -> Iterator[int]:
+def _parents() -> dict[int, int]:
+    """Every living process and the one that began it."""
     parents = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             # The name, in brackets, may hold blanks.
             parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+    return parents
+
+
+def _above(process: int) -> Iterator[int]:
+    parents = _parents()
+    while process in parents:
+        process = parents[process]
+        yield process
+
+
+def _below(process: int) -> Iterator[int]:
+    parents = _parents()
     for found in parents:
         above = found
         while above in parents and above != process:

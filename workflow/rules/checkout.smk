@@ -12,7 +12,7 @@ if workflow.is_main_process:
     # Snakemake asks for the user's name before its first job.
     processes.settle_in(Path(".snakemake", "home"))
     try:
-        for line in checkout.enter():
+        for line in checkout.enter(temporary=workflow.snakemake_tmp_dir):
             print(line, file=sys.stderr)
     except InputError as error:
         raise WorkflowError(str(error)) from None
