@@ -39,6 +39,7 @@ include: "workflow/rules/training.smk"
 
 
 onstart:
+    check_what_comes_late()
     keep_the_scheduler_quiet()
 
 

@@ -90,6 +90,28 @@ def test_a_mistake_in_the_configuration_is_one_line_before_anything_runs(
     assert not (clone / "results" / "cells").exists()
 
 
+@pytest.mark.parametrize(
+    ("file", "added", "message"),
+    [
+        ("config/claims.yaml", "\nclaims: []\n", "the key 'claims' stands twice"),
+        ("resources/paraphrases/intents.jsonl", "{}\n", "id is missing or empty"),
+    ],
+)
+def test_a_mistake_in_what_is_read_late_is_one_line_before_the_first_job(
+    clone, snakemake, file, added, message
+):
+    with (clone / file).open("a", encoding="utf-8") as stream:
+        stream.write(added)
+    text = (clone / "tests/workflow/tiny.yaml").read_text(encoding="utf-8")
+    (clone / "mine.yaml").write_text(text.replace("    - semantic\n", ""), encoding="utf-8")
+    done = snakemake(clone, "--configfile", "mine.yaml", "--", "claims")
+    assert done.returncode != 0
+    (line,) = [line for line in done.stdout.splitlines() if message in line]
+    assert file in line
+    assert "Traceback" not in done.stdout
+    assert not (clone / "results" / "inputs").exists()
+
+
 def test_a_configuration_that_cannot_be_read_is_one_line_before_snakemake_reads_it(
     clone, snakemake
 ):

@@ -422,6 +422,24 @@ def keep_the_scheduler_quiet():
         workflow.scheduler.job_rate_limiter = None
 
 
+def check_what_comes_late():
+    """Read what only later jobs of this run would read: a mistake there is told before hours of measuring."""
+    rules = {job.rule.name for job in workflow.dag.needrun_jobs()}
+    try:
+        if "evaluate_claims" in rules:
+            from kvbench.analysis.claims import reading
+
+            reading.load(ROOT / "config" / "claims.yaml")
+        if "measure_app_cell" in rules and "semantic" in APP_CELLS:
+            from kvbench.caching import paraphrases
+
+            given = {cell.factors.get("paraphrases") for cell in APP_CELLS["semantic"].values()}
+            for path in sorted({Path(path or paraphrases.DEFAULT) for path in given}):
+                paraphrases.load(path)
+    except InputError as error:
+        stop(error)
+
+
 def forget_journals():
     """Remove the journals of blocks whose records lie: at a run's end Snakemake has booked them."""
     for block in [*KV_BLOCKS.values(), *AA_BLOCKS.values()]:
