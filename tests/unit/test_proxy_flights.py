@@ -161,6 +161,36 @@ def test_nobody_joins_a_generation_that_is_being_stopped():
     assert asyncio.run(found()) == (True, None, False, True)
 
 
+class Connecting(Silent):
+    """Cancels the task of its caller for its own ends, as the library that connects does."""
+
+    @contextlib.asynccontextmanager
+    async def answer(self, call):
+        asyncio.current_task().cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(0)
+        await asyncio.Event().wait()
+        yield
+
+
+def test_a_call_that_connects_is_not_taken_for_one_that_is_being_stopped():
+    async def found():
+        async def settle(flight):
+            raise AssertionError("it has no answer")
+
+        flights = Flights(0, lambda: None)
+        call = Call("POST", b"/v1/chat/completions", [], b"{}")
+        flight = flights.start("key", Flight("whole", 1000), Connecting(), call, settle)
+        flight.join()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        cancelled, joined = flight.task.cancelling(), flights.get("key")
+        await flights.close()
+        return cancelled, joined is flight
+
+    assert asyncio.run(found()) == (1, True)
+
+
 def test_a_client_that_leaves_does_not_stop_a_generation_that_others_wait_for(start, upstream):
     client = start(linger_s=0)
     upstream.mode = "held"

@@ -30,6 +30,8 @@ class Flight:
         Whether every byte so far is still held, so that a new reader can start.
     done:
         Whether it has ended.
+    stopping:
+        Whether it was told to stop.
     started_at, head_at:
         When the call began and when its head was there, on the event loop's clock.
     """
@@ -52,6 +54,7 @@ class Flight:
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _moved: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
+    stopping: bool = False
 
     @property
     def body(self) -> bytes:
@@ -63,9 +66,10 @@ class Flight:
         """Whether a new reader gets all of it: nothing is forgotten, and it is not being stopped.
 
         Between the order to stop and the end of the task a moment passes, in which it is not done yet.
+        The task itself cannot tell: libraries cancel it for a moment and take that back, httpx while
+        it connects.
         """
-        stopping = self.task is not None and self.task.cancelling() > 0
-        return self.whole and not self.done and not stopping
+        return self.whole and not self.done and not self.stopping
 
     async def head(self) -> None:
         """Wait until the head of the answer is there; raise what ended the call before."""
@@ -229,6 +233,9 @@ class Flights:
         await asyncio.gather(*self._running, return_exceptions=True)
 
     def _stop(self, flight: Flight) -> None:
-        if flight.readers == 0 and not flight.done and flight.task is not None:
+        if flight.readers > 0 or flight.done or flight.stopping:
+            return
+        if flight.task is not None:
+            flight.stopping = True
             flight.task.cancel()
             self._stopped()
