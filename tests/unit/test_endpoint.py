@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import socket
 from pathlib import Path
 
 import fake_openai
@@ -13,6 +12,7 @@ import pandas as pd
 import pytest
 import study_runs
 from kvbench import studies
+from kvbench.caching.resilience import refused_port
 from kvbench.engines import endpoint
 from kvbench.errors import Unsupported
 from kvbench.figures import _language, app_endpoint
@@ -107,10 +107,9 @@ def test_a_conversation_stops_at_its_first_failure(upstream):
 
 
 def test_a_refused_connection_is_a_failure_not_an_end():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-    found = asyncio.run(endpoint.closed_loop(endpoint.Target(url, "m", limit_s=2), [TALK], 1))[0]
+    with refused_port() as port:
+        dead = endpoint.Target(f"http://127.0.0.1:{port}/v1", "m", limit_s=60)
+        found = asyncio.run(endpoint.closed_loop(dead, [TALK], 1))[0]
     assert "Connect" in found[0].error
 
 

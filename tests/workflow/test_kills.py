@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
 import os
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import pytest
 from kvbench import checkout
-from workflow_helpers import copy_repository, environment
+from workflow_helpers import copy_repository, environment, unbooked
 
 pytestmark = [
     pytest.mark.end_to_end,
@@ -123,12 +122,6 @@ def turns(folder: Path) -> dict[str, list]:
     cells = (folder / "results/cells/kv").rglob("*.json")
     found = {str(path.relative_to(folder)): json.loads(path.read_text()) for path in cells}
     return {name: record["turns"] for name, record in found.items() if record["status"] == "ok"}
-
-
-def unbooked(folder: Path) -> set[str]:
-    """Files whose job Snakemake had begun, and not booked: its next start deletes them."""
-    marks = (folder / ".snakemake" / "incomplete").rglob("*")
-    return {base64.urlsafe_b64decode(path.name).decode() for path in marks if path.is_file()}
 
 
 def settled(folder: Path) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import shutil
 import subprocess
@@ -61,3 +62,9 @@ def run_snakemake(
         timeout=timeout,
         check=False,
     )
+
+
+def unbooked(folder: Path) -> set[str]:
+    """Files whose job Snakemake had begun, and not booked: its next start deletes them."""
+    marks = (folder / ".snakemake" / "incomplete").rglob("*")
+    return {base64.urlsafe_b64decode(path.name).decode() for path in marks if path.is_file()}
