@@ -6,18 +6,20 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import families
 import pandas as pd
 import pytest
 from families import llama
-from kvbench import physics
+from kvbench import physics, strategies
 from kvbench.analysis import capacity
 from kvbench.errors import InputError
 from kvbench.figures import capacity as capacity_figure
 from kvbench.figures import roofline, style
 from kvbench.measurement import crowd
-from kvbench.physics import Ceilings
+from kvbench.physics import Architecture, Ceilings
 
 ROOT = Path(__file__).parents[2]
 
@@ -61,7 +63,7 @@ def test_a_bandwidth_is_a_size_per_second():
 
 
 def test_the_memory_is_filled_and_not_overfilled():
-    for row in by_strategy().values():
+    for row in by_strategy(host_memory_bytes=10_000 * GIB).values():
         used = row["weight_bytes"] + row["concurrent"] * row["device_bytes"]
         assert used <= 80 * GIB < used + row["device_bytes"], row["strategy"]
 
@@ -90,6 +92,91 @@ def test_as_many_conversations_fit_three_memories_as_are_predicted_give_or_take_
     assert all(one.right for one in outcomes), outcomes
     # The limits held: more memory, more conversations.
     assert outcomes[0].ran < outcomes[1].ran < outcomes[2].ran
+
+
+# A token of LLAMA_1B holds 2 x 16 layers x 8 heads x 64 numbers x 2 bytes = 32 KiB, so that 8192
+# tokens hold 256 MiB, 16 MiB a layer.
+
+
+def test_offloaded_conversations_fill_the_hosts_memory():
+    """Of 256 MiB each, a host of 1 GiB holds four, whatever 80 GiB of the device would serve."""
+    rows = by_strategy(host_memory_bytes=GIB)
+    for name, on_device in (("offloaded", 3 * 16), ("offloaded_static", 2 * 16)):
+        row = rows[name]
+        assert row["host_bytes"] == 256 * 2**20
+        assert row["device_bytes"] == on_device * 2**20
+        assert (row["concurrent"], row["machines"]) == (4, 250_000)
+    assert rows["static"]["host_bytes"] == 0
+    assert rows["static"]["concurrent"] == by_strategy()["static"]["concurrent"]
+
+
+def test_a_host_without_room_for_one_cache_is_said():
+    row = by_strategy(host_memory_bytes=255 * 2**20)["offloaded"]
+    assert row["concurrent"] == 0 and row["machines"] is None
+    assert row["reason"] == "no conversation's cache fits the host's memory"
+
+
+def test_a_host_has_as_much_memory_as_the_machine_unless_it_is_said():
+    """80 GiB hold 320 caches of 256 MiB; the device alone would serve 1657 (81,918 MiB less 2357 by 48)."""
+    row = by_strategy()["offloaded"]
+    assert row["host_memory_bytes"] == 80 * GIB
+    assert row["concurrent"] == 320 < (80 * GIB - row["weight_bytes"]) // row["device_bytes"]
+
+
+def test_what_the_library_never_offloads_stays_on_the_device():
+    """Of two layers the first has a window of 64 tokens, and 302 tokens are kept.
+
+    A token of a layer is 2 x 2 heads x 64 numbers x 4 bytes = 1 KiB: 64 KiB in the window, 302 KiB in the
+    other. A growing cache offloads both layers and needs up to three of the larger (906 KiB); a
+    preallocated one keeps its window on the device, and one layer beside it twice (64 + 604 KiB).
+    """
+    arch = Architecture.from_config({"model_type": "qwen2", **families.CONFIGS["qwen2"]})
+    arch = replace(arch, layers=arch.layers[::-1])
+    found = {
+        row["strategy"]: (row["host_bytes"] // 1024, row["device_bytes"] // 1024)
+        for row in capacity.plan(arch, GIB, 302, "float32", names=["offloaded", "offloaded_static"])
+    }
+    assert found == {"offloaded": (366, 906), "offloaded_static": (302, 668)}
+
+
+@pytest.mark.parametrize("family", families.CONFIGS)
+def test_the_plan_has_a_reason_exactly_where_measuring_would_refuse_the_model(family):
+    model = families.build(family)
+    arch = Architecture.from_config(model.architecture)
+    rows = capacity.plan(arch, GIB, 100, "float32")
+    planned = {row["strategy"]: row["reason"] or None for row in rows}
+    # The engine has caches of its own, which are not the library's.
+    planned.pop("vllm")
+    assert planned == {name: strategies.get(name).misfit(model) for name in planned}
+    assert all((row["concurrent"] is None) == bool(row["reason"]) for row in rows)
+
+
+def test_a_model_with_latents_is_not_planned_on_blocks_nor_in_groups_of_64():
+    """Of a token it keeps 64 latent and 32 rotary numbers of 4 bytes, in 2 layers: 768 bytes."""
+    arch = Architecture.from_config(
+        {"model_type": "deepseek_v3", **families.CONFIGS["deepseek_v3"]}
+    )
+    rows = {row["strategy"]: row for row in capacity.plan(arch, GIB, 301, "float32")}
+    assert rows["paged"]["reason"] == (
+        "paged has blocks for keys and values of one size; this model keeps latents"
+    )
+    assert rows["quantized_int4"]["reason"] == (
+        "quantized_int4 groups 64 numbers under one scale, which does not divide the model's head "
+        "size of 32"
+    )
+    assert rows["paged"]["kv_bytes"] is rows["quantized_int4"]["machines"] is None
+    assert rows["dynamic"]["kv_bytes"] == 301 * 768
+
+
+def test_a_window_bounds_what_a_conversation_is_planned_with():
+    """Two layers keep 64 tokens of 1 KiB each, however long the conversation: 128 KiB."""
+    arch = Architecture.from_config({"model_type": "mistral", **families.CONFIGS["mistral"]})
+    for tokens in (302, 1024):
+        rows = {row["strategy"]: row for row in capacity.plan(arch, GIB, tokens, "float32")}
+        assert rows["dynamic"]["kv_bytes"] == rows["static"]["kv_bytes"] == 131_072
+        # One layer's copy of 64 KiB beside the growing cache.
+        assert rows["dynamic"]["device_bytes"] == 131_072 + 65_536
+        assert "keep a sliding window" in rows["quantized_int4"]["reason"]
 
 
 def test_smaller_caches_fit_more_conversations():
@@ -155,12 +242,12 @@ def test_a_conversation_that_does_not_fit_is_said():
 
 
 def test_a_cache_that_cannot_exist_is_a_row_with_a_reason():
-    # Ten tokens of three heads give an odd number of groups, which hqq cannot pack into bytes.
+    # A token of three heads gives an odd number of groups, which hqq cannot pack into bytes.
     arch = llama(2, 576, 9, 3, 64, 96, 100, True, 512)
     rows = {r["strategy"]: r for r in capacity.plan(arch, GIB, 1, names=["quantized_hqq_int4"])}
     row = rows["quantized_hqq_int4"]
-    assert row["concurrent"] is None and "multiple of 2" in row["reason"]
-    assert "multiple of 2" in capacity.table(list(rows.values()))
+    assert row["concurrent"] is None and "has 3 of 64 numbers" in row["reason"]
+    assert "has 3 of 64 numbers" in capacity.table(list(rows.values()))
 
 
 @pytest.mark.parametrize(
@@ -169,6 +256,7 @@ def test_a_cache_that_cannot_exist_is_a_row_with_a_reason():
         ({"tokens": 0}, "tokens is 0"),
         ({"tokens": 131073}, "at most 131072"),
         ({"memory_bytes": 0}, "memory is 0"),
+        ({"host_memory_bytes": 0}, "host memory is 0"),
         ({"conversations": 0}, "conversations is 0"),
         ({"dtype": "int3"}, "int3"),
         ({"names": ["magic"]}, "unknown strategy 'magic'"),
@@ -242,6 +330,7 @@ def test_the_command_prints_a_row_per_strategy(capsys):
         ("--model", "llama-3.2-1b", "--memory", "much", "--tokens", "1"),
         ("--model", "nope", "--memory", "8GiB", "--tokens", "1"),
         (*ONE, "--bandwidth", "fast"),
+        (*ONE, "--host-memory", "some"),
         (*ONE, "--ceilings", "absent.json"),
         (*ONE, "--dtype", "int3"),
     ],
@@ -284,12 +373,21 @@ def test_the_module_runs_without_torch():
 def test_the_capacity_figure_draws_a_line_for_each_need(tmp_path):
     table = pd.DataFrame(capacity.sweep(LLAMA_1B, 8192, model="llama-3.2-1b"))
     figure = capacity_figure.draw(table)
-    needs = table.drop_duplicates("strategy")["device_bytes"].nunique()
-    assert 5 <= len(figure.axes[0].lines) <= needs
+    counts = table.groupby("strategy")["concurrent"].agg(lambda c: tuple(c.fillna(-1)))
+    assert 5 <= len(figure.axes[0].lines) <= counts.nunique()
     named = " ".join(text.get_text() for text in figure.legends[0].get_texts())
     assert all(style.label(name) in named for name in table["strategy"].unique())
     written = style.save(figure, tmp_path / "capacity")
     assert all(path.stat().st_size > 0 for path in written)
+
+
+def test_strategies_of_which_as_many_fit_share_a_line_of_the_capacity_figure():
+    table = pd.DataFrame(capacity.sweep(LLAMA_1B, 8192, model="llama-3.2-1b"))
+    figure = capacity_figure.draw(table)
+    named = [text.get_text().split(", ") for text in figure.legends[0].get_texts()]
+    (shared,) = [names for names in named if style.label("offloaded") in names]
+    # Both are as many as the host holds; beside the weights fewer fit the device.
+    assert style.label("offloaded_static") in shared and style.label("static") not in shared
 
 
 def test_a_capacity_figure_without_anything_that_fits_says_so():

@@ -161,6 +161,23 @@ def test_arguments_of_the_planner_reach_it(kvbench):
     assert done.stderr.count("\n") == 1
 
 
+def test_the_planners_help_says_what_the_check_does_and_what_it_answers(kvbench):
+    done = kvbench("capacity", "--help", COLUMNS="200")
+    assert done.returncode == 0
+    said = " ".join(done.stdout.split())
+    assert (
+        "--check instead of planning, and without other options, hold the planner against" in said
+    )
+    assert "Exit status 0: each prediction is within one of what ran" in said
+    assert all(name in said for name in ("--host-memory", "--workspace", "--bandwidth"))
+
+
+def test_the_planners_check_stands_alone(kvbench):
+    done = kvbench("capacity", "--check", "--memory", "80GiB")
+    assert done.returncode == 2
+    assert "leave other options out" in done.stderr and done.stderr.count("\n") == 1
+
+
 def test_doctor_finds_this_machine_fit(kvbench):
     done = kvbench("doctor", COLUMNS="200")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -4,6 +4,10 @@ A conversation is one sequence of a given length. Beside the weights the memory 
 all open conversations and one layer's working copy of them; the roofline model gives the decode
 rate. All of that is computed. Activations and work space are not: give what was measured
 (``peak_memory_mib - kv_mib`` of ``kv_summary.csv``) as ``--workspace``.
+
+A strategy whose cache cannot keep the model's layers has a reason instead of numbers, the same as when
+it is measured. What this machine lacks (a package, a GPU) is no reason: another machine is planned.
+An offloaded cache lies in the host's memory, which has room for so many conversations too.
 """
 
 from __future__ import annotations
@@ -19,6 +23,11 @@ from kvbench import documents, layout, physics, strategies
 from kvbench.arguments import Parser
 from kvbench.errors import InputError
 from kvbench.physics import Architecture, Ceilings, Traffic
+from kvbench.strategies import shape
+
+#: The option that plans nothing.
+CHECK = "--check"
+NOT_ALONE = "kvbench capacity --check has a model and memories of its own; leave other options out"
 
 #: From a laptop to an eight-GPU server, in bytes: the sizes of the figure.
 MEMORY_SIZES = tuple(size * 2**30 for size in (8, 16, 24, 48, 80, 141, 320, 640, 1128))
@@ -28,6 +37,8 @@ COLUMNS: Mapping[str, str] = {
     "model": "model file",
     "dtype": "dtype of the weights and of the exact caches",
     "memory_bytes": "memory of one machine (bytes)",
+    "host_memory_bytes": "memory of its host, where offloaded caches lie; as much as the machine's where"
+    " nothing else is said (bytes)",
     "tokens": "length of each conversation (tokens)",
     "strategy": "KV-cache strategy",
     "weight_bytes": "weights (bytes)",
@@ -35,6 +46,7 @@ COLUMNS: Mapping[str, str] = {
     " counted (bytes)",
     "kv_bytes": "cache of one conversation at its full length (bytes)",
     "device_bytes": "memory one conversation needs beside the weights while decoding (bytes)",
+    "host_bytes": "memory one conversation needs on the host beside that (bytes)",
     "concurrent": "conversations that fit one machine at once",
     "tokens_per_s_single": "upper bound on the decode rate of a lone conversation (tokens/s)",
     "tokens_per_s_full": "upper bound on the decode rate of a full machine, all conversations"
@@ -169,6 +181,7 @@ def plan(
     names: Iterable[str] | None = None,
     model: str = "",
     workspace_bytes: int = 0,
+    host_memory_bytes: int | None = None,
 ) -> list[dict[str, Any]]:
     """Plan one machine size: a row per strategy, with the columns of :data:`COLUMNS`.
 
@@ -188,13 +201,16 @@ def plan(
         are those of the plain ones).
     workspace_bytes:
         Measured activations and work space, which all conversations share.
+    host_memory_bytes:
+        Memory of the host for offloaded caches; None for as much as ``memory_bytes``.
 
     Raises
     ------
     InputError
         If a size is not positive, or the conversation is longer than the model allows.
     """
-    for name, value in (("memory", memory_bytes), ("tokens", tokens)):
+    host = memory_bytes if host_memory_bytes is None else host_memory_bytes
+    for name, value in (("memory", memory_bytes), ("host memory", host), ("tokens", tokens)):
         if value < 1:
             raise InputError(f"{name} is {value}; it must be positive")
     if conversations < 1:
@@ -210,12 +226,14 @@ def plan(
     chosen = every if names is None else names
     rows = []
     for name in chosen:
-        traffic = strategies.get(name).traffic(tokens)
+        strategy = strategies.get(name)
+        traffic = strategy.traffic(tokens)
         row: dict[str, Any] = dict.fromkeys(COLUMNS)
         row |= {
             "model": model,
             "dtype": dtype,
             "memory_bytes": memory_bytes,
+            "host_memory_bytes": host,
             "tokens": tokens,
             "strategy": name,
             "weight_bytes": weights,
@@ -224,13 +242,19 @@ def plan(
             "reason": "",
         }
         rows.append(row)
+        if reason := strategy.unfit(shape.planned_kinds(arch), arch):
+            row["reason"] = reason
+            continue
         try:
             prompt, decoded = traffic.fullest(tokens)
             kv = physics.predicted_kv_bytes(arch, traffic, prompt, decoded + 1, size)
             row["kv_bytes"] = kv
             row["device_bytes"] = traffic.working_bytes(arch, tokens, kv, size)
             free = max(0, memory_bytes - weights - workspace_bytes)
-            row["concurrent"] = free // row["device_bytes"]
+            row["host_bytes"] = traffic.host_bytes(arch, tokens, size)
+            on_device = free // row["device_bytes"]
+            on_host = host // row["host_bytes"] if row["host_bytes"] else on_device
+            row["concurrent"] = min(on_device, on_host)
             rate = (arch, traffic, traffic.kept_tokens(tokens), size, ceilings)
             if weights < memory_bytes:
                 row["tokens_per_s_single"] = _rates(*rate, min(row["concurrent"], 1), decoded)
@@ -241,12 +265,17 @@ def plan(
         if row["concurrent"]:
             row["machines"] = math.ceil(conversations / row["concurrent"])
         else:
-            row["reason"] = (
-                "the weights do not fit"
-                if weights >= memory_bytes
-                else "no conversation fits beside the weights"
-            )
+            row["reason"] = _why_none(weights >= memory_bytes, bool(on_device))
     return rows
+
+
+def _why_none(heavy: bool, fits_device: bool) -> str:
+    """Why a machine holds no conversation at all."""
+    if heavy:
+        return "the weights do not fit"
+    if fits_device:
+        return "no conversation's cache fits the host's memory"
+    return "no conversation fits beside the weights"
 
 
 def sweep(
@@ -444,13 +473,22 @@ def _count(value: float | None) -> str:
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Lay the rows out as text."""
     first = rows[0]
-    head = ("strategy", "KV/conv.", "needed/conv.", "concurrent", "tok/s one", "tok/s all")
+    head = (
+        "strategy",
+        "KV/conv.",
+        "needed/conv.",
+        "on host/conv.",
+        "concurrent",
+        "tok/s one",
+        "tok/s all",
+    )
     fleet = f"machines for {first['conversations']:,}"
     lines = [
         (
             row["strategy"],
             _quantity(row["kv_bytes"]),
             _quantity(row["device_bytes"]),
+            _quantity(row["host_bytes"] or None),
             _count(row["concurrent"]),
             _count(row["tokens_per_s_single"]),
             _count(row["tokens_per_s_full"]),
@@ -468,6 +506,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         f"{first['model']} in {first['dtype']}: {_quantity(first['weight_bytes'])} of weights, "
         f"{_quantity(first['memory_bytes'])} of memory, {first['tokens']:,} tokens a conversation"
     )
+    if any(row["host_bytes"] for row in rows):
+        title += f"; {_quantity(first['host_memory_bytes'])} of host memory for offloaded caches"
     return "\n".join([title, "", *body])
 
 
@@ -477,21 +517,56 @@ def parser() -> Parser:
         prog="kvbench capacity",
         description="How many conversations fit a machine, and how fast. Caches and the bytes of a "
         "step are computed; activations and work space are not: give what was measured "
-        "(peak_memory_mib - kv_mib of kv_summary.csv) as --workspace.",
-        epilog="kvbench capacity --check, without other options, fills processes of limited memory "
-        "with conversations and says whether the planner was right.",
+        "(peak_memory_mib - kv_mib of kv_summary.csv) as --workspace. A strategy whose cache cannot keep "
+        "the model's layers has a reason instead of numbers, the same as when it is measured; what this "
+        "machine lacks (a package, a GPU) is no reason, for another machine is planned. An offloaded "
+        "cache lies in the host's memory, which bounds the conversations too.",
+        epilog="Example: kvbench capacity --model llama-3.2-1b --memory 80GiB --tokens 8192 "
+        "--bandwidth 2TB/s",
     )
-    found.add_argument("--model", required=True, help="name in config/models, or a model folder")
+    found.add_argument(
+        "--model",
+        required=True,
+        help="name in config/models, a file like those, or a folder with config.json",
+    )
     found.add_argument("--memory", required=True, help="memory of one machine, such as 80GiB")
     found.add_argument("--tokens", required=True, help="tokens of one conversation")
-    found.add_argument("--dtype", default="bfloat16", help="dtype of weights and exact caches")
+    found.add_argument(
+        "--dtype", default="bfloat16", help="dtype of weights and exact caches (default: bfloat16)"
+    )
+    found.add_argument(
+        "--host-memory",
+        metavar="MEMORY",
+        help="memory of the host for offloaded caches, such as 256GiB (default: as --memory)",
+    )
     rates = found.add_mutually_exclusive_group()
-    rates.add_argument("--ceilings", metavar="FILE", help="ceilings measured on the machine (JSON)")
-    rates.add_argument("--bandwidth", metavar="RATE", help="memory bandwidth, such as 2TB/s")
+    rates.add_argument(
+        "--ceilings",
+        metavar="FILE",
+        help="rates measured on the machine at this dtype, results/inputs/ceilings/*.json of a run "
+        "(default: none, and then no tokens per second)",
+    )
+    rates.add_argument(
+        "--bandwidth",
+        metavar="RATE",
+        help="memory bandwidth, such as 2TB/s: the tokens per second that it alone allows",
+    )
     found.add_argument(
         "--workspace", help="measured activations and work space, such as 300MiB (default: none)"
     )
-    found.add_argument("--conversations", default="1000000", help="open conversations of a fleet")
+    found.add_argument(
+        "--conversations",
+        default="1000000",
+        help="open conversations of a fleet (default: 1000000)",
+    )
+    found.add_argument(
+        CHECK,
+        action="store_true",
+        help="instead of planning, and without other options, hold the planner against reality: open "
+        "conversations of a tiny model in processes of 128, 192 and 320 MiB until one fails, and print "
+        "how many were predicted and how many ran (Linux; under a minute). Exit status 0: each "
+        "prediction is within one of what ran; 1: one is not; 2: no process can be limited here",
+    )
     return found
 
 
@@ -499,6 +574,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns 0, or 2 after one line on standard error."""
     given = parser().parse_args(arguments)
     try:
+        if given.check:
+            raise InputError(NOT_ALONE)
         if given.ceilings:
             record = _mapping(documents.read_json(Path(given.ceilings)), Path(given.ceilings))
             ceilings = Ceilings.from_record(record, given.dtype)
@@ -515,6 +592,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _whole(given.conversations, "conversations"),
             model=Path(given.model).name,
             workspace_bytes=parse_bytes(given.workspace, "workspace") if given.workspace else 0,
+            host_memory_bytes=(
+                parse_bytes(given.host_memory, "host memory") if given.host_memory else None
+            ),
         )
     except InputError as error:
         print(f"kvbench: {error}", file=sys.stderr)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from kvbench import commands
+from kvbench.errors import InputError
 
 NAME = "capacity"
 SETTINGS = commands.forwarding("kvbench.analysis.capacity")
@@ -12,16 +13,17 @@ SETTINGS = commands.forwarding("kvbench.analysis.capacity")
 
 def run(context: typer.Context) -> None:
     """Plan how many conversations fit a machine; --check fills limited memory and compares."""
-    if context.args == ["--check"]:
-        raise typer.Exit(check())
     from kvbench.analysis import capacity
 
+    if capacity.CHECK in context.args:
+        if len(context.args) > 1:
+            raise InputError(capacity.NOT_ALONE)
+        raise typer.Exit(check())
     raise typer.Exit(capacity.main(context.args))
 
 
 def check() -> int:
     """Hold the planner against processes that are filled with conversations; 1 where it is off."""
-    from kvbench.errors import InputError
     from kvbench.measurement import crowd
 
     try:

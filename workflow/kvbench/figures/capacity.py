@@ -18,14 +18,14 @@ QUESTION = "From a laptop to a fleet: how many conversations fit the memory?"
 #: The table has a block of rows per model; the figure shows the source document's.
 MODEL = "llama-3.2-1b"
 
-#: Values closer than this share are one line: the caches take the same memory.
+#: Values closer than this share are one line.
 _SAME = 0.02
 
 
 def draw(table: pd.DataFrame) -> Figure:
     """Draw conversations per machine and machines per fleet against the memory of one machine.
 
-    Strategies that need the same memory share one line, and the legend names them all.
+    Strategies of which as many conversations fit share one line, and the legend names them all.
 
     Parameters
     ----------
@@ -67,24 +67,27 @@ def draw(table: pd.DataFrame) -> Figure:
         ncols=2,
         frameon=False,
         title=f"{first['model']}, {first['dtype']}, {int(first['tokens']):,} tokens a conversation, "
-        "bytes of weights and caches only",
+        "bytes of weights and caches only; offloaded caches: as much host memory",
         title_fontsize=6.5,
     )
     return figure
 
 
 def _alike(table: pd.DataFrame) -> list[list[str]]:
-    """Group strategies whose conversations need the same memory, within :data:`_SAME`."""
-    groups: list[tuple[float, list[str]]] = []
-    needs = table.drop_duplicates("strategy").set_index("strategy")["device_bytes"].astype(float)
-    for name in selection.in_order(needs.index):
-        for need, names in groups:
-            if abs(needs[name] - need) <= _SAME * need:
+    """Group strategies of which equally many conversations fit every memory, within :data:`_SAME`."""
+    counts = table.pivot_table(index="strategy", columns="memory_bytes", values="concurrent")
+    counts = counts.astype(float).fillna(0)
+    groups: list[tuple[pd.Series, list[str]]] = []
+    for name in selection.in_order(counts.index):
+        own = counts.loc[name]
+        for others, names in groups:
+            # One conversation more or less is a matter of rounding down.
+            if ((own - others).abs() <= (_SAME * others).clip(lower=1)).all():
                 names.append(name)
                 break
         else:
-            groups.append((needs[name], [name]))
-    return [names for _, names in sorted(groups, key=lambda group: group[0])]
+            groups.append((own, [name]))
+    return [names for _, names in sorted(groups, key=lambda group: -group[0].iloc[-1])]
 
 
 def _axes(ax: Axes, sizes: list[float]) -> None:

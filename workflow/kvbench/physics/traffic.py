@@ -195,9 +195,17 @@ class Traffic:
         """
         return held + layer_bytes(arch, tokens, bytes_per_element)
 
+    def host_bytes(self, arch: Architecture, tokens: int, bytes_per_element: float) -> int:
+        """Bytes of a conversation's cache that lie in the host's memory and not on the device."""
+        return 0
+
     def fullest(self, tokens: int) -> tuple[int, int]:
-        """Prompt and decoded tokens at which a cache of ``tokens`` tokens is largest."""
-        return tokens, 0
+        """Prompt and decoded tokens at which a cache of ``tokens`` tokens is largest while it decodes.
+
+        A layer with a window holds its whole prompt until the first token is decoded, which is over before
+        the next conversation's prompt is read.
+        """
+        return (tokens - 1, 1) if tokens > 1 else (tokens, 0)
 
     def kept_tokens(self, prompt: int) -> int:
         """Tokens of a prompt that are left after it was read."""
@@ -306,6 +314,8 @@ class Offloaded(Traffic):
     """Layers come in before their attention and go out after it: ``2 KV`` cross the link a token.
 
     On the device it behaves as :class:`Dynamic`, or as :class:`Static` where it has a ``max_length``.
+    States never leave the device, nor do the windows of a preallocated cache (``StaticCache`` offloads
+    no sliding layer unless it is told to; transformers 5.15.1).
     """
 
     max_length: int | None = None
@@ -337,14 +347,28 @@ class Offloaded(Traffic):
 
     def link_bytes(self, arch, context, bytes_per_element, batch=1):
         """Both ways (``Cache.update`` of transformers 5.15.1)."""
-        tokens = context if self.max_length is None else self.max_length
-        return 2 * kv_bytes(arch, tokens, bytes_per_element, batch)
+        return 2 * batch * self.host_bytes(arch, context, bytes_per_element)
+
+    def host_bytes(self, arch, tokens, bytes_per_element):
+        """All layers but those that stay: between two steps none of the others is on the device."""
+        return int(sum(self._moving(arch, tokens, bytes_per_element)))
 
     def working_bytes(self, arch, tokens, held, bytes_per_element):
-        """Two layers, and the copy that a concatenation makes; the rest is in host memory."""
+        """Two layers, and the copy that a concatenation makes, beside those that stay."""
         copies = 3 if self.max_length is None else 2
-        layer = layer_bytes(arch, tokens, bytes_per_element)
-        return min(copies, len(arch.layers) + 1) * layer
+        moving = self._moving(arch, tokens, bytes_per_element)
+        length = tokens if self.max_length is None else self.max_length
+        staying = kv_bytes(arch, length, bytes_per_element) - sum(moving)
+        return int(staying + min(copies, len(moving) + 1) * max(moving, default=0))
+
+    def _moving(self, arch: Architecture, tokens: int, b: float) -> list[float]:
+        """Bytes of each layer that goes out and comes in."""
+        length = tokens if self.max_length is None else self.max_length
+        return [
+            layer.held_bytes(layer.reach(length), b)
+            for layer in arch.layers
+            if layer.stored and (self.max_length is None or layer.window is None)
+        ]
 
     def attended(self, layer, new, past):
         """As without offloading."""
@@ -442,6 +466,10 @@ class Pruned(Traffic):
         if prompt <= (self.longer_than or 0):
             return prompt
         return max(1, int(prompt * (1 - self.compression_ratio)))
+
+    def fullest(self, tokens):
+        """All of it a prompt: what is decoded then comes on top of what is left."""
+        return tokens, 0
 
     def held_bytes(self, arch, updates, bytes_per_element, batch=1):
         """What is left of the first update, and all later ones."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from kvbench.errors import Unsupported
-from kvbench.physics import Traffic
+from kvbench.physics import Architecture, Traffic
 from kvbench.strategies import options as _options
 from kvbench.strategies import shape
 
@@ -252,13 +252,28 @@ class Strategy:
         return None
 
     def misfit(self, model: LoadedModel) -> str | None:
-        """Return which of the model's layers this cache cannot keep, or None."""
-        if self.prefill_chunk and {"state", "hybrid"} & set(shape.layer_kinds(model)):
+        """Return why this cache cannot keep what the model's layers need, or None."""
+        reason = shape.cacheless(self.id, model)
+        return reason or self.unfit(shape.layer_kinds(model), shape.architecture(model))
+
+    def unfit(self, kinds: Sequence[str], arch: Architecture | None) -> str | None:
+        """Return why this cache cannot keep such layers, or None: what is known without the model.
+
+        The capacity planner asks it too, so that it plans nothing that the measuring would refuse.
+
+        Parameters
+        ----------
+        kinds:
+            The kind of each layer (:data:`kvbench.strategies.shape.KINDS`).
+        arch:
+            The sizes of the layers; None for a family that nobody has described.
+        """
+        if self.prefill_chunk and {"state", "hybrid"} & set(kinds):
             # The library hands on keys and values from chunk to chunk, and no states.
             return (
                 f"{self.id}: the library reads prompts in chunks only where no layer keeps a state"
             )
-        return shape.refusal(self.id, model, self.layers)
+        return shape.refusal(self.id, kinds, self.layers)
 
     def misfit_batch(self, model: LoadedModel, lengths: str) -> str | None:
         """Return why prompts of ``equal`` or ``mixed`` lengths cannot go together here, or None."""

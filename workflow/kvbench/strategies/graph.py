@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, ClassVar
 from kvbench import physics
 from kvbench.inputs.models import LoadedModel
 from kvbench.layout import MIXED
-from kvbench.physics import Traffic
-from kvbench.strategies import shape
+from kvbench.physics import Architecture, Traffic
 from kvbench.strategies.base import Generation, Session, Strategy, allocated_static_cache
 
 if TYPE_CHECKING:
     import torch
+
+_NO_POSITIONS = "static_graph needs a model that takes the positions of its tokens"
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,18 @@ class StaticGraph(Strategy):
 
     def misfit(self, model: LoadedModel) -> str | None:
         """The loop passes positions and a mask itself, which not every forward pass takes."""
-        taken = inspect.signature(model.model.forward).parameters
-        arch = shape.architecture(model)
-        if "position_ids" not in taken or (arch is not None and arch.alibi):
-            return "static_graph needs a model that takes the positions of its tokens"
-        return super().misfit(model)
+        reason = super().misfit(model)
+        if (
+            reason is None
+            and "position_ids" not in inspect.signature(model.model.forward).parameters
+        ):
+            return _NO_POSITIONS
+        return reason
+
+    def unfit(self, kinds: Sequence[str], arch: Architecture | None) -> str | None:
+        """Alibi takes positions from the mask."""
+        reason = super().unfit(kinds, arch)
+        return _NO_POSITIONS if reason is None and arch is not None and arch.alibi else reason
 
     def misfit_batch(self, model: LoadedModel, lengths: str) -> str | None:
         """All rows stand at one position."""

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from kvbench import physics
 from kvbench.inputs.models import LoadedModel
-from kvbench.physics import Traffic
+from kvbench.physics import Architecture, Traffic
 from kvbench.strategies import shape
 from kvbench.strategies.base import AUTO, Generation, Session, Strategy
 from kvbench.strategies.options import option
@@ -61,12 +61,16 @@ class Paged(Strategy):
     def misfit(self, model: LoadedModel) -> str | None:
         """The engine puts its own attention in the model's place, where the model lets it."""
         if not getattr(model.model, "_supports_attention_backend", False):
-            kind = model.model.config.model_type
-            return f"paged replaces the model's attention, and that of {kind} cannot be replaced"
-        arch = shape.architecture(model)
+            return _irreplaceable(model.model.config.model_type)
+        return super().misfit(model)
+
+    def unfit(self, kinds: Sequence[str], arch: Architecture | None) -> str | None:
+        """Blocks are of one size, and read by an attention of the engine's own."""
+        if arch is not None and shape.attention_can_be_replaced(arch.family) is False:
+            return _irreplaceable(arch.family)
         if arch is not None and any(layer.expansion for layer in arch.layers):
             return "paged has blocks for keys and values of one size; this model keeps latents"
-        return super().misfit(model)
+        return super().unfit(kinds, arch)
 
     def blocks(self, max_length: int, batch: int = 1) -> int:
         """Blocks that hold ``max_length`` tokens of each request, plus one each that is being filled.
@@ -84,6 +88,10 @@ class Paged(Strategy):
     def session(self, model: LoadedModel, max_length: int, batch: int = 1) -> Session:
         """Open a conversation; see :meth:`Strategy.session`."""
         return _PagedSession(self, model, max_length, batch)
+
+
+def _irreplaceable(kind: str) -> str:
+    return f"paged replaces the model's attention, and that of {kind} cannot be replaced"
 
 
 _STOPPED = "the continuous-batching engine stopped before the turn was complete"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from kvbench import physics
 from kvbench.inputs.models import LoadedModel
-from kvbench.physics import Traffic
+from kvbench.physics import Architecture, Traffic
 from kvbench.strategies import options as _options
 from kvbench.strategies import shape
 from kvbench.strategies.base import GenerateSession, Preset, Session, Strategy, text_config
@@ -116,22 +116,37 @@ class Quantized(Strategy):
         return super().available(model, device)
 
     def misfit(self, model: LoadedModel) -> str | None:
-        """Groups must divide what a head keeps of a token."""
+        """Of a family that nobody has described, the size of a head is what most call it."""
         reason = super().misfit(model)
-        if reason or self.backend == _FP8:
+        if reason or shape.architecture(model) is not None:
             return reason
-        for size in _head_sizes(model):
+        return self._indivisible(_named_head_size(model))
+
+    def unfit(self, kinds: Sequence[str], arch: Architecture | None) -> str | None:
+        """Groups must divide what a head keeps of a token."""
+        reason = super().unfit(kinds, arch)
+        if reason or arch is None or self.backend == _FP8:
+            return reason
+        sizes = {size for layer in arch.layers for size in (layer.key_size, layer.value_size)}
+        reason = self._indivisible(sorted(sizes))
+        if reason is None and self.backend == "hqq":
+            return self._unpackable(arch)
+        return reason
+
+    def _indivisible(self, head_sizes: Sequence[int]) -> str | None:
+        """Why one scale would stand for numbers of two tokens, or None."""
+        for size in head_sizes if self.backend != _FP8 else ():
             if size % self.group_size:
                 return (
                     f"{self.id} groups {self.group_size} numbers under one scale, which does "
                     f"not divide the model's head size of {size}"
                 )
-        return self._unpackable(model) if self.backend == "hqq" else None
+        return None
 
-    def _unpackable(self, model: LoadedModel) -> str | None:
+    def _unpackable(self, arch: Architecture) -> str | None:
         """What HQQ would not give back whole, whatever the length of the prompt."""
-        arch, rows = shape.architecture(model), _HQQ_ROWS.get(self.bits, 1)
-        for layer in arch.layers if arch else ():
+        rows = _HQQ_ROWS.get(self.bits, 1)
+        for layer in arch.layers:
             for size in (layer.key_size, layer.value_size):
                 groups = layer.kv_heads * size // self.group_size
                 if groups % rows:
@@ -187,11 +202,8 @@ class Quantized(Strategy):
 
 def _cache_source() -> str:
     """Source of the installed library's caches: what it can do, without importing it."""
-    package = importlib.util.find_spec("transformers")
-    if package is None:
-        # Capacity is planned where there is no transformers.
-        return ""
-    return Path(package.origin).with_name("cache_utils.py").read_text(encoding="utf-8")
+    # Capacity is planned where there is no transformers.
+    return shape.library_source("cache_utils.py") or ""
 
 
 def use_own_ninja() -> None:
@@ -206,13 +218,12 @@ def use_own_ninja() -> None:
         os.environ["PATH"] = os.pathsep.join([own, *paths])
 
 
-def _head_sizes(model: LoadedModel) -> list[int]:
-    """Numbers that a head keeps of a token, different ones once."""
-    arch = shape.architecture(model)
-    if arch is None:
-        # What most families call it; where that is wrong, the trial finds out.
-        config = text_config(model)
-        size = getattr(config, "head_dim", None)
-        heads = getattr(config, "num_attention_heads", None)
-        return [size or config.hidden_size // heads] if size or heads else []
-    return sorted({size for layer in arch.layers for size in (layer.key_size, layer.value_size)})
+def _named_head_size(model: LoadedModel) -> list[int]:
+    """Numbers of a head by the names that most families have for it; where they lack, none.
+
+    Where that is wrong, the trial finds out.
+    """
+    config = text_config(model)
+    size = getattr(config, "head_dim", None)
+    heads = getattr(config, "num_attention_heads", None)
+    return [size or config.hidden_size // heads] if size or heads else []

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from kvbench import physics
 from kvbench.inputs.models import LoadedModel
-from kvbench.physics import Traffic
+from kvbench.physics import Architecture, Traffic
 from kvbench.strategies.base import GenerateSession, Session, Strategy
 
 
@@ -20,6 +21,10 @@ class NoCache(Strategy):
 
     def misfit(self, model: LoadedModel) -> str | None:
         """Every model can do without a cache."""
+        return None
+
+    def unfit(self, kinds: Sequence[str], arch: Architecture | None) -> str | None:
+        """Nothing is kept, so that nothing can be missing."""
         return None
 
     def traffic(self, max_length: int) -> Traffic:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from kvbench.inputs.models import LoadedModel
-from kvbench.strategies import shape
+from kvbench.physics import Architecture
 from kvbench.strategies.base import (
     GenerateSession,
     Generation,
@@ -151,11 +151,11 @@ def _can_go_back(cache: Cache) -> bool:
 class _Reuses:
     """What caches need that live on from turn to turn."""
 
-    def misfit(self, model: LoadedModel) -> str | None:
+    def unfit(self, kinds: Sequence[str], arch: Architecture | None) -> str | None:
         """A state has no length that could be held against a history."""
-        if {"state", "hybrid"} & set(shape.layer_kinds(model)):
+        if {"state", "hybrid"} & set(kinds):
             return f"{self.id}: the state of this model's layers cannot say which tokens are in it"
-        return super().misfit(model)
+        return super().unfit(kinds, arch)
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvbench.physics import Architecture, UnknownFamily
-from kvbench.physics.architecture import FAMILIES
+from kvbench.physics.architecture import FAMILIES, Layer
 
 if TYPE_CHECKING:
     from kvbench.inputs.models import LoadedModel
@@ -66,8 +69,34 @@ def layer_kinds(model: LoadedModel) -> tuple[str, ...]:
     return tuple(kind(*found) for found in enumerate(DynamicCache(config=config).layers))
 
 
-def refusal(name: str, model: LoadedModel, allowed: Collection[str]) -> str | None:
-    """Why a cache that has only the ``allowed`` kinds of layers cannot serve the model, or None.
+def planned_kinds(arch: Architecture) -> tuple[str, ...]:
+    """The kind of each layer of a known family, as :func:`layer_kinds` finds it, from the sizes alone."""
+
+    def kind(layer: Layer) -> str:
+        if layer.state or layer.float_state:
+            return "hybrid" if layer.stored else "state"
+        return "full" if layer.window is None else "sliding"
+
+    return tuple(map(kind, arch.layers))
+
+
+def library_source(*parts: str) -> str | None:
+    """A source file of the installed transformers, which is not imported; None where it is not there."""
+    package = importlib.util.find_spec("transformers")
+    path = Path(package.origin).parent.joinpath(*parts) if package and package.origin else None
+    return path.read_text(encoding="utf-8") if path and path.is_file() else None
+
+
+@cache
+def attention_can_be_replaced(family: str) -> bool | None:
+    """Whether the library lets an engine replace a family's attention; None where no library is."""
+    name = family.removesuffix("_text")
+    source = library_source("models", name, f"modeling_{name}.py")
+    return None if source is None else "_supports_attention_backend = True" in source
+
+
+def cacheless(name: str, model: LoadedModel) -> str | None:
+    """Why no cache of the library's can serve the model, whatever its layers keep, or None.
 
     Parameters
     ----------
@@ -81,9 +110,20 @@ def refusal(name: str, model: LoadedModel, allowed: Collection[str]) -> str | No
             "takes none"
         )
     try:
-        kinds = layer_kinds(model)
+        layer_kinds(model)
     except (AttributeError, KeyError, TypeError):
         return f"{name}: this transformers has no cache for the layers of {kind}"
+    return None
+
+
+def refusal(name: str, kinds: Sequence[str], allowed: Collection[str]) -> str | None:
+    """Why a cache that has only the ``allowed`` kinds of layers cannot serve layers of these, or None.
+
+    Parameters
+    ----------
+    name:
+        The strategy, as the sentence shall call it.
+    """
     wrong = [kind for kind in kinds if kind not in allowed]
     if not wrong:
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import ClassVar
 
 from kvbench import physics
 from kvbench.inputs.models import LoadedModel
-from kvbench.physics import Traffic
+from kvbench.physics import Architecture, Traffic
 from kvbench.strategies.base import (
     PersistentCacheSession,
     Session,
@@ -38,15 +39,16 @@ class Static(Strategy):
 
     name: ClassVar[str] = "static"
 
-    def misfit(self, model: LoadedModel) -> str | None:
+    def unfit(self, kinds: Sequence[str], arch: Architecture | None) -> str | None:
         """Some versions of the library give Bloom's alibi a mask that it cannot read."""
-        version = tuple(map(int, metadata.version("transformers").split(".")[:2]))
-        if (
-            model.model.config.model_type == "bloom"
-            and _BLOOM_FAILS[0] <= version < _BLOOM_FAILS[1]
-        ):
-            return f"{self.id}: transformers {version[0]}.{version[1]} cannot run Bloom on a static cache"
-        return super().misfit(model)
+        if arch is not None and arch.family == "bloom":
+            version = _library_version()
+            if version is not None and _BLOOM_FAILS[0] <= version < _BLOOM_FAILS[1]:
+                return (
+                    f"{self.id}: transformers {version[0]}.{version[1]} cannot run Bloom on a static "
+                    "cache"
+                )
+        return super().unfit(kinds, arch)
 
     def compiled(self, device: str) -> bool:
         """Whether the decoding step runs as a compiled graph on ``device``."""
@@ -118,6 +120,14 @@ class StaticCompiled(Static):
         return PersistentCacheSession(
             model, cache, self.chunk, disable_compile=False, compile_config=config
         )
+
+
+def _library_version() -> tuple[int, ...] | None:
+    """The first two numbers of the library's version; None where it is not installed."""
+    try:
+        return tuple(map(int, metadata.version("transformers").split(".")[:2]))
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def name_the_compilers_cache() -> None:

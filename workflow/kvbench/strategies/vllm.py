@@ -11,7 +11,7 @@ from typing import ClassVar
 from kvbench import checkout, physics
 from kvbench.engines import vllm
 from kvbench.inputs.models import LoadedModel
-from kvbench.physics import Traffic
+from kvbench.physics import Architecture, Traffic
 from kvbench.strategies.base import AUTO, Generation, Session, Strategy
 from kvbench.strategies.options import option
 
@@ -59,6 +59,10 @@ class Vllm(Strategy):
         """VLLM has an environment of its own."""
         # The engine has caches of its own, whatever the library's layers are.
         return vllm.unavailable() or super().available(None, device)
+
+    def unfit(self, kinds: Sequence[str], arch: Architecture | None) -> str | None:
+        """The engine has caches of its own, whatever the library's layers are."""
+        return None
 
     def traffic(self, max_length: int) -> Traffic:
         """Whole blocks are held for the tokens that a turn has."""

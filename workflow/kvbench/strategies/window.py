@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache as once
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from kvbench import physics
 from kvbench.inputs.models import LoadedModel
 from kvbench.layout import MIXED
-from kvbench.physics import Traffic
+from kvbench.physics import Architecture, Traffic
 from kvbench.strategies import shape
 from kvbench.strategies.base import GenerateSession, Session, Strategy, text_config
 from kvbench.strategies.options import option
@@ -45,15 +46,14 @@ class SlidingWindow(Strategy):
     sinks: ClassVar[int] = 0
     layers: ClassVar[frozenset[str]] = frozenset({"full", "sliding", "state"})
 
-    def misfit(self, model: LoadedModel) -> str | None:
+    def unfit(self, kinds: Sequence[str], arch: Architecture | None) -> str | None:
         """A window needs keys to drop, and positions that do not come from the mask's length."""
         name = self.id
-        reason = super().misfit(model)
+        reason = super().unfit(kinds, arch)
         if reason:
             return reason
-        if "full" not in (kinds := shape.layer_kinds(model)) and "sliding" not in kinds:
+        if not {"full", "sliding"} & set(kinds):
             return f"{name} needs keys and values to drop; this model keeps a state of fixed size"
-        arch = shape.architecture(model)
         if arch is not None and arch.alibi:
             return f"{name} drops keys, whose distance this model (alibi) takes from the mask"
         return None
