@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import random
+import re
 import sqlite3
 import stat
 import threading
@@ -19,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kvbench.caching import proxy as proxies
 from kvbench.caching import server as servers
-from kvbench.caching.proxy import answers, directives, stores
+from kvbench.caching.proxy import answers, directives, stores, tenancy
 from kvbench.caching.proxy.questions import NotCacheable, parsed
 from kvbench.caching.proxy.semantic import Semantic
 from kvbench.caching.resilience import refused_port
@@ -74,6 +75,16 @@ def test_what_is_deterministic_is_a_rule_of_the_model(start, rule, fields, cache
 def test_keys_differ_between_installations(start):
     first, second = start(), start()
     assert first.ask("hello").headers["x-cache-key"] != second.ask("hello").headers["x-cache-key"]
+
+
+def test_whatever_a_store_or_an_index_holds_is_hashed_with_the_secret():
+    settings = proxies.Settings(upstream="http://h/v1")
+    body = {"model": "m", "temperature": 0, "messages": [{"role": "user", "content": "hello"}]}
+    first, second = (proxies.question_of(body, settings, secret=key) for key in (b"one", b"two"))
+    assert (first.exact != second.exact, first.context != second.context) == (True, True)
+    assert set(first.parts.values()).isdisjoint(second.parts.values())
+    headers = [(b"authorization", b"Bearer a")]
+    assert tenancy.tenant(headers, (), b"one") != tenancy.tenant(headers, (), b"two")
 
 
 @given(st.binary(max_size=200))
@@ -449,6 +460,25 @@ def test_what_is_deleted_while_the_index_is_built_again_does_not_come_back():
     assert asyncio.run(run()) == 1
 
 
+def test_a_redis_server_is_bounded_in_entries(tmp_path):
+    async def fill(store):
+        for number in range(12):
+            await store.put(str(number), entry(life=100.0 + number, now=time.time()))
+        found = [number for number in range(12) if await store.get(str(number)) is not None]
+        footprint = await store.footprint()
+        await store.close()
+        return found, footprint[0]
+
+    try:
+        with servers.running(None, tmp_path) as server:
+            address = f"unix://{server.address.removeprefix('unix:')}"
+            store = stores.RedisStore(address, "t:", 5, 10**6)
+            # What expires first made room.
+            assert asyncio.run(fill(store)) == ([7, 8, 9, 10, 11], 5)
+    except Unsupported as reason:
+        pytest.skip(str(reason))
+
+
 def test_a_redis_server_is_bounded_in_bytes_too(tmp_path):
     async def fill(store):
         for number in range(12):
@@ -729,6 +759,54 @@ def test_metrics_are_in_the_format_of_prometheus(start):
     assert values["kvbench_proxy_store_bytes",] > 0
     assert values["kvbench_proxy_index_entries",] == 3
     assert values["kvbench_proxy_upstream_duration_seconds_count", "end"] == 3
+
+
+def test_every_kind_of_request_and_answer_is_counted(start, upstream):
+    client = start(threshold=0.5)
+    began = time.monotonic()
+    for headers in ({}, {}, {"Cache-Control": "no-cache"}, {"Host": "evil.example"}):
+        client.ask("hello", headers=headers)
+    client.ask("hello", temperature=1)
+    upstream.mode = "error"
+    client.ask("good bye")
+    until(lambda: client.metric("hit_duration_seconds_count") == 1)
+    took = time.monotonic() - began
+    for name, labels, count in (
+        ("hits_total", {"kind": "exact"}, 1),
+        ("misses_total", {"reason": "no-cache"}, 1),
+        ("bypasses_total", {"reason": "sampled"}, 1),
+        ("refused_requests_total", {"reason": "host"}, 1),
+        ("stored_total", {}, 2),
+        ("not_stored_total", {"reason": "status"}, 1),
+        ("upstream_calls_total", {"status": "2xx"}, 3),
+        ("upstream_calls_total", {"status": "5xx"}, 1),
+        ("upstream_duration_seconds_count", {"until": "first_byte"}, 4),
+        ("upstream_duration_seconds_count", {"until": "end"}, 4),
+        ("semantic_duration_seconds_count", {}, 2),
+    ):
+        assert client.metric(name, **labels) == count, (name, labels)
+    # In seconds: requests one after another cannot have taken longer than all of them.
+    for name, labels in (
+        ("hit_duration_seconds_sum", {}),
+        ("upstream_duration_seconds_sum", {"until": "first_byte"}),
+        ("upstream_duration_seconds_sum", {"until": "end"}),
+        ("semantic_duration_seconds_sum", {}),
+    ):
+        assert 0 < client.metric(name, **labels) < took, name
+    assert client.metric("open_connections") <= 1
+    page = client.send("GET", "/metrics").body.decode()
+    for name in ("index_bytes", "store_bytes"):
+        assert re.search(rf"^kvbench_proxy_{name} [1-9]", page, re.MULTILINE), name
+
+
+def test_calls_in_flight_are_shown(start, upstream):
+    client = start()
+    upstream.mode = "held"
+    (asked,) = client.ask_at_once(1, "hello")
+    assert upstream.asked.wait(5)
+    assert "kvbench_proxy_calls_in_flight 1.0" in client.send("GET", "/metrics").body.decode()
+    upstream.release.set()
+    assert asked.result().status == 200
 
 
 def test_a_made_up_field_makes_no_label_of_its_own(start):

@@ -11,9 +11,11 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from pathlib import Path
 
 import fake_openai
+import httpx
 import pytest
 from kvbench.caching import proxy as proxies
 from kvbench.caching.proxy.metrics import Metrics
@@ -217,6 +219,27 @@ def test_of_requests_sent_ahead_few_are_held(start, upstream, size):
     assert client.metric("refused_requests_total", reason="ahead") == 1
 
 
+def test_a_connection_without_another_request_is_closed(start):
+    client = start(idle_timeout_s=1, receive_timeout_s=60)
+    with socket.create_connection(client.proxy.address, timeout=10) as connection:
+        connection.sendall(b"HEAD /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+        assert connection.recv(1000) == b""
+
+
+def test_the_limits_of_a_call_reach_the_library_that_makes_it(start, monkeypatch):
+    seen = []
+    make = httpx.AsyncHTTPTransport.handle_async_request
+
+    async def noted(self, request):
+        seen.append(request.extensions["timeout"])
+        return await make(self, request)
+
+    monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", noted)
+    start(connect_timeout_s=3.0, read_timeout_s=7.0).ask("hello")
+    assert seen == [{"connect": 3.0, "read": 7.0, "write": 7.0, "pool": None}]
+
+
 def test_a_large_body_of_another_path_has_to_keep_coming(start, upstream):
     client = start(receive_timeout_s=0.3)
     answer = client.raw(
@@ -330,11 +353,15 @@ def test_a_client_that_waits_to_continue_is_told_to(start, upstream):
     assert "expect" not in upstream.sent_headers[0]
 
 
-def test_a_compressed_body_has_the_key_of_the_plain_one(start, upstream):
+@pytest.mark.parametrize(
+    ("coding", "compress"),
+    [("gzip", gzip.compress), ("X-GZIP", gzip.compress), ("deflate", zlib.compress)],
+)
+def test_a_compressed_body_has_the_key_of_the_plain_one(start, upstream, coding, compress):
     client = start()
     assert client.ask("hello").cache == "miss"
-    body = gzip.compress(client.body("hello").encode())
-    headers = {"Content-Encoding": "gzip"}
+    body = compress(client.body("hello").encode())
+    headers = {"Content-Encoding": coding}
     assert client.send("POST", "/v1/chat/completions", body, headers).cache == "hit"
 
 
@@ -489,6 +516,16 @@ def test_chunks_count_where_a_server_also_names_a_length(start):
     head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 9\r\n\r\n"
     with saying(head + b"2\r\n{}\r\n0\r\n\r\n") as url:
         assert start(upstream=url).ask("hello").body == b"{}"
+
+
+def test_an_error_of_the_server_is_passed_on_as_it_is_and_not_kept(start, upstream):
+    client = start()
+    upstream.mode, upstream.headers = "error", {"Retry-After": "7", "x-ratelimit-reset": "1s"}
+    for _ in range(2):
+        reply = client.ask("hello")
+        assert (reply.status, reply.body) == (500, b'{"error": {"message": "no"}}')
+        assert (reply.headers["retry-after"], reply.headers["x-ratelimit-reset"]) == ("7", "1s")
+    assert upstream.calls == 2
 
 
 def test_a_redirect_is_handed_to_the_client_and_not_followed(start, upstream):
