@@ -16,6 +16,7 @@ import shutil
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -26,6 +27,7 @@ from kvbench import documents, physics, strategies, studies
 from kvbench.analysis import claims
 from kvbench.inputs import configuration, scenarios
 from kvbench.strategies import options
+from kvbench.traffic import columns as traffic_columns
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG, CONFIG_PT = "config/README.md", "config/README.pt-BR.md"
@@ -46,9 +48,7 @@ DOCUMENTS = (
     "profiles/README.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
-    "resources/embedded-llama/README.md",
-    "resources/paraphrases/README.md",
-    "resources/traffic/README.md",
+    *(str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("resources/*/README.md"))),
 )
 #: Options of Snakemake in the examples that are followed by a value.
 WITH_VALUE = {"--cores", "--configfile", "--config", "--profile", "--report", "--sdm", "-c"}
@@ -441,6 +441,51 @@ def test_every_relative_link_leads_somewhere(name):
         assert target.exists(), f"{name}: {link}"
         if anchor and target.suffix == ".md":
             assert anchor in slugs(target.read_text(encoding="utf-8")), f"{name}: {link}"
+
+
+#: Files that a reader will make.
+OTHERS = {
+    "docs/adding.md": {"paper/studies/dict_lookup.tex.j2", "paper/words/dict_lookup.en.yaml"},
+    "docs/adding.pt-BR.md": {"paper/studies/dict_lookup.tex.j2", "paper/words/dict_lookup.en.yaml"},
+}
+
+
+@cache
+def sources() -> str:
+    """Everything in which a file that a run makes is named."""
+    files = [ROOT / "Snakefile", ROOT / "Makefile"]
+    for suffix in ("py", "smk", "j2"):
+        files += sorted((ROOT / "workflow").rglob(f"*.{suffix}"))
+    return "\n".join(file.read_text(encoding="utf-8") for file in files)
+
+
+def stands(name: str, path: str) -> bool:
+    """Whether a path that a page names is in the repository, or is made by a run."""
+    bases = (ROOT, (ROOT / name).parent, ROOT / "workflow", ROOT / "workflow" / "kvbench")
+    if any((base / path).exists() for base in bases):
+        return True
+    if path.startswith("results/"):
+        made = sources()
+        return path.rstrip("/") in made or re.sub(r"\.(en|pt)\.", ".{language}.", path) in made
+    # A file that is named alone is somewhere, or a table that the code names.
+    stem = re.sub(r"\.(en|pt)$", "", Path(path).stem)
+    known = stem in sources() or stem in traffic_columns.described()
+    return "/" not in path and (known or any(ROOT.glob(f"config/*/{path}")))
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_path_in_the_documents_is_in_the_repository_or_made_by_a_run(name):
+    inline = re.findall(r"(?<!`)`([\w./-]+)`(?!`)", _FENCE.sub("", text_of(name)))
+    suffixes = r"(md|yaml|py|smk|csv|json|html|txt|lock|in|cff|toml|tex|j2)"
+    paths = {
+        path
+        for path in inline
+        if re.match(r"(results|config|docs|envs|paper|profiles|resources|tests|workflow)/", path)
+        or re.fullmatch(rf"\w[\w.-]*\.{suffixes}", path)
+    }
+    assert [
+        path for path in sorted(paths - OTHERS.get(name, set())) if not stands(name, path)
+    ] == []
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
