@@ -157,7 +157,10 @@ def in_portuguese(table: str) -> str:
     for row in rows:
         *cells, meaning = cells_of(row)
         cells = [_ENGLISH.sub(lambda m: PORTUGUESE[m[0]], cell) for cell in cells]
-        assert meaning in book, f"docs/keys.pt.yaml says nothing of {cells[0]}: {meaning}"
+        assert meaning in book, (
+            f"docs/keys.pt.yaml says nothing of {cells[0]}; add the line {json.dumps(meaning)}: "
+            "with its Portuguese"
+        )
         lines.append(" | ".join([*cells, book[meaning]]))
     return "\n".join(line if line == rule else f"| {line} |" for line in lines)
 
@@ -237,6 +240,9 @@ def study_options(
     parts = []
     for name in studies.names():
         study = studies.get(name)
+        assert questions is None or name in questions, (
+            f"{STRATEGIES_PT} has no row for the study {name}; write one with its question in Portuguese"
+        )
         question = questions[name] if questions else study.question
         required = study.options.get("required", [])
         parts.append(
@@ -639,4 +645,7 @@ def test_the_example_of_a_figure_draws(tmp_path, run_example):
 
 if __name__ == "__main__":
     for document in (STRATEGIES, CONFIG, CONFIG_PT):
-        (ROOT / document).write_text(with_tables(text_of(document)), encoding="utf-8")
+        try:
+            (ROOT / document).write_text(with_tables(text_of(document)), encoding="utf-8")
+        except AssertionError as lacking:
+            sys.exit(f"{document} is not written yet: {lacking}")
