@@ -107,6 +107,12 @@ def test_no_process_and_no_file_is_left_after_a_signal(tmp_path, number):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_locale_that_this_machine_does_not_have_is_no_hindrance(tmp_path, monkeypatch):
+    monkeypatch.setenv("LC_ALL", "xx_XX.UTF-8")
+    with running(None, tmp_path) as server:
+        assert server.client().ping()
+
+
 def test_a_scratch_path_too_long_for_a_socket_is_avoided(tmp_path):
     deep = tmp_path / ("x" * 100)
     deep.mkdir()

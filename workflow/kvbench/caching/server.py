@@ -238,7 +238,9 @@ def _private(scratch: Path, tcp: bool) -> Iterator[Server]:
             return redis.Redis(unix_socket_path=path, **client_options)
 
         command = [program, *(part for pair in options.items() for part in pair)]
-        with processes.child(command, folder=folder) as process:
+        # Where the locale that the user's variables name was never made, the program would not start.
+        plain = {**os.environ, "LC_ALL": "C"}
+        with processes.child(command, env=plain, folder=folder) as process:
             server = Server(
                 kind=kind,
                 transport="tcp" if tcp else "unix",
