@@ -233,7 +233,8 @@ def test_a_generation_may_take_as_long_as_the_client_waits(start):
 
 def test_a_server_that_takes_too_long_is_asked_once_by_a_client_with_retries(start, upstream):
     upstream.mode = "held"
-    host, port = start(total_timeout_s=0.2).proxy.address
+    proxied = start(total_timeout_s=0.2)
+    host, port = proxied.proxy.address
     url = f"http://{host}:{port}/v1"
     with (
         openai.OpenAI(base_url=url, api_key="k") as client,
@@ -242,7 +243,9 @@ def test_a_server_that_takes_too_long_is_asked_once_by_a_client_with_retries(sta
         client.chat.completions.create(
             model="m", temperature=0, messages=[{"role": "user", "content": "hello"}]
         )
-    assert upstream.calls == 1
+    # Counted where the client asks: so short a limit may be over before the server is reached.
+    assert proxied.metric("misses_total", reason="new") == 1
+    assert upstream.calls <= 1
 
 
 def test_a_renewal_does_not_wait_for_an_older_call(start, upstream):
