@@ -12,6 +12,8 @@ import pytest
 from kvbench import records
 from kvbench.errors import InputError
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 def refused(action, *arguments: object) -> str:
     with pytest.raises(InputError) as error:
@@ -53,6 +55,30 @@ def test_a_record_against_its_schema_is_never_written(tmp_path, make_record, cha
     assert text.startswith(f"{path}: ")
     assert word in text
     assert not path.exists()
+
+
+def test_one_sample_that_stands_twice_in_a_record_is_refused(tmp_path, make_record):
+    path, record = tmp_path / "r1.json", make_record()
+    samples = record["turns"][0]["samples"]
+    samples.append(dict(samples[-1]))
+    text = refused(records.write, path, record)
+    assert f"{path}: turns[0].samples: iteration {samples[-1]['iteration']} stands twice" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"status": "ok", "reason": "It broke."}, "status is ok with the reason 'It broke.'"),
+        ({"status": "failed", "reason": None}, "status is failed with no reason"),
+    ],
+)
+def test_a_cell_of_a_study_has_a_reason_if_and_only_if_it_is_not_ok(tmp_path, change, words):
+    example = next((ROOT / "results" / "recorded").glob("*/cells/app/expiry/*.json"))
+    path = tmp_path / "cell.json"
+    path.write_text(json.dumps(records.read(example) | change), encoding="utf-8")
+    told = refused(records.read, path)
+    assert words in told
+    assert "delete the file and run again" in told
 
 
 def test_a_time_that_is_no_number_is_never_written(tmp_path, make_record):

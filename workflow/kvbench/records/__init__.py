@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,6 +45,7 @@ def _check(record: Any, path: Path) -> None:
             _check_sense(record, path)
         case "kvbench/app-cell/1":
             documents.check_record(record, "app-cell", str(path))
+            _check_status(record, path)
         case other:
             raise InputError(
                 f"{path}: schema is {other!r}; known: {KV_SCHEMA}, {APP_SCHEMA}; "
@@ -56,13 +58,23 @@ _TIMES = (1e-9, 1e7)
 _REMEDY = "delete the file and run again to measure it anew"
 
 
-def _check_sense(record: Mapping[str, Any], path: Path) -> None:
-    """Refuse what a schema lets through and no measurement gives."""
+def _check_status(record: Mapping[str, Any], path: Path) -> None:
     status, reason = record["status"], record["reason"]
     if (status == "ok") != (reason is None):
         told = f"the reason {reason!r}" if reason else "no reason"
         raise InputError(f"{path}: status is {status} with {told}; {_REMEDY}")
+
+
+def _check_sense(record: Mapping[str, Any], path: Path) -> None:
+    """Refuse what a schema lets through and no measurement gives."""
+    _check_status(record, path)
     for place, turn in enumerate(record["turns"]):
+        iterations = Counter(sample["iteration"] for sample in turn["samples"])
+        if twice := [number for number, count in iterations.items() if count > 1]:
+            raise InputError(
+                f"{path}: turns[{place}].samples: iteration {twice[0]} stands twice; one sample an "
+                f"iteration; {_REMEDY}"
+            )
         for number, sample in enumerate(turn["samples"]):
             e2e, ttft = sample["e2e_s"], sample["ttft_s"]
             spot = f"{path}: turns[{place}].samples[{number}]"
