@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import re
 import shutil
 import subprocess
@@ -103,9 +104,10 @@ def page(folder, language="en", rows=None) -> str:
             report.Picture("traffic_time", "traffic_time", ""),
             report.Picture("symposium_symposium_turn", "symposium", "symposium_turn"),
         ],
-        {"here": FACTS},
+        {"here": FACTS, "old-machine": FACTS},
         [],
         folder,
+        ["en", "pt"],
     )
 
 
@@ -151,6 +153,47 @@ def test_the_verdicts_stand_before_the_figures_and_what_failed_comes_first(folde
 def test_an_interval_has_commas_in_english_and_semicolons_in_portuguese(folder):
     assert "[1.125, 1.5]" in page(folder)
     assert "[1,125; 1,5]" in page(folder, "pt")
+
+
+def test_what_is_times_something_is_written_in_one_way(folder):
+    text = page(folder)
+    assert "1.5x</td>" in text
+    assert not re.search(r"\d x\b", text)
+
+
+def test_a_page_leads_to_the_other_language(folder):
+    assert re.search(r'<a href="report\.pt\.html"[^>]*>Português</a>', page(folder))
+    assert re.search(r'<a href="report\.en\.html"[^>]*>English</a>', page(folder, "pt"))
+
+
+def test_a_machine_leads_to_its_records_where_they_are(folder):
+    (folder / "recorded" / "old-machine").mkdir(parents=True)
+    machines = re.search(r'id="machines">.*?</table>', page(folder), re.S)[0]
+    assert '<a href="recorded/old-machine/">old-machine</a>' in machines
+    assert "<td>this machine</td>" in machines
+
+
+@pytest.mark.parametrize("language", ["en", "pt"])
+def test_headings_go_down_one_step_at_a_time(folder, language):
+    levels = [int(level) for level in re.findall(r"<h(\d)", page(folder, language))]
+    assert levels[0] == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+
+
+@pytest.mark.parametrize("language", ["en", "pt"])
+def test_every_head_of_a_table_says_what_it_heads_and_every_picture_what_it_shows(folder, language):
+    text = page(folder, language)
+    assert "<th" in text
+    assert not re.findall(r"<th(?![^>]*scope=)[ >]", text)
+    assert not re.findall(r'<img(?![^>]*alt="[^"]+")', text)
+
+
+def test_code_in_a_question_is_shown_as_code(folder, monkeypatch):
+    monkeypatch.setattr(report.figures, "question", lambda module: "Is `a < b` true?")
+    text = page(folder)
+    assert "Is <code>a &lt; b</code> true?" in text
+    assert 'alt="Is a &lt; b true?"' in text
+    assert "`" not in text
 
 
 def test_a_single_run_has_no_interval(folder):

@@ -25,6 +25,7 @@ def main(snakemake):
             gathering.environments(given.get("environments", []), machines),
             chosen.studies,
             Path("results"),
+            chosen.languages,
         )
         documents.write_text_atomic(Path(page), text)
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jinja2
 import pandas as pd
+from markupsafe import Markup
 
 from kvbench import documents, figures, layout
 from kvbench.analysis import published
@@ -74,6 +75,7 @@ def render(
     environments: Mapping[str, Mapping[str, Any]],
     studies: Sequence[str],
     folder: Path,
+    languages: Sequence[str] = (),
 ) -> str:
     """Return the page.
 
@@ -92,9 +94,11 @@ def render(
     studies:
         Studies that have a table: which tables a figure takes follows from them.
     folder:
-        ``results``: where the figures are.
+        ``results``: where the figures are, and the records of the machines.
+    languages:
+        Languages that the page is written in: it leads to the others.
     """
-    words = documents.read_yaml(_TEMPLATES / f"report.{language}.yaml")
+    words = _words(language)
     page = _Page(words, language, folder, environments)
     rows = [page.claim(entry) for entry in _ranked(claims)]
     drawn = [page.figure(picture, studies) for picture in pictures]
@@ -107,6 +111,11 @@ def render(
     )
     return environment.get_template("report.html.j2").render(
         words=words,
+        others=[
+            {"language": other, "lang": _words(other)["lang"], "name": _words(other)["name"]}
+            for other in languages
+            if other != language
+        ],
         counts=[
             {"kind": _OUTCOMES[name][0], "sign": _OUTCOMES[name][1], "count": number, "word": word}
             for name, word in words["outcomes"].items()
@@ -130,6 +139,10 @@ def render(
     )
 
 
+def _words(language: str) -> dict[str, Any]:
+    return documents.read_yaml(_TEMPLATES / f"report.{language}.yaml")
+
+
 class _Page:
     """What a page says, in the words and numbers of its language."""
 
@@ -143,8 +156,11 @@ class _Page:
         self.words, self.language, self.folder = words, language, folder
         self.environments = environments
 
-    def number(self, value: object, digits: int = 4) -> str:
-        """A number with its significant digits, or a dash; powers of ten only for the very small."""
+    def number(self, value: object, digits: int = 4, zeros: bool = False) -> str:
+        """A number with its significant digits, or a dash; powers of ten only for the very small.
+
+        ``zeros`` keeps those at the end: 6.00 was measured to three digits.
+        """
         if not isinstance(value, (int, float)) or not math.isfinite(value):
             return "–"
         if float(value).is_integer() and abs(value) < 1e15:
@@ -152,7 +168,7 @@ class _Page:
         elif 1e4 <= abs(value) < 1e15:
             text = f"{float(f'{value:.{digits}g}'):,.0f}"
         else:
-            text = f"{value:.{digits}g}"
+            text = f"{value:#.{digits}g}".removesuffix(".") if zeros else f"{value:.{digits}g}"
         return text.translate(str.maketrans(",.", self.words["thousands"] + self.words["decimal"]))
 
     def called(self, name: str) -> str:
@@ -173,11 +189,13 @@ class _Page:
             return gpu
         return f"{facts['cpu']}, {facts['cores']} {self.words['cores']}"
 
-    def measured(self, value: object, low: object, high: object, digits: int = 4) -> dict[str, str]:
+    def measured(
+        self, value: object, low: object, high: object, digits: int = 4, zeros: bool = False
+    ) -> dict[str, str]:
         """A value with its interval, if it has one; a count and a formula's result have none."""
-        ends = [self.number(end, digits) for end in (low, high)]
+        ends = [self.number(end, digits, zeros) for end in (low, high)]
         interval = "" if "–" in ends or low == value == high else self.words["list"].join(ends)
-        return {"text": self.number(value, digits), "interval": interval}
+        return {"text": self.number(value, digits, zeros), "interval": interval}
 
     def verdict(self, name: str) -> dict[str, str]:
         """A verdict's word, sign and colour."""
@@ -229,7 +247,10 @@ class _Page:
     def figures_number(self, row: Mapping[str, Any]) -> str:
         """The source's number with its unit; empty where it gives none."""
         found = self.number(row["figure_value"])
-        return "" if found == "–" else f"{found} {_unit(row['unit'])}".strip()
+        unit = _unit(row["unit"])
+        return (
+            "" if found == "–" else f"{found}{unit}" if unit == "x" else f"{found} {unit}".strip()
+        )
 
     def headline(self, summary: pd.DataFrame) -> dict[str, Any]:
         """The published cell: one row per machine and model that measured it, the source's first."""
@@ -261,17 +282,22 @@ class _Page:
         base = column.removesuffix("_median")
         row = rows.iloc[0]
         # Three digits, as in the figure beside it.
-        return self.measured(row[column], row[f"{base}_ci_low"], row[f"{base}_ci_high"], 3)
+        return self.measured(
+            row[column], row[f"{base}_ci_low"], row[f"{base}_ci_high"], 3, zeros=True
+        )
 
     def figure(self, picture: Picture, studies: Sequence[str]) -> dict[str, Any]:
         """One figure with its question, its picture and the tables it is drawn from."""
         file = f"{picture.name}.{self.language}"
         question = self.say(figures.question(picture.module))
+        scenario = self.called(picture.scenario) if picture.scenario else ""
+        plainly = question.replace("`", "")
         return {
             "name": picture.name,
             "file": file,
-            "scenario": self.called(picture.scenario) if picture.scenario else "",
-            "question": question,
+            "scenario": scenario,
+            "question": _code(question),
+            "alternative": f"{plainly} ({scenario})" if scenario else plainly,
             "group": _group(picture.name),
             "data": base64.b64encode(bitmap(self.folder / "figures" / f"{file}.png")).decode(),
             "tables": [
@@ -287,10 +313,11 @@ class _Page:
         columns = [column for column in table if not _empty(table[column])]
         return {
             "name": name,
-            "count": len(table),
+            "count": self.number(len(table)),
             "left": len(table) > MOST_ROWS,
             "columns": [
-                {"name": column, "meaning": meanings.get(str(column), "")} for column in columns
+                {"name": column, "meaning": meanings.get(str(column), "").replace("`", "")}
+                for column in columns
             ],
             "rows": [
                 [self._entry(value) for value in row]
@@ -304,6 +331,11 @@ class _Page:
             return {"text": text, "kind": "words" if len(text) > 40 else ""}
         return {"text": self.number(float(value)).replace("–", ""), "kind": "number"}
 
+    def records(self, machine: str) -> str:
+        """Folder of a machine's records, seen from the page; nothing where there is none."""
+        name = "cells/" if machine == layout.HERE else f"recorded/{machine}/"
+        return name if (self.folder / name).is_dir() else ""
+
     def machine(
         self, name: str, facts: Mapping[str, Any], summary: pd.DataFrame
     ) -> dict[str, object]:
@@ -312,6 +344,7 @@ class _Page:
         packages = facts["packages"]
         return {
             "name": self.called(name),
+            "records": self.records(name),
             "cpu": facts["cpu"],
             "cores": facts["cores"],
             "memory": self.number(round(facts["memory_bytes"] / 2**30, 1)),
@@ -330,6 +363,15 @@ def _gpu(facts: Mapping[str, Any]) -> str:
     """The name of a machine's GPU; nothing where it has none."""
     gpu = facts.get("gpu")
     return _text(gpu.get("name") if isinstance(gpu, Mapping) else gpu)
+
+
+def _code(text: str) -> Markup:
+    """A text whose parts between backticks are code."""
+    parts = text.split("`")
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if number % 2 else part
+        for number, part in enumerate(parts)
+    )
 
 
 def _ranked(claims: pd.DataFrame) -> list[Entry]:
