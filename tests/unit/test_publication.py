@@ -118,14 +118,67 @@ def manifest(root: Path) -> dict:
     return {"files": {"results/table.csv": facts}}
 
 
-MACHINE = {"cpu": "a processor", "cores": 2, "system": "a system", "commit": "abc"}
+MACHINE = {
+    "cpu": "a processor",
+    "cores": 2,
+    "system": "a system",
+    "commit": "abc",
+    "date": "2025-01-02T03:04:05+00:00",
+    "python": "3.11.7",
+    "packages": {"torch": "2.13.0", "snakemake": "9.27.1"},
+}
+
+
+def packed(checkout: Path, target: Path) -> dict[str, dict]:
+    """The entities of a crate as the workflow packs it, by their ids."""
+    crate.write(target, checkout, ["Snakefile", "config"], manifest(checkout), MACHINE)
+    crate.check(target)
+    graph = json.loads((target / "ro-crate-metadata.json").read_text())["@graph"]
+    return {entity["@id"]: entity for entity in graph}
+
+
+def test_a_crate_lists_every_file_that_it_holds_and_no_cache(checkout, tmp_path):
+    (checkout / "config" / "__pycache__").mkdir()
+    (checkout / "config" / "__pycache__" / "x.pyc").write_bytes(b"x")
+    entities = packed(checkout, tmp_path / "crate")
+    held = {
+        path.relative_to(tmp_path / "crate").as_posix()
+        for path in (tmp_path / "crate").rglob("*")
+        if path.is_file()
+    }
+    assert held == {name for name, one in entities.items() if "File" in one["@type"]} | {
+        "ro-crate-metadata.json"
+    }
+    assert entities["config/"]["hasPart"] == [{"@id": "config/config.yaml"}]
+
+
+def test_a_crate_tells_who_when_under_which_licence_and_with_which_software(checkout, tmp_path):
+    entities = packed(checkout, tmp_path / "crate")
+    root = entities["./"]
+    assert root["datePublished"] == MACHINE["date"]
+    assert entities[root["license"]["@id"]]["identifier"] == "MIT"
+    (author,) = root["author"]
+    assert entities[author["@id"]]["@type"] == "Organization"
+    assert entities[author["@id"]]["name"] == "kvbench contributors"
+    used = [entities[one["@id"]] for one in entities["Snakefile"]["softwareRequirements"]]
+    assert {one["name"]: one["softwareVersion"] for one in used} == {
+        "python": "3.11.7",
+        "torch": "2.13.0",
+        "snakemake": "9.27.1",
+    }
+    assert entities["results/table.csv"]["encodingFormat"] == "text/csv"
+
+
+def test_a_crate_without_its_workflow_is_noticed(checkout, tmp_path):
+    packed(checkout, tmp_path / "crate")
+    metadata = tmp_path / "crate" / "ro-crate-metadata.json"
+    metadata.write_text(metadata.read_text().replace('"ComputationalWorkflow"', '"Thing"'))
+    with pytest.raises(InputError, match="no main workflow"):
+        crate.check(tmp_path / "crate")
 
 
 def test_a_crate_holds_workflow_configuration_and_results(checkout, tmp_path):
-    crate.write(tmp_path / "crate", checkout, ["config"], manifest(checkout), MACHINE)
-    crate.check(tmp_path / "crate")
-    graph = json.loads((tmp_path / "crate/ro-crate-metadata.json").read_text())["@graph"]
-    entities = {entity["@id"]: entity for entity in graph}
+    entities = packed(checkout, tmp_path / "crate")
     assert entities["./"]["mainEntity"] == {"@id": "Snakefile"}
     assert "ComputationalWorkflow" in entities["Snakefile"]["@type"]
     assert entities["results/table.csv"]["description"] == "made by the rule aggregate"

@@ -42,6 +42,7 @@ rule crate:
     input:
         manifest="results/manifest.json",
         environment="results/inputs/environment/cpu.json",
+        records=[*KV_RECORDS, *APP_RECORDS, *TRAFFIC_RECORDS],
     output:
         directory("results/crate"),
     log:
@@ -53,12 +54,14 @@ rule crate:
         sources=[
             "Snakefile",
             "README.md",
+            "README.pt-BR.md",
             "LICENSE",
             "CITATION.cff",
             "config",
             "docs",
             "envs",
             "workflow",
+            *(f"{layout.RECORDED}/{machine.name}" for machine in RECORDED),
         ],
         code=code_of("crate"),
     message:

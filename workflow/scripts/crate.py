@@ -13,7 +13,7 @@ def main(snakemake):
     crate.write(
         target,
         Path(snakemake.params.root),
-        snakemake.params.sources,
+        [*snakemake.params.sources, *snakemake.input.get("records", [])],
         documents.read_json(Path(snakemake.input.manifest)),
         documents.read_json(Path(snakemake.input.environment)),
     )
