@@ -19,7 +19,13 @@ from kvbench.publication import columns, crate, datapackage, tutorial
 from kvbench.records import gathering
 
 ROOT = Path(__file__).resolve().parents[2]
-MEANINGS = {"strategy": "how keys are kept", "e2e_s": "time (s)", "rounds": "how many", "note": "x"}
+MEANINGS = {
+    "strategy": "how keys are kept",
+    "e2e_s": "time (s)",
+    "rounds": "how many",
+    "exact": "whether",
+    "note": "x",
+}
 
 
 @pytest.fixture
@@ -30,6 +36,7 @@ def tables(tmp_path):
             "strategy": ["none", "dynamic"],
             "e2e_s": [1.5, None],
             "rounds": [3, 4],
+            "exact": [True, None],
             "note": [None, None],
         }
     )
@@ -41,7 +48,13 @@ def test_the_descriptor_gives_types_meanings_and_missing_values(tables):
     resource = datapackage.describe({"times.csv": MEANINGS}, tables)["resources"][0]
     fields = {field["name"]: field for field in resource["schema"]["fields"]}
     kinds = {name: field["type"] for name, field in fields.items()}
-    assert kinds == {"strategy": "string", "e2e_s": "number", "rounds": "integer", "note": "string"}
+    assert kinds == {
+        "strategy": "string",
+        "e2e_s": "number",
+        "rounds": "integer",
+        "exact": "boolean",
+        "note": "string",
+    }
     assert fields["e2e_s"]["description"] == "time (s)"
     assert resource["schema"]["missingValues"] == [""]
     digest = hashlib.sha256((tables / "times.csv").read_bytes()).hexdigest()
@@ -75,9 +88,23 @@ def test_a_column_that_nothing_describes_is_named(tables):
 
 def test_parquet_holds_what_the_table_holds(tables):
     datapackage.write_parquet(tables / "times.csv", tables / "times.parquet")
-    pd.testing.assert_frame_equal(
-        pd.read_parquet(tables / "times.parquet"), gathering.read_csv(tables / "times.csv")
-    )
+    read = pd.read_parquet(tables / "times.parquet")
+    assert list(read["strategy"]) == ["none", "dynamic"]
+    assert list(read["rounds"]) == [3, 4]
+    assert read["e2e_s"][0] == 1.5 and pd.isna(read["e2e_s"][1])
+    assert read["exact"][0] is True and read["exact"][1] is None
+
+
+# Numbers that a fast reader of floats gets wrong in the last digit.
+@pytest.mark.parametrize("number", [0.16666666666666666, 0.9500000000000001, 3836453.5178476823])
+def test_a_number_is_the_same_to_its_last_digit_in_every_form_of_a_table(tmp_path, number):
+    gathering.write_csv(pd.DataFrame({"x": [number]}), tmp_path / "t.csv")
+    datapackage.write_parquet(tmp_path / "t.csv", tmp_path / "t.parquet")
+    datapackage.write_spreadsheet(tmp_path / "t.csv", tmp_path / "s.csv")
+    written = (tmp_path / "s.csv").read_text(encoding="utf-8-sig").splitlines()[1]
+    assert gathering.read_csv(tmp_path / "t.csv")["x"][0] == number
+    assert pd.read_parquet(tmp_path / "t.parquet")["x"][0] == number
+    assert float(written.replace(",", ".")) == number
 
 
 def test_a_portuguese_spreadsheet_gets_semicolons_commas_and_a_mark(tables):
@@ -85,8 +112,8 @@ def test_a_portuguese_spreadsheet_gets_semicolons_commas_and_a_mark(tables):
     data = (tables / "out.csv").read_bytes()
     assert data.startswith(b"\xef\xbb\xbf")
     assert data.decode("utf-8-sig").splitlines()[:2] == [
-        "strategy;e2e_s;rounds;note",
-        "none;1,5;3;",
+        "strategy;e2e_s;rounds;exact;note",
+        "none;1,5;3;True;",
     ]
 
 
@@ -167,6 +194,15 @@ def test_a_crate_tells_who_when_under_which_licence_and_with_which_software(chec
         "snakemake": "9.27.1",
     }
     assert entities["results/table.csv"]["encodingFormat"] == "text/csv"
+
+
+def test_a_snakemake_file_is_text_to_a_crate(checkout, tmp_path):
+    (checkout / "config" / "common.smk").write_text("x = 1\n")
+    (checkout / "config" / "words.pt.md").write_text("Olá\n")
+    entities = packed(checkout, tmp_path / "crate")
+    assert entities["config/common.smk"]["encodingFormat"] == "text/plain"
+    assert entities["config/words.pt.md"]["encodingFormat"] == "text/markdown"
+    assert entities["config/words.pt.md"]["inLanguage"] == "pt-BR"
 
 
 def test_a_crate_without_its_workflow_is_noticed(checkout, tmp_path):

@@ -22,13 +22,17 @@ _MAIN = "Snakefile"
 _LICENSE = "https://spdx.org/licenses/MIT"
 #: What a checkout may hold beside its files: caches of Python and of notebooks.
 _PASSED_OVER = {"__pycache__", ".ipynb_checkpoints"}
-#: Endings whose media type Python does not know, or not everywhere.
+#: Python's own media types; those of the system differ, and take a Snakemake file for a video.
+_KNOWN = mimetypes.MimeTypes(filenames=())
+#: Endings whose media type Python does not know, or not in every version.
 _FORMATS = {
     ".cff": "application/yaml",
     ".csv": "text/csv",
     ".ipynb": "application/x-ipynb+json",
     ".md": "text/markdown",
     ".parquet": "application/vnd.apache.parquet",
+    ".rst": "text/x-rst",
+    ".smk": "text/plain",
     ".yaml": "application/yaml",
 }
 _LANGUAGES = {".en.": "en", ".pt.": "pt-BR", ".pt-BR.": "pt-BR"}
@@ -159,7 +163,7 @@ def _add(crate: ROCrate, root: Path, name: str) -> None:
 
 def _format(name: str) -> dict[str, str]:
     """Media type and language of a file, as far as its name tells them."""
-    kind = _FORMATS.get(Path(name).suffix) or mimetypes.guess_type(name)[0]
+    kind = _FORMATS.get(Path(name).suffix) or _KNOWN.guess_type(name)[0]
     found = {"encodingFormat": kind or "text/plain", "name": name}
     for part, language in _LANGUAGES.items():
         if part in Path(name).name:

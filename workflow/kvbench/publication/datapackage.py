@@ -9,11 +9,14 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kvbench import documents
 from kvbench.errors import InputError
 from kvbench.records import gathering
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: Types of pandas and what the Table Schema calls them.
 _TYPES = {"i": "integer", "u": "integer", "f": "number", "b": "boolean"}
@@ -65,10 +68,7 @@ def _resource(path: Path, columns: Mapping[str, str]) -> dict[str, Any]:
             "fields": [
                 {
                     "name": name,
-                    # A column without a single value fits every type.
-                    "type": "string"
-                    if table[name].isna().all()
-                    else _TYPES.get(table[name].dtype.kind, "string"),
+                    "type": _type(table[name]),
                     "description": meaning,
                 }
                 for name, meaning in columns.items()
@@ -76,6 +76,16 @@ def _resource(path: Path, columns: Mapping[str, str]) -> dict[str, Any]:
             "missingValues": [""],
         },
     }
+
+
+def _type(column: pd.Series) -> str:
+    """A column's type, whatever its gaps make of it in memory; without a single value it fits text."""
+    held = column.dropna()
+    if held.empty:
+        return "string"
+    if all(isinstance(value, bool) for value in held):
+        return "boolean"
+    return _TYPES.get(column.dtype.kind, "string")
 
 
 def check(descriptor: Path) -> None:
