@@ -169,7 +169,7 @@ def test_a_prefix_cache_that_would_pay_in_more_memory_is_said_first(language, re
     for place, row in enumerate(rows):
         row |= {"token_share": 0.03 * (place + 1), "capacity_gib": 2.0 * (place + 1)}
     said = advise.advice(small, language).partition("|")[0]
-    assert "4.00 GiB" in said.replace(",", ".") and re.search(r"\b6[.,]00 %", said)
+    assert "4 GiB" in said.replace(",", ".") and re.search(r"\b6[.,]00 %", said)
     assert verdicts.more_memory(small)[1]["token_share"] == max(r["token_share"] for r in rows)
 
 
@@ -260,11 +260,56 @@ def test_what_the_terminal_prints_is_in_the_reader_s_language(record):
     assert not re.search(r"\d\.\d{4}", said)
 
 
-def test_a_small_size_keeps_its_digits(record):
+@pytest.mark.parametrize(
+    ("bytes_", "words"),
+    [(512, "512 B"), (1536, "1.5 KiB"), (1023.7, "1 KiB"), (2**20 - 1, "1 MiB"), (2**30, "1 GiB")],
+)
+def test_a_size_has_the_unit_that_makes_it_readable(bytes_, words, record):
     small = copy.deepcopy(record)
     for row in small["tables"]["prefix"]:
-        row["capacity_gib"] = 0.001234
-    assert "0.00123" in advise.shares(small, "en") and "0,00123" in advise.shares(small, "pt")
+        row["capacity_gib"] = bytes_ / 2**30
+    local = words.replace(".", ",")
+    assert words in advise.shares(small, "en") and local in advise.shares(small, "pt")
+
+
+@pytest.mark.parametrize("language", advise.LANGUAGES)
+def test_a_small_cache_that_would_pay_is_not_called_nothing(language, record):
+    small = copy.deepcopy(record)
+    small["summary"]["prefix_token_share"] = 0.0
+    for row in small["tables"]["prefix"]:
+        row |= {"token_share": 0.3, "capacity_gib": 3 * 2.0**-20}
+    said = advise.advice(small, language)
+    assert "3 KiB" in said.partition("|")[0] and not re.search(r"\b0[.,]00\d* GiB", said)
+
+
+def test_the_axis_of_memory_has_the_unit_of_the_largest_cache(record):
+    from kvbench.figures import traffic_prefix
+
+    table = tables.frames([record])["traffic_prefix"]
+    table["capacity_gib"] *= 2.0**-11 / table["capacity_gib"].max()
+    assert traffic_prefix.draw(table).axes[0].get_xlabel() == "memory of the cache (KiB)"
+
+
+@pytest.mark.parametrize("language", advise.LANGUAGES)
+def test_a_short_time_is_no_power_of_ten(language, record):
+    for value in (3e-7, 2e-5, 0.004, 0.2, 7.0):
+        assert "e-" not in advise._filters(language)["seconds"](value)
+
+
+def test_what_saw_the_whole_log_is_not_said_to_have_seen_its_beginning(record):
+    assert record["summary"]["semantic_requests"] == record["summary"]["requests"]
+    assert "beginning of the log" not in advise.advice(record, "en")
+    longer = with_shares(record, requests=10**6)
+    assert "saw the beginning of the log only" in advise.advice(longer, "en")
+
+
+def test_a_life_as_long_as_the_log_is_not_recommended(record):
+    one = copy.deepcopy(record)
+    one["tables"]["ttl"] = [{"ttl_s": 60.0, "hit_ratio": 1.0}]
+    one["summary"]["span_s"] = 45.0
+    assert "none shorter than the log" in advise.advice(one, "en")
+    one["summary"]["span_s"] = 4500.0
+    assert "Entries that live 60 s keep" in advise.advice(one, "en")
 
 
 def test_pairs_are_offered_for_judgement_only_where_there_are_some(record):

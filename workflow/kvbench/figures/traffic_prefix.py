@@ -12,6 +12,9 @@ TABLES = ("traffic_prefix",)
 
 QUESTION = "Your traffic: how much prefill does a prefix cache save?"
 
+#: Units of the memory axis in GiB, the largest first.
+_UNITS = {"GiB": 1.0, "MiB": 2.0**-10, "KiB": 2.0**-20}
+
 
 def draw(table: pd.DataFrame) -> Figure:
     """Draw reused tokens against the cache's memory, and against the block size."""
@@ -21,10 +24,13 @@ def draw(table: pd.DataFrame) -> Figure:
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(style.PAGE_WIDTH, 2.8), width_ratios=[1.7, 1]
     )
+    most = rows["capacity_gib"].max()
+    unit = next((name for name, size in _UNITS.items() if most >= size), "KiB")
+    rows = rows.assign(memory=rows["capacity_gib"] / _UNITS[unit])
     shared = rows[rows["sharing"] == "shared"]
     finest = shared[shared["block_tokens"] == shared["block_tokens"].min()]
     limit = finest.loc[finest["policy"] == "unlimited", "token_share"]
-    _traffic.lines(left, finest[finest["policy"] != "unlimited"], "capacity_gib", "token_share")
+    _traffic.lines(left, finest[finest["policy"] != "unlimited"], "memory", "token_share")
     for level in limit.head(1):
         left.axhline(100 * level, color="black", linestyle=":", linewidth=1, label="unlimited")
     own = rows[(rows["sharing"] == "per_client") & (rows["policy"] == "unlimited")]
@@ -35,7 +41,7 @@ def draw(table: pd.DataFrame) -> Figure:
             linestyle="--",
             label="unlimited, per client",
         )
-    fitting = finest.loc[finest["fits"].astype(bool) & (finest["policy"] == "lru"), "capacity_gib"]
+    fitting = finest.loc[finest["fits"].astype(bool) & (finest["policy"] == "lru"), "memory"]
     if len(fitting) and not finest["fits"].astype(bool).all():
         left.axvspan(left.get_xlim()[0], fitting.max(), color="#EEEEEE", zorder=0)
         left.annotate(
@@ -48,7 +54,7 @@ def draw(table: pd.DataFrame) -> Figure:
         )
     left.set(
         xscale="log",
-        xlabel="memory of the cache (GiB)",
+        xlabel=f"memory of the cache ({unit})",
         ylabel="input tokens without prefill (%)",
     )
     left.set_ylim(bottom=0)

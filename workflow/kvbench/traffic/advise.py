@@ -143,8 +143,8 @@ def shares(record: Mapping[str, Any], language: str) -> str:
         value = record["summary"][name]
         lines.append(f"{words[place]:<{width}}  {'-' if value is None else local(f'{value:.4f}')}")
     heading = (
-        f"{'prefix cache, LRU: blocks':>26}{'GiB':>12}{'found':>10}{'reused':>10}",
-        f"{'cache de prefixos, LRU: blocos':>30}{'GiB':>12}{'achados':>10}{'reusados':>10}",
+        f"{'prefix cache, LRU: blocks':>26}{'memory':>12}{'found':>10}{'reused':>10}",
+        f"{'cache de prefixos, LRU: blocos':>30}{'memória':>12}{'achados':>10}{'reusados':>10}",
     )
     first = (26, 30)[place]
     rows = [
@@ -156,7 +156,7 @@ def shares(record: Mapping[str, Any], language: str) -> str:
         lines.append(heading[place])
     lines += [
         f"{local(format(row['capacity_blocks'], ',')):>{first}}"
-        f"{local(_digits(row['capacity_gib'])):>12}"
+        f"{local(_size(2**30 * row['capacity_gib'])):>12}"
         f"{local(format(row['block_share'], '.4f')):>10}"
         f"{local(format(row['token_share'], '.4f')):>10}"
         for row in rows
@@ -265,6 +265,16 @@ def _digits(value: float) -> str:
     return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
 
 
+def _size(value: float) -> str:
+    """Bytes in the unit in which they are a number from 1 to 1,023, to three digits."""
+    unit = "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB", "PiB"):
+        if value < 1023.5:
+            break
+        value, unit = value / 1024, larger
+    return f"{value:.3g} {unit}" if value < 999.5 else f"{value:,.0f} {unit}"
+
+
 def _filters(language: str) -> dict[str, Any]:
     """Numbers as a reader of the language writes them; a dash for what is not known."""
     local = _local(language)
@@ -288,14 +298,7 @@ def _filters(language: str) -> dict[str, Any]:
         return "–" if value is None else number(100 * value, digits) + " %"
 
     def size(value: float | None) -> str:
-        if value is None:
-            return "–"
-        unit = "B"
-        for larger in ("KiB", "MiB", "GiB", "TiB", "PiB"):
-            if value < 1024:
-                break
-            value, unit = value / 1024, larger
-        return f"{local(f'{value:.3g}' if value < 1000 else f'{value:,.0f}')} {unit}"
+        return "–" if value is None else local(_size(value))
 
     days = {"en": "days", "pt": "dias"}[language]
 
@@ -306,7 +309,10 @@ def _filters(language: str) -> dict[str, Any]:
             if value >= 2 * length:
                 times = value / length
                 return local(f"{times:.3g}" if times < 1000 else f"{times:,.0f}") + f" {unit}"
-        return local(f"{value:.3g}") + " s"
+        for unit, length in (("s", 0.1), ("ms", 1e-4)):
+            if value >= length or value == 0:
+                return local(f"{value * (1 if unit == 's' else 1000):.3g}") + f" {unit}"
+        return local(_digits(value * 1e6)) + " µs"
 
     def rates(source: str) -> str:
         given = {"en": "numbers as given", "pt": "números dados"}[language]
