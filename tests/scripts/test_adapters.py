@@ -531,6 +531,35 @@ def test_a_hub_that_cannot_be_reached_ends_the_job_with_one_line(fail, workplace
     assert list(Path("results/inputs/models").iterdir()) == []
 
 
+def test_a_context_beyond_learned_positions_ends_the_job_with_one_line(
+    run, workplace, monkeypatch, capsys
+):
+    """GPT-2 names its longest context ``n_positions``; the scenario's last step is 8192 and 16 tokens."""
+
+    def end(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(os, "_exit", end)
+    (workplace / "config.json").write_text(
+        json.dumps({"model_type": "gpt2", "n_positions": 1024, "vocab_size": 2560})
+    )
+    asked = {
+        "input": Files(
+            scenario=str(ROOT / "config/scenarios/context_growth.yaml"), model=str(workplace)
+        ),
+        "output": Files("prompts.json"),
+        "wildcards": SimpleNamespace(model="gpt", scenario="context_growth"),
+    }
+    with pytest.raises(SystemExit) as ended:
+        run("prepare_prompts", **asked, params=SimpleNamespace(requests=[(None, 16, 0)]))
+    assert ended.value.code == 1
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
+    assert "needs 8208 tokens of context but gpt allows 1024" in line
+    assert "lower kv.experiments[].max_prompt_tokens" in line
+    run("prepare_prompts", **asked, params=SimpleNamespace(requests=[(None, 16, 1000)]))
+    assert Path("prompts.json").exists()
+
+
 def test_a_context_that_is_too_long_ends_the_job_with_one_line(
     run, tiny_folder, monkeypatch, capsys
 ):

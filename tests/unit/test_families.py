@@ -261,6 +261,8 @@ def test_a_size_missing_under_text_config_is_named_with_its_file():
 #: Bytes held after 152 prompt and 150 new tokens, and those of a static cache of 302.
 HELD = {
     "llama": (616_448, 618_496),
+    "bloom": (1_232_896, 1_236_992),
+    "gemma2": (373_760, 374_784),
     "mistral": (131_072, 131_072),
     "qwen2": (373_760, 374_784),
     "gpt2": (1_232_896, 1_236_992),
@@ -280,6 +282,97 @@ def test_the_headline_cell_holds_these_bytes(family):
         for traffic in (physics.Dynamic(), physics.Static(302))
     ]
     assert tuple(held) == HELD[family]
+
+
+#: What each strategy says of the families above that it does not serve, over the headline lengths.
+HEADLINE_REFUSALS = {
+    ("mistral", "quantized_int4"): "2 of 2 layers of this model, which keep a sliding window",
+    ("mistral", "quantized_hqq_int4"): "2 of 2 layers of this model, which keep a sliding window",
+    ("mistral", "quantized_int4_reuse"): "2 of 2 layers of this model, which keep a sliding window",
+    ("mistral", "paged"): "2 of 2 layers of this model, which keep a sliding window",
+    ("qwen2", "quantized_int4"): "1 of 2 layers of this model, which keep a sliding window",
+    ("qwen2", "paged"): "1 of 2 layers of this model, which keep a sliding window",
+    ("mamba", "quantized_int4"): "2 of 2 layers of this model, which keep a state of fixed size",
+    (
+        "mamba",
+        "dynamic_reuse",
+    ): "the state of this model's layers cannot say which tokens are in it",
+}
+
+
+@cache
+def headline(family: str, name: str) -> tuple[list[int], int]:
+    """Tokens and bytes in storage after 152 prompt and 150 new tokens."""
+    import torch
+
+    with torch.inference_mode():
+        session = strategies.get(name).session(model_of(family), 302)
+        try:
+            generation = session.generate(ids(1, 152), 150, lambda: None)
+            return generation.tokens, cache_bytes(generation.cache)
+        finally:
+            session.close()
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        (family, name)
+        for family in HELD
+        for name in ("dynamic", "static", "dynamic_reuse", "static_reuse")
+        if not expected_refusal(family, name)
+    ],
+)
+def test_the_headline_cell_holds_them_in_storage_and_gives_the_tokens_of_recomputation(
+    family, name
+):
+    tokens, held = headline(family, name)
+    assert held == HELD[family][name.startswith("static")]
+    assert tokens == headline(family, "none")[0]
+
+
+@pytest.mark.parametrize("family", ["mistral", "qwen2"])
+def test_of_a_models_window_and_a_wider_one_of_a_strategy_the_models_is_kept(family):
+    """512 is wider than 64: what the library's own cache holds, not 524,288 bytes, and its tokens."""
+    assert headline(family, "sliding_window-w512") == headline(family, "dynamic")
+
+
+@pytest.mark.parametrize(("family", "name"), HEADLINE_REFUSALS)
+def test_what_cannot_serve_the_headline_cell_is_refused_in_one_sentence(family, name):
+    reason = strategies.get(name).misfit(model_of(family))
+    assert reason is not None and reason.endswith(HEADLINE_REFUSALS[family, name])
+    assert "\n" not in reason
+
+
+def test_a_decoder_beside_a_picture_tower_is_measured_as_the_decoder_alone():
+    """Gemma 3 with its sizes under ``text_config``: one layer of two has a window of 64 tokens."""
+    import torch
+
+    tower = {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    config = {
+        "text_config": families.CONFIGS["gemma3_text"],
+        "vision_config": tower,
+        "tie_word_embeddings": False,
+        "initializer_range": 0.1,
+    }
+    model = families.build("gemma3", config)
+    found = {}
+    with torch.inference_mode():
+        for name in ("none", "dynamic", "static"):
+            session = strategies.get(name).session(model, 302)
+            generation = session.generate(ids(1, 152), 150, lambda: None)
+            found[name] = (generation.tokens, cache_bytes(generation.cache))
+    assert len(set(found["none"][0])) > 20
+    assert found["none"][0] == found["dynamic"][0] == found["static"][0]
+    assert (found["dynamic"][1], found["static"][1]) == HELD["gemma3_text"]
+    assert "1 of 2 layers" in strategies.get("quantized_int4").misfit(model)
 
 
 @pytest.mark.parametrize("family", ["llama", "mamba", "jamba"])

@@ -100,15 +100,18 @@ def test_a_template_without_a_date_has_none(tokenizer):
 # Templates that change what was said ----------------------------------------------------------
 
 
-def test_thoughts_in_the_generation_prompt_only_are_kept_by_ids_and_lost_by_rendering(tokenizer):
-    thinking = _MESSAGES.replace("<|assistant|>{% endif", "<|assistant|><think></think>{% endif")
+@pytest.mark.parametrize("thinks", ["<think></think>", "<think>\n\n</think>\n\n"])
+def test_thoughts_in_the_generation_prompt_only_are_kept_by_ids_and_lost_by_rendering(
+    tokenizer, thinks
+):
+    thinking = _MESSAGES.replace("<|assistant|>{% endif", f"<|assistant|>{thinks}{{% endif")
     document = tokens.conversation_prompts(templated(tokenizer, thinking), TALK)
     held, shared = document["layout"]["held_tokens"], document["layout"]["rerendered_tokens"]
     assert held[0] == len(document["first"]) + len(document["references"][0])
     # A new rendering has no thought after the first question: all before it is shared.
-    thought = len(tokenizer("<think></think>", add_special_tokens=False)["input_ids"])
+    thought = len(tokenizer(thinks, add_special_tokens=False)["input_ids"])
     assert shared == [len(document["first"]) - thought] * 2
-    assert whole(tokenizer, document).count("<think></think>") == 3
+    assert whole(tokenizer, document).count(thinks) == 3
 
 
 def test_a_template_that_repeats_itself_loses_nothing(tokenizer):
