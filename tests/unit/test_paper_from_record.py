@@ -185,7 +185,10 @@ def test_every_template_is_rendered(tables, values, tmp_path, language):
         assert not re.search(r"\bnan\b|\{None\}|\\VAR|\\BLOCK", text), name
 
 
-@pytest.mark.skipif(shutil.which("latexmk") is None, reason="latexmk is not installed")
+@pytest.mark.skipif(
+    not all(map(shutil.which, ("latexmk", "pdftotext"))),
+    reason="latexmk or poppler-utils is not installed",
+)
 @pytest.mark.parametrize("language", ["en", "pt"])
 def test_the_recorded_paper_is_twelve_pages_none_of_them_floats_alone(
     tables, values, tmp_path, language

@@ -339,7 +339,10 @@ def aa_values(**more: object) -> dict[str, Value]:
     return numbers.aa_values(pd.DataFrame([shared | arm | ends | more for arm in (same, slowed)]))
 
 
-@pytest.mark.skipif(shutil.which("latexmk") is None, reason="latexmk is not installed")
+@pytest.mark.skipif(
+    not all(map(shutil.which, ("latexmk", "pdffonts", "pdftotext"))),
+    reason="latexmk or poppler-utils is not installed",
+)
 @pytest.mark.parametrize("lang", LANGUAGES)
 def test_the_pdf_has_no_overfull_box_no_undefined_reference_and_no_bitmap_font(
     lang, values, write, tmp_path
