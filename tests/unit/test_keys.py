@@ -164,3 +164,12 @@ def test_the_key_is_the_same_in_another_process():
 )  # fmt: skip
 def test_a_request_is_sampled_unless_its_temperature_is_zero(parameters, sampled):
     assert Request("m", "p", parameters=parameters).sampled is sampled
+
+
+@pytest.mark.parametrize("mark", ["\u0301", "\u0316\u0301", "\u0f73"])
+@pytest.mark.parametrize("before", [0, 1, 16_375, 16_383, 16_384])
+def test_marks_heaped_up_without_end_have_no_normal_form(mark, before):
+    """Their number squared is the time that it would take, in which nothing else runs."""
+    canonical_json("x" * before + (mark * 30)[:30], normalise=True)
+    with pytest.raises(ValueError, match="combining marks"):
+        canonical_json("x" * before + (mark * 31)[:31], normalise=True)

@@ -353,6 +353,23 @@ def test_nobody_deletes_what_belongs_to_another(start, place):
     assert client.ask("hello", headers={"x-api-key": "a"}).cache == "hit"
 
 
+def test_a_question_without_a_word_is_like_no_other(start):
+    client = start(threshold=0.0)
+    assert client.ask("...").reason == "new"
+    assert client.ask("?!").reason == "question changed"
+    assert client.ask("...").headers["x-cache-kind"] == "exact"
+
+
+def test_a_word_list_that_cannot_be_read_is_told_at_the_start(start, monkeypatch):
+    def languages():
+        raise InputError("en.yaml: cannot be read")
+
+    monkeypatch.setattr("kvbench.caching.guards.languages", languages)
+    with pytest.raises(InputError, match=r"en\.yaml"):
+        start(threshold=0.5)
+    start(threshold=0.5, guarded=False)
+
+
 def test_a_deleted_answer_is_no_semantic_hit(start):
     client = start(threshold=0.8)
     client.ask("how long is the warranty on a lamp")

@@ -432,6 +432,12 @@ def test_a_client_that_leaves_after_a_large_body_stops_what_it_began(start, upst
             "not plain JSON",
         ),
         (
+            '{"temperature": 0, "messages": [{"role": "user", "content": "a'
+            + "\\u0301" * 100
+            + '"}]}',
+            "not plain JSON",
+        ),
+        (
             '{"temperature": 0, "messages/system": [], "messages": [{"content": "a"}]}',
             "unknown field",
         ),

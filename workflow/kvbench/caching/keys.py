@@ -20,13 +20,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 #: Part of every key: raise it when the meaning of a field changes, and old entries expire unread.
 KEY_VERSION = "kvbench/key/1"
+
+#: Most combining marks in a row of a text: the limit of the Stream-Safe Text Format (UAX #15).
+_MOST_MARKS = 30
+_PIECE = 16 * 2**10
 
 #: Temperature of an API that is not told one (OpenAI's chat completions default to 1).
 DEFAULT_TEMPERATURE = 1.0
@@ -133,10 +139,37 @@ def request_key(request: Request, fields: Collection[str] = FIELDS) -> str:
     return digest([KEY_VERSION, {name: getattr(request, name) for name in fields}])
 
 
+def _composed(text: str) -> str:
+    """Return a text in Unicode's normal form C; refuse marks that are heaped up without end.
+
+    To put the marks of one letter in order takes the square of their number: a few megabytes of
+    them would take hours, with every other thread held up.
+    """
+    if text.isascii():
+        return text
+    heaped = _heaped_marks()
+    # In pieces, between which other threads have their turn.
+    for start in range(0, len(text), _PIECE):
+        if heaped.search(text, start, start + _PIECE + _MOST_MARKS):
+            raise ValueError(f"more than {_MOST_MARKS} combining marks in a row")
+    return unicodedata.normalize("NFC", text)
+
+
+@lru_cache(maxsize=1)
+def _heaped_marks() -> re.Pattern[str]:
+    """Return a pattern of more marks than a letter has; all of Unicode's are in its first two planes."""
+    marks = [
+        sign
+        for sign in map(chr, range(0x80, 0x20000))
+        if unicodedata.combining(unicodedata.normalize("NFD", sign)[0])
+    ]
+    return re.compile(f"[{''.join(marks)}]{{{_MOST_MARKS + 1}}}")
+
+
 def _plain(value: Any, normalise: bool) -> Any:
     """Return ``value`` built of dicts and lists only; refuse what JSON would blur."""
     if isinstance(value, str):
-        return value if not normalise or value.isascii() else unicodedata.normalize("NFC", value)
+        return _composed(value) if normalise else value
     if value is None or isinstance(value, (bool, int, float)):
         return value
     if isinstance(value, Mapping):

@@ -980,9 +980,13 @@ class _Only:
 
 
 def _guards(settings: Settings, second_opinion: Guard | None) -> Mapping[str, Guard] | None:
-    from kvbench.caching.guards import GUARDS
+    from kvbench.caching.guards import GUARDS, languages
 
-    guards: dict[str, Guard] = dict(GUARDS) if settings.guarded else {}
+    guards: dict[str, Guard] = {}
+    if settings.guarded:
+        # A list of words that cannot be read is told now, and not by a miss.
+        languages()
+        guards |= GUARDS
     if second_opinion is not None:
         guards["second opinion"] = second_opinion
     return guards or None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,9 @@ from kvbench.caching.proxy.stores import Asked
 from kvbench.caching.semantic_cache import Lookup, SemanticCache
 
 Guard = Callable[[str, str], bool]
+
+#: What the encoder raises for a text without a direction (no words at all), and where it fails.
+_INCOMPARABLE = (ValueError, RuntimeError)
 
 
 class Encoder(Protocol):
@@ -79,9 +83,9 @@ class Semantic:
 
     async def find(self, text: str, context: str) -> Found:
         """Return the key of an answer to a question that counts as the same."""
-        found: Lookup | None = await self._run(self._cache.get, text, context)
+        found: Lookup | None = await self._run(self._get, text, context)
         if found is None:
-            return Found(None, float("nan"), "encoder busy")
+            return Found(None, math.nan, "encoder busy")
         if found.hit:
             return Found(found.value, found.similarity, text=found.text)
         if found.refused:
@@ -120,8 +124,7 @@ class Semantic:
                 if life_s <= 0 or one.key in self._restoring:
                     continue
                 arguments = one.text, one.key, one.context, life_s
-                with suppress(ValueError, RuntimeError):
-                    await loop.run_in_executor(self._thread, self._put, *arguments)
+                await loop.run_in_executor(self._thread, self._put, *arguments)
                 if one.key in self._restoring:
                     forget = self._cache.invalidate, one.text, one.context
                     await loop.run_in_executor(self._thread, *forget)
@@ -140,16 +143,24 @@ class Semantic:
         """Let the thread end."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
+    def _get(self, text: str, context: str) -> Lookup:
+        """Look a question up; one without a direction is like nothing."""
+        try:
+            return self._cache.get(text, context)
+        except _INCOMPARABLE:
+            return Lookup()
+
     def _put(self, text: str, key: str, context: str, ttl_s: float) -> None:
         """Index a question, unless the encoder does not read all of it.
 
         The store already answers its exact repeat; here it would only take the place of others.
         """
         if self._fits(text):
-            self._cache.put(text, key, context, ttl_s)
+            with suppress(*_INCOMPARABLE):
+                self._cache.put(text, key, context, ttl_s)
 
     async def _run(self, action: Callable[..., Any], *arguments: Any) -> Any:
-        """Run in the thread; None if too many wait for it, or the text has no direction."""
+        """Run in the thread; None if too many wait for it."""
         if self._waiting >= self._most:
             return None
         self._waiting += 1
@@ -157,8 +168,5 @@ class Semantic:
             return await asyncio.get_running_loop().run_in_executor(
                 self._thread, action, *arguments
             )
-        except (ValueError, RuntimeError):
-            # A text without a direction (no words at all) cannot be compared.
-            return None
         finally:
             self._waiting -= 1
