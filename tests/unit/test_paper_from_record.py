@@ -16,7 +16,7 @@ from kvbench import figures, strategies
 from kvbench.analysis import claims, selection
 from kvbench.analysis.claims import pages
 from kvbench.errors import InputError
-from kvbench.figures import _language, style
+from kvbench.figures import _language, _traffic, style
 from kvbench.paper import numbers, sections
 from kvbench.records import gathering
 from matplotlib import pyplot as plt
@@ -120,6 +120,21 @@ def test_every_figure_is_drawn_with_rows(draw, tables, name):
         artist for axes in figure.axes for artist in [*axes.lines, *axes.patches, *axes.images]
     ]
     assert marks
+
+
+@pytest.mark.parametrize("name", DRAWABLE)
+def test_every_figure_says_how_much_it_rests_on_or_that_it_is_computed(draw, name):
+    figure = draw(name)
+    if figure.axes:
+        assert re.search(r"\bn = \d[\d,]*|computed, not measured", words(figure))
+
+
+def test_every_figure_of_a_log_is_given_what_counts_its_requests():
+    logs = [name for name in figures.names() if name.startswith("traffic_")]
+    assert logs
+    assert all("traffic_summary" in figures.tables_of(name, ()) for name in logs)
+    rows = pd.DataFrame({"log": ["example"], "requests": [1234]})
+    assert _traffic.title("Why?", rows, rows) == "Why?\nexample · n = 1,234 requests"
 
 
 @pytest.mark.parametrize(

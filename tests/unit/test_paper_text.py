@@ -65,6 +65,9 @@ PROGRAM_WORDS = (
     "0 e 0",
     "needs a transformers",
     "was not measured with",
+    "packs 4 groups",
+    "Requests with the tokens",
+    "Requisições com os tokens",
 )
 
 
@@ -162,6 +165,43 @@ def test_portuguese_contracts_its_prepositions_also_before_what_is_filled_in(val
     text = flat("\n".join(parts[part] for part in parts if part != "numbers"))
     assert "nesta máquina" in text
     assert re.findall(r"\b(?:em|de) (?:est[ae]s?|esse|essa|isso|isto)\b.{0,30}", text, re.I) == []
+
+
+def ids(folder: str) -> set[str]:
+    """The ids of what a folder of the configuration holds."""
+    return {path.stem for path in (ROOT / "config" / folder).glob("*.yaml")}
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_prose_names_models_and_scenarios_and_no_ids(lang, values, write):
+    named = {"reuse_scenario", "headline_model", "widest_model", "widest_scenario"} & set(values)
+    assert {values[name].value for name in named} & (ids("models") | ids("scenarios"))
+    parts = write(values, lang, figures=figure_names())
+    text = flat("".join(parts[part] for part in ("main", "section", "app_section")))
+    prose = re.sub(r"\\begin\{tabular\}.*?\\end\{tabular\}", "", text)
+    code = {
+        re.sub(r"\\allowbreak\{\}|\\", "", found)
+        for found in re.findall(r"\\texttt\{((?:[^{}]|\{\})*)\}", prose)
+    }
+    assert code & (ids("models") | ids("scenarios")) == set()
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_every_scenario_and_every_model_that_is_no_downloads_name_has_one_for_readers(lang):
+    names = words("macros", lang)
+    assert set(names["scenarios"]) == ids("scenarios")
+    assert {"embedded", "llama-3.2-1b-geometry"} <= set(names["models"]) <= ids("models")
+    if lang == "pt":
+        # The templates contract a preposition with the article: d + o modelo, n + a conversa.
+        articles = re.compile(r"(o|a|os|as) ")
+        assert all(map(articles.match, [*names["scenarios"].values(), *names["models"].values()]))
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_a_list_whose_items_hold_commas_is_parted_by_semicolons(lang):
+    conjunction = {"en": "and", "pt": "e"}[lang]
+    listed = tex.join_and({"lang": lang}, ["int4, rest of 32", "int2", "paged"])
+    assert listed == f"int4, rest of 32; int2; {conjunction} paged"
 
 
 @pytest.mark.parametrize("lang", LANGUAGES)

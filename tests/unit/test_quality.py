@@ -158,25 +158,35 @@ def table(found):
     import pandas as pd
 
     names = ("dynamic", "quantized_int4", "quantized_int2", "attention_sink")
+    place = {"machine": "here", "model": "embedded", "device": "cpu", "dtype": "float32"}
     return pd.DataFrame(
-        {"machine": "here", "model": "embedded", "strategy": name, "scenario": "a", "tpot_s": 0.01}
-        | found(name)["summary"]
+        {**place, "strategy": name, "scenario": "a", "tpot_s": 0.01} | found(name)["summary"]
         for name in names
     )
+
+
+def replies(rows):
+    """The turns behind the rows, two each."""
+    import pandas as pd
+
+    return pd.concat([rows.assign(turn=turn) for turn in (0, 1)])
 
 
 def test_the_figure_has_one_point_a_strategy_and_puts_rounding_at_the_edge(found):
     from kvbench.figures import kv_quality
 
-    (left,) = kv_quality.draw(table(found)).axes
+    rows = table(found)
+    (left,) = kv_quality.draw(rows, replies(rows)).axes
     points = [line.get_xdata()[0] for line in left.lines if line.get_marker() not in ("", "None")]
     assert len(points) == 4
     assert min(points) == kv_quality.ROUNDING_NATS
     assert left.get_ylabel() == "KV cache per token (KiB)"
+    assert "n = 2 turns" in left.get_title(loc="left")
 
 
 def test_the_figure_without_quality_says_why(found):
     from kvbench.figures import kv_quality
 
-    empty = kv_quality.draw(table(found).iloc[:0])
+    rows = table(found).iloc[:0]
+    empty = kv_quality.draw(rows, replies(rows))
     assert "needs a trained model" in " ".join(text.get_text() for text in empty.texts)

@@ -39,3 +39,9 @@ def languages(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The rows of each language, under its name; rows of old records, which name none, are English."""
     spoken = rows["language"].fillna("en") if "language" in rows else pd.Series("en", rows.index)
     return {_LANGUAGES.get(one, str(one)): rows[spoken == one] for one in sorted(spoken.unique())}
+
+
+def asked(name: str, rows: pd.DataFrame) -> str:
+    """The heading of a panel: a language, and how many questions in it the rows rest on."""
+    numbers = rows["queries"].dropna()
+    return f"{name} · n = {int(numbers.max()):,} questions" if len(numbers) else name

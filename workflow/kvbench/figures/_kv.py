@@ -42,6 +42,9 @@ def empty(question: str, why: str) -> Figure:
 #: What a reader calls machines, models and scenarios whose id does not say it.
 _NAMES = {
     selection.HERE: "this machine",
+    "epyc-genoa-2core": "EPYC Genoa",
+    "epyc-turin-2core": "EPYC Turin",
+    "h200-16core": "H200",
     "embedded": "embedded model",
     "llama-3.2-1b": "Llama-3.2-1B",
     "llama-3.2-1b-geometry": "Llama-3.2-1B geometry",

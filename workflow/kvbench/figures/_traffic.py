@@ -30,9 +30,17 @@ def one(table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def title(question: str, table: pd.DataFrame) -> str:
-    """The question, and which log answers it."""
-    return f"{question}\n{table['log'].iloc[0]}" if len(table) else question
+def title(question: str, table: pd.DataFrame, summary: pd.DataFrame | None = None) -> str:
+    """The question, and below it which log answers it and how many requests that has.
+
+    ``summary`` is the table ``traffic_summary``, which counts them.
+    """
+    if table.empty:
+        return question
+    log = table["log"].iloc[0]
+    counts = () if summary is None else summary.loc[summary["log"] == log, "requests"].dropna()
+    counted = f" · n = {int(counts.iloc[0]):,} requests" if len(counts) else ""
+    return f"{question}\n{log}{counted}"
 
 
 def lines(axes: Axes, rows: pd.DataFrame, x: str, y: str) -> None:

@@ -74,7 +74,7 @@ def draw(table: pd.DataFrame) -> Figure:
     _kv.finish_lines(
         figure,
         handles,
-        _app.title(QUESTION, rows),
+        _app.title(QUESTION, rows, "requests", "requests"),
         "line: median, bar: its 95 % interval; hollow: the load did not keep the service level",
     )
     return figure

@@ -50,6 +50,6 @@ def draw(table: pd.DataFrame) -> Figure:
         yticklabels=labels,
     )
     axes.invert_yaxis()
-    figure.suptitle(_app.title(QUESTION, table), fontsize=9)
+    figure.suptitle(_app.title(QUESTION, pd.DataFrame(rows.values()), "calls", "calls"), fontsize=9)
     axes.grid(axis="x", which="major", lw=0.4, alpha=0.6)
     return figure

@@ -57,8 +57,9 @@ def draw(table: pd.DataFrame) -> Figure:
     for (left, right), (name, rows) in zip(grid, spoken.items(), strict=True):
         _classes(left, rows[(rows["part"] == "threshold") & (rows["score"] == "cosine")])
         _frontier(right, rows)
+        heading = _app.asked(name, rows[rows["part"] == "threshold"])
         for ax in (left, right):
-            ax.set_title(name, fontsize=8)
+            ax.set_title(heading, fontsize=8)
         left.set_ylabel("share answered from the cache")
         right.set_ylabel("recall of right answers")
         right.tick_params(labelleft=True)

@@ -40,6 +40,7 @@ def draw(table: pd.DataFrame) -> Figure:
             color=colour,
             label=label,
         )
+    searches = table[table["part"] == "index"]
     embedding = table[(table["part"] == "latency") & (table["step"] == "embed")]["p50_s"]
     if not embedding.empty:
         axes.axhline(
@@ -55,5 +56,5 @@ def draw(table: pd.DataFrame) -> Figure:
         ylabel="median search (ms), 95 % interval",
     )
     axes.legend(frameon=False, fontsize=6.5)
-    figure.suptitle(_app.title(QUESTION, table), fontsize=7.5)
+    figure.suptitle(_app.title(QUESTION, searches, "queries", "searches a point"), fontsize=7.5)
     return figure

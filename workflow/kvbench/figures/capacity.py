@@ -66,7 +66,9 @@ def draw(table: pd.DataFrame) -> Figure:
         loc="outside lower center",
         ncols=2,
         frameon=False,
-        title=f"{first['model']}, {first['dtype']}, {int(first['tokens']):,} tokens a conversation, "
+        title=f"{_kv.called(first['model'])}, {first['dtype']}, {int(first['tokens']):,} tokens "
+        "a conversation; computed, not measured
+"
         "bytes of weights and caches only; offloaded caches: as much host memory",
         title_fontsize=6.5,
     )

@@ -70,7 +70,7 @@ def draw(table: pd.DataFrame | Sequence[Mapping[str, Any]]) -> Figure:
     axes[0].set_yticks(range(len(order)), [called[name] for name in order], fontsize=6)
     _language.bring(figure, {"pt": {row["label_en"]: row["label_pt"] for row in rows}})
     axes[0].set_ylim(len(order) - 0.5, -0.7)
-    figure.suptitle(QUESTION, fontsize=9)
+    figure.suptitle(f"{QUESTION}\nn = {len(order)} claims", fontsize=9)
     handles = [
         Line2D([], [], color=colour, marker=marker, ms=4.5, linewidth=1.2 * (marker != "_"))
         for colour, marker in VERDICTS.values()

@@ -38,7 +38,8 @@ def draw(summary: pd.DataFrame) -> Figure:
     handles: dict[str, object] = {}
     for part, sweep in zip(parts, found, strict=True):
         rows = sweep.rows
-        heading = f"{_kv.heading(sweep.group, sweep.scenario)} · {sweep.lengths} lengths"
+        parts = [_kv.heading(sweep.group, sweep.scenario), f"{sweep.lengths} lengths"]
+        heading = " · ".join([*parts, _kv.counted(rows)])
         part.suptitle(heading, x=0.012, ha="left", fontsize=7.5, style="italic")
         for ax, panel in zip(part.subplots(1, len(_PANELS)), _PANELS, strict=True):
             _panel(ax, rows, *panel, handles)

@@ -59,7 +59,8 @@ def draw(summary: pd.DataFrame, samples: pd.DataFrame, *, model: str | None = No
     for ax, (group, own) in zip(axes.flat, chosen, strict=False):
         _panel(ax, own, handles)
         ax.set_title(
-            f"{_kv.called(group.machine)}\n{_kv.called(group.model)}\n{group.dtype}",
+            f"{_kv.called(group.machine)}\n{_kv.called(group.model)}\n"
+            f"{group.dtype} · n = {len(own):,} samples",
             fontsize=7.5,
             style="italic",
         )

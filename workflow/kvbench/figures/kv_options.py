@@ -27,7 +27,7 @@ def draw(summary: pd.DataFrame, quality: pd.DataFrame) -> Figure:
     parts = figure.subfigures(len(found), 1, squeeze=False)[:, 0]
     for part, sweep in zip(parts, found, strict=True):
         part.suptitle(
-            " · ".join(map(_kv.called, sweep.heading.split(" · "))),
+            " · ".join([*map(_kv.called, sweep.heading.split(" · ")), _kv.counted(sweep.rows)]),
             x=0.012,
             ha="left",
             fontsize=7.5,

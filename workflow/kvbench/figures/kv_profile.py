@@ -49,6 +49,7 @@ def draw(profile: pd.DataFrame) -> Figure:
             f"{dtype} on {device}",
             _kv.called(scenario),
             context,
+            f"n = {int(own['steps'].max())} steps",
         ]
         ax.set_title(" · ".join(parts), fontsize=7.5, style="italic", loc="left")
         handles |= _bars(ax, own.set_index("strategy"))

@@ -15,16 +15,21 @@ from kvbench.analysis import selection
 from kvbench.figures import _kv, style
 
 QUESTION = "How much quality does a smaller cache cost?"
-TABLES = ("kv_quality",)
+TABLES = ("kv_quality", "kv_replies")
 
 #: Divergences up to here are rounding (float32 attention in another order) and drawn at the edge.
 ROUNDING_NATS = 1e-8
 
 
-def draw(quality: pd.DataFrame) -> Figure:
+def draw(quality: pd.DataFrame, replies: pd.DataFrame) -> Figure:
     """Draw one panel per machine and model: bytes per token against KL, each point with its name.
 
     Strategies on no other's wrong side, in bytes and KL both, are joined by a line.
+
+    Parameters
+    ----------
+    quality, replies:
+        The tables ``kv_quality`` and ``kv_replies``; the latter counts the turns behind a point.
     """
     rows = quality[quality["kl_nats"].notna() & quality["kv_bytes_per_token"].notna()]
     if rows.empty:
@@ -44,7 +49,8 @@ def draw(quality: pd.DataFrame) -> Figure:
     )
     named = []
     for ax, ((machine, model), own) in zip(axes[:, 0], groups, strict=True):
-        _kv.head_panel(ax, f"{_kv.called(machine)} · {_kv.called(model)}")
+        parts = [_kv.called(machine), _kv.called(model), _turns(own, replies)]
+        _kv.head_panel(ax, " · ".join(filter(None, parts)))
         named.append(_points(ax, own))
         _front(ax, own)
         ax.set_ylabel("KV cache per token (KiB)")
@@ -60,6 +66,16 @@ def draw(quality: pd.DataFrame) -> Figure:
     for ax, spots in zip(axes[:, 0], named, strict=True):
         _write_names(ax, spots)
     return figure
+
+
+def _turns(rows: pd.DataFrame, replies: pd.DataFrame) -> str:
+    """How many turns the points of a panel rest on."""
+    cell = ["machine", "model", "device", "dtype", "scenario", "strategy"]
+    counts = replies.merge(rows[cell].drop_duplicates(), on=cell).groupby(cell)["turn"].nunique()
+    if counts.empty:
+        return ""
+    low, high = counts.min(), counts.max()
+    return f"n = {low} turns" if low == high else f"n = {low} to {high} turns"
 
 
 #: A point, or several on one spot: KL, KiB per token, the names, and how long their longest line

@@ -24,7 +24,10 @@ def draw(summary: pd.DataFrame, samples: pd.DataFrame) -> Figure:
     ]
     if not chosen:
         return _kv.empty(QUESTION, "no strategy that keeps its cache across turns was measured yet")
-    headings = [_kv.heading(*one) for one in chosen]
+    headings = [
+        f"{_kv.heading(*one)} · {_kv.counted(selection.measured(selection.rows_of(summary, *one)))}"
+        for one in chosen
+    ]
     figure, lines = _bands(headings)
     handles: dict[str, object] = {}
     samples = metrics.counted(samples)

@@ -69,7 +69,7 @@ def draw(summary: pd.DataFrame, samples: pd.DataFrame, *, model: str | None = No
             )
         rows = selection.measured(rows)
         tables.append(rows[rows[list(PUBLISHED)].notna().any(axis=1)])
-        names.append(name)
+        names.append(f"{name} · {_rounds(tables[-1])}")
     heights = [
         2 * sum(_places(rows, selection.in_order(rows["strategy"]))[1].values()) for rows in tables
     ]
@@ -128,6 +128,14 @@ def _places(rows: pd.DataFrame, order: list[str]) -> tuple[dict[str, float], dic
         centres[name], halves[name] = top + height / 2, height / 2
         top += height
     return centres, halves
+
+
+def _rounds(rows: pd.DataFrame) -> str:
+    """How many rounds the ratios of a machine rest on, one run where a cell has no rounds."""
+    low, high = (int(number) for number in rows["rounds"].fillna(1).clip(lower=1).agg(["min", "max"]))
+    if low == high:
+        return f"n = {low} round{'s' if low > 1 else ''}"
+    return f"n = {low} to {high} rounds"
 
 
 def _panel(

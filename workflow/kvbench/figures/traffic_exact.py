@@ -8,12 +8,12 @@ from matplotlib.figure import Figure
 
 from kvbench.figures import _kv, _traffic, style
 
-TABLES = ("traffic_exact",)
+TABLES = ("traffic_exact", "traffic_summary")
 
 QUESTION = "Your traffic: how large must an exact cache be?"
 
 
-def draw(table: pd.DataFrame) -> Figure:
+def draw(table: pd.DataFrame, summary: pd.DataFrame | None = None) -> Figure:
     """Draw hit ratios against capacity, one line a policy, the limit dotted."""
     rows = _traffic.one(table)
     if rows.empty:
@@ -23,5 +23,5 @@ def draw(table: pd.DataFrame) -> Figure:
     axes.set(xscale="log", xlabel="capacity (entries)", ylabel="hit ratio (% of the requests)")
     axes.set_ylim(bottom=0)
     figure.legend(frameon=False, loc="outside right center", fontsize=6.5)
-    figure.suptitle(_traffic.title(QUESTION, rows))
+    figure.suptitle(_traffic.title(QUESTION, rows, summary))
     return figure

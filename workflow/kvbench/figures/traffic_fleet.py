@@ -9,14 +9,14 @@ from matplotlib.ticker import NullLocator, StrMethodFormatter
 
 from kvbench.figures import _kv, _traffic, style
 
-TABLES = ("traffic_fleet",)
+TABLES = ("traffic_fleet", "traffic_summary")
 
 QUESTION = "Your traffic: what does cache-aware routing save in a fleet?"
 
 _ROUTINGS = {"random": ("random", "orange", "s"), "cache_aware": ("cache-aware", "blue", "o")}
 
 
-def draw(table: pd.DataFrame) -> Figure:
+def draw(table: pd.DataFrame, summary: pd.DataFrame | None = None) -> Figure:
     """Draw reused tokens and the busiest replica's load against the number of replicas."""
     rows = _traffic.one(table)
     if rows.empty:
@@ -44,5 +44,5 @@ def draw(table: pd.DataFrame) -> Figure:
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))
         axes.xaxis.set_minor_locator(NullLocator())
     left.legend(frameon=False, title="routing", title_fontsize=6.5, loc="lower left")
-    figure.suptitle(_traffic.title(QUESTION, rows))
+    figure.suptitle(_traffic.title(QUESTION, rows, summary))
     return figure

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from kvbench.figures import _kv, _traffic, style
 
-TABLES = ("traffic_prefix",)
+TABLES = ("traffic_prefix", "traffic_summary")
 
 QUESTION = "Your traffic: how much prefill does a prefix cache save?"
 
@@ -16,7 +16,7 @@ QUESTION = "Your traffic: how much prefill does a prefix cache save?"
 _UNITS = {"GiB": 1.0, "MiB": 2.0**-10, "KiB": 2.0**-20}
 
 
-def draw(table: pd.DataFrame) -> Figure:
+def draw(table: pd.DataFrame, summary: pd.DataFrame | None = None) -> Figure:
     """Draw reused tokens against the cache's memory, and against the block size."""
     rows = _traffic.one(table)
     if rows.empty:
@@ -66,5 +66,5 @@ def draw(table: pd.DataFrame) -> Figure:
         color=style.OKABE_ITO["sky"],
     )
     right.set(xlabel="tokens of a block, unlimited cache", ylabel="without prefill (%)")
-    figure.suptitle(_traffic.title(QUESTION, rows))
+    figure.suptitle(_traffic.title(QUESTION, rows, summary))
     return figure

@@ -8,12 +8,12 @@ from matplotlib.figure import Figure
 
 from kvbench.figures import _kv, _traffic, style
 
-TABLES = ("traffic_repeats",)
+TABLES = ("traffic_repeats", "traffic_summary")
 
 QUESTION = "Your traffic: what comes back, and how soon?"
 
 
-def draw(table: pd.DataFrame) -> Figure:
+def draw(table: pd.DataFrame, summary: pd.DataFrame | None = None) -> Figure:
     """Draw the spacing of repeats and the share of requests that the most popular keys take."""
     rows = _traffic.one(table)
     if rows.empty:
@@ -41,5 +41,5 @@ def draw(table: pd.DataFrame) -> Figure:
         xlabel="most popular distinct requests (%)",
         ylabel="share of all requests (%)",
     )
-    figure.suptitle(_traffic.title(QUESTION, rows))
+    figure.suptitle(_traffic.title(QUESTION, rows, summary))
     return figure

@@ -8,12 +8,12 @@ from matplotlib.figure import Figure
 
 from kvbench.figures import _kv, _traffic, style
 
-TABLES = ("traffic_semantic",)
+TABLES = ("traffic_semantic", "traffic_summary")
 
 QUESTION = "Your traffic: how much could a semantic cache answer?"
 
 
-def draw(table: pd.DataFrame) -> Figure:
+def draw(table: pd.DataFrame, summary: pd.DataFrame | None = None) -> Figure:
     """Draw candidate hits with and without guards against the threshold, and refusals by guard."""
     rows = _traffic.one(table)
     if rows.empty:
@@ -49,5 +49,5 @@ def draw(table: pd.DataFrame) -> Figure:
     right.set(xlabel="threshold (cosine)", ylabel="pairs that the guard refuses")
     right.set_ylim(bottom=0)
     right.legend(frameon=False, fontsize=6.5, title="guard", title_fontsize=6.5)
-    figure.suptitle(_traffic.title(QUESTION, rows))
+    figure.suptitle(_traffic.title(QUESTION, rows, summary))
     return figure

@@ -9,12 +9,12 @@ from matplotlib.ticker import MaxNLocator
 
 from kvbench.figures import _kv, _traffic, style
 
-TABLES = ("traffic_time", "traffic_ttl")
+TABLES = ("traffic_time", "traffic_ttl", "traffic_summary")
 
 QUESTION = "Your traffic: does a cache keep its worth?"
 
 
-def draw(time: pd.DataFrame, ttl: pd.DataFrame) -> Figure:
+def draw(time: pd.DataFrame, ttl: pd.DataFrame, summary: pd.DataFrame | None = None) -> Figure:
     """Draw shares over the windows of the log, and the hit ratio against the time to live."""
     rows, lives = _traffic.one(time), _traffic.one(ttl)
     if rows.empty or not rows[["exact_hit_ratio", "prefix_token_share"]].notna().any(axis=None):
@@ -52,5 +52,5 @@ def draw(time: pd.DataFrame, ttl: pd.DataFrame) -> Figure:
         )
         right.set(xscale="log", xlabel="time to live (s)", ylabel="exact hit ratio (%)")
         right.set_ylim(bottom=0)
-    figure.suptitle(_traffic.title(QUESTION, rows))
+    figure.suptitle(_traffic.title(QUESTION, rows, summary))
     return figure

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from kvbench.figures import _kv, _traffic, style
 
-TABLES = ("traffic_together",)
+TABLES = ("traffic_together", "traffic_summary")
 
 QUESTION = "Your traffic: what is left when all caches stand in a row?"
 
@@ -20,7 +20,7 @@ _STAGES = {
 }
 
 
-def draw(table: pd.DataFrame) -> Figure:
+def draw(table: pd.DataFrame, summary: pd.DataFrame | None = None) -> Figure:
     """Draw the shares of requests and of input tokens that each stage takes."""
     rows = _traffic.one(table)
     if rows.empty:
@@ -54,5 +54,5 @@ def draw(table: pd.DataFrame) -> Figure:
     axes.set_yticks([0, 1], ["input tokens", "requests"])
     axes.set(xlabel="share (%)", xlim=(0, 100))
     figure.legend(frameon=False, ncols=4, loc="outside lower center", fontsize=6.5)
-    figure.suptitle(_traffic.title(QUESTION, rows))
+    figure.suptitle(_traffic.title(QUESTION, rows, summary))
     return figure

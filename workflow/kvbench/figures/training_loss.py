@@ -65,5 +65,5 @@ def draw(loss: pd.DataFrame) -> Figure:
     below.set_xlabel("step of training")
     if shares:
         below.legend(frameon=False)
-    figure.suptitle(QUESTION, fontsize=9)
+    figure.suptitle(f"{QUESTION}\nn = {loss['step'].nunique():,} steps", fontsize=9)
     return figure

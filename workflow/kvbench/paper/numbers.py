@@ -714,6 +714,7 @@ _WHY = {
     "package": "package",
     "transformers": "version",
     "memory": "memory",
+    "packs": "packing",
 }
 
 

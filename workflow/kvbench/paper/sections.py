@@ -15,7 +15,7 @@ from kvbench.analysis import batches, instrument, metrics, selection, statistics
 from kvbench.figures import names as figure_names
 from kvbench.paper import numbers, tex
 from kvbench.paper.values import Value
-from kvbench.records.identity import HERE, record_paths, replicates_of, study_paths
+from kvbench.records.identity import record_paths, replicates_of, study_paths
 from kvbench.strategies import looks, without_reuse
 
 #: The order in which a reader meets the studies: from one function to a whole service.
@@ -285,10 +285,6 @@ def render(
         "figures_dir": "../figures",
         "studies": sequence,
         "title_text": " ".join(words["title"].replace(r"\\", " ").split()),
-        "app_machine_short": _machine_text(values.get("app_machine"), language),
-        "app_machine_text": _machine_text(
-            values.get("app_machine"), language, str(context["here_is"])
-        ),
     }
     documents.write_text_atomic(outputs["numbers"], tex.numbers_tex(values, language))
     for part in ("section", "app_section", "appendix", "main"):
@@ -324,16 +320,6 @@ def authors(citation: Path) -> str:
         for one in people
     ]
     return ", ".join(named)
-
-
-def _machine_text(machine: Value | None, language: str, here_is: str = "") -> str:
-    """A machine's name in a sentence, as LaTeX; this machine with what it is."""
-    name = HERE if machine is None or machine.value is None else str(machine.value)
-    if name == HERE:
-        return {"en": "on this machine", "pt": "nesta máquina"}[language] + (
-            f": {here_is}" if here_is else ""
-        )
-    return rf"{ {'en': 'on', 'pt': 'em'}[language] } \texttt{{{tex.escape(name)}}}"
 
 
 def drawn(files: Iterable[str]) -> list[str]:

@@ -289,10 +289,15 @@ def pct(context: Mapping[str, Any], entry: object, digits: int = 0) -> str:
 
 @pass_context
 def join_and(context: Mapping[str, Any], items: Iterable[object]) -> str:
-    """Items as a list in a sentence: "a", "a and b", "a, b, and c". Items are not escaped."""
+    """Items as a list in a sentence: "a", "a and b", "a, b, and c". Items are not escaped.
+
+    Items with commas of their own are parted by semicolons.
+    """
     language, words = _language(context), [str(item) for item in items]
     if len(words) < 2:
         return "".join(words)
+    if any(", " in word for word in words):
+        return f"{'; '.join(words[:-1])}; {language['and']} {words[-1]}"
     comma = language["oxford"] if len(words) > 2 else ""
     return f"{', '.join(words[:-1])}{comma} {language['and']} {words[-1]}"
 
