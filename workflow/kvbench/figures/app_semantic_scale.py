@@ -42,7 +42,9 @@ def draw(table: pd.DataFrame) -> Figure:
             own = rows[rows["score"] == score].sort_values("threshold")
             if len(own):
                 ax.plot(own["threshold"], own["recall"], line, color=OKABE_ITO[colour], label=label)
-        ax.set(ylabel="paraphrases answered rightly", ylim=(-0.02, 1.02), title=_app.asked(name, rows))
+        ax.set(
+            ylabel="paraphrases answered rightly", ylim=(-0.02, 1.02), title=_app.asked(name, rows)
+        )
     for ax in axes:
         ax.set_xlabel("threshold t as configured")
     figure.legend(

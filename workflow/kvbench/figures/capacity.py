@@ -67,8 +67,7 @@ def draw(table: pd.DataFrame) -> Figure:
         ncols=2,
         frameon=False,
         title=f"{_kv.called(first['model'])}, {first['dtype']}, {int(first['tokens']):,} tokens "
-        "a conversation; computed, not measured
-"
+        "a conversation; computed, not measured\n"
         "bytes of weights and caches only; offloaded caches: as much host memory",
         title_fontsize=6.5,
     )

@@ -132,7 +132,9 @@ def _places(rows: pd.DataFrame, order: list[str]) -> tuple[dict[str, float], dic
 
 def _rounds(rows: pd.DataFrame) -> str:
     """How many rounds the ratios of a machine rest on, one run where a cell has no rounds."""
-    low, high = (int(number) for number in rows["rounds"].fillna(1).clip(lower=1).agg(["min", "max"]))
+    low, high = (
+        int(number) for number in rows["rounds"].fillna(1).clip(lower=1).agg(["min", "max"])
+    )
     if low == high:
         return f"n = {low} round{'s' if low > 1 else ''}"
     return f"n = {low} to {high} rounds"
