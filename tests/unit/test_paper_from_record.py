@@ -16,10 +16,11 @@ from kvbench import figures, strategies
 from kvbench.analysis import claims, selection
 from kvbench.analysis.claims import pages
 from kvbench.errors import InputError
-from kvbench.figures import _language, _traffic, style
+from kvbench.figures import _language, _scales, _traffic, style
 from kvbench.paper import numbers, sections
 from kvbench.records import gathering
 from matplotlib import pyplot as plt
+from test_figure_layout import boxes
 
 STUDIES = recorded_tables.study_names()
 DRAWABLE = figures.drawable(STUDIES, traffic=False)
@@ -127,6 +128,21 @@ def test_every_figure_says_how_much_it_rests_on_or_that_it_is_computed(draw, nam
     figure = draw(name)
     if figure.axes:
         assert re.search(r"\bn = \d[\d,]*|computed, not measured", words(figure))
+
+
+@pytest.mark.parametrize("name", DRAWABLE)
+def test_no_text_of_a_figure_is_cut_off_in_the_language_of_the_longer_words(draw, name):
+    figure = draw(name)
+    _scales.explain(figure)
+    _language.localise(figure, "pt")
+    figure.draw_without_rendering()
+    width, height = figure.canvas.get_width_height()
+    out = [
+        text.get_text()
+        for text, box in boxes(figure)
+        if box.x0 < -1 or box.y0 < -1 or box.x1 > width + 1 or box.y1 > height + 1
+    ]
+    assert out == []
 
 
 def test_every_figure_of_a_log_is_given_what_counts_its_requests():

@@ -36,15 +36,15 @@ def draw(table: pd.DataFrame) -> Figure:
         asked = rows["threshold"] if score == "cosine" else rows["cosine_asked"]
         if asked.notna().any():
             axes[0].plot(rows["threshold"], asked, line, color=OKABE_ITO[colour], label=label)
-    axes[0].set(ylabel="cosine that is asked for", title="one number, three meanings")
+    axes[0].set_ylabel("cosine that is asked for")
+    axes[0].set_title("one number, three meanings", fontsize=7)
     for ax, (name, rows) in zip(axes[1:], spoken.items(), strict=True):
         for score, (label, colour, line) in _SCORES.items():
             own = rows[rows["score"] == score].sort_values("threshold")
             if len(own):
                 ax.plot(own["threshold"], own["recall"], line, color=OKABE_ITO[colour], label=label)
-        ax.set(
-            ylabel="paraphrases answered rightly", ylim=(-0.02, 1.02), title=_app.asked(name, rows)
-        )
+        ax.set(ylabel="paraphrases answered rightly", ylim=(-0.02, 1.02))
+        ax.set_title(_app.asked(name, rows), fontsize=7)
     for ax in axes:
         ax.set_xlabel("threshold t as configured")
     figure.legend(

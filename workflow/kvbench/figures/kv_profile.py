@@ -51,7 +51,7 @@ def draw(profile: pd.DataFrame) -> Figure:
             context,
             f"n = {int(own['steps'].max())} steps",
         ]
-        ax.set_title(" · ".join(parts), fontsize=7.5, style="italic", loc="left")
+        ax.set_title(" · ".join(parts), fontsize=7, style="italic", loc="left")
         handles |= _bars(ax, own.set_index("strategy"))
     axes[-1, 0].set_xlabel("time per token (ms)")
     note = "without what the profiler itself costs"
