@@ -199,6 +199,18 @@ def test_doctor_notes_an_engine_that_is_not_installed_without_calling_it_missing
     assert "make install-vllm" in line
 
 
+def test_doctor_says_what_a_container_allows(monkeypatch):
+    from kvbench.commands import doctor
+    from kvbench.measurement import limits
+
+    allowed = limits.Limits(quota_cores=1.5, cores="0-3", memory_bytes=2**29)
+    monkeypatch.setattr(limits, "of_this_process", lambda: allowed)
+    found = {one.subject: one for one in doctor._machine()}
+    assert found["processors"].state == "note"
+    assert "quota of 1.5 cores" in found["processors"].detail
+    assert found["memory"].detail.endswith("this process may use 0.5")
+
+
 def test_doctor_is_strict_when_asked(kvbench, tmp_path):
     assert kvbench("doctor", "--strict", PATH=str(tmp_path)).returncode == 1
 

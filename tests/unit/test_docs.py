@@ -15,6 +15,7 @@ import shlex
 import shutil
 import sys
 import types
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -523,6 +524,26 @@ def test_both_languages_show_the_same_commands_and_examples(name):
         return [re.sub(r"\s*# .*| --language pt$", "", block, flags=re.M) for block in blocks]
 
     assert code(name) == code(name.replace(".md", ".pt-BR.md"))
+
+
+def numbers_of(text: str, thousands: str, decimal: str) -> list[Counter[str]]:
+    """Numbers in the prose of each section, as a program writes them."""
+    prose = re.sub(r"`[^`\n]*`|\]\([^)]*\)", "", _FENCE.sub("", text))
+    grouped = re.compile(rf"\d{{1,3}}(?:\{thousands}\d{{3}})+(?:\{decimal}\d+)?")
+    found = []
+    for section in re.split(r"^(?=#+ )", prose, flags=re.M):
+        words = re.findall(r"(?<![\w.])\d(?:[\d.,]*\d|(?!\w))", section)
+        plain = [word.replace(thousands, "") if grouped.fullmatch(word) else word for word in words]
+        found.append(Counter(word.replace(decimal, ".") for word in plain))
+    return found
+
+
+@pytest.mark.parametrize("name", TRANSLATED)
+def test_both_languages_say_the_same_numbers_in_every_section(name):
+    english = numbers_of(text_of(name), ",", ".")
+    portuguese = numbers_of(text_of(name.replace(".md", ".pt-BR.md")), ".", ",")
+    for here, there in zip(english, portuguese, strict=True):
+        assert here == there, f"only here: {here - there}; only there: {there - here}"
 
 
 @pytest.mark.parametrize("name", TRANSLATED)

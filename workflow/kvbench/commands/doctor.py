@@ -281,10 +281,25 @@ def _vllm() -> Iterator[Finding]:
 
 
 def _machine() -> Iterator[Finding]:
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield Finding("processors", "ok", f"{allowed} of {os.cpu_count()} may be used")
+    from kvbench.measurement import limits
+
+    found = limits.of_this_process()
+    allowed = len(found.allowed_cores()) or os.cpu_count() or 1
+    excess = found.excess(allowed)
+    yield Finding(
+        "processors",
+        "note" if excess else "ok",
+        f"{allowed} of {os.cpu_count()} may be used" + (f", but {excess}" if excess else ""),
+    )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    yield Finding("memory", "ok", f"{memory / 2**30:.1f} GiB in the machine")
+    bound = found.memory_bytes
+    limited = bound is not None and bound < memory
+    yield Finding(
+        "memory",
+        "ok",
+        f"{memory / 2**30:.1f} GiB in the machine"
+        + (f", of which this process may use {bound / 2**30:.1f}" if limited else ""),
+    )
     free = shutil.disk_usage(_HERE).free
     yield Finding(
         "disk",
