@@ -12,6 +12,7 @@ from kvbench.analysis import metrics, selection
 from kvbench.figures import style
 from kvbench.strategies import looks
 from matplotlib import pyplot as plt
+from matplotlib.text import Text
 
 NAMES = ("kv_overview", "kv_turns", "kv_latency", "kv_memory", "kv_speedup")
 
@@ -35,6 +36,19 @@ def module(name: str):
 def words(figure) -> str:
     parts = [text.get_text() for text in figure.findobj(match=lambda a: hasattr(a, "get_text"))]
     return "\n".join(parts)
+
+
+def test_dollar_signs_in_titles_labels_and_names_at_ticks_are_printed_literally(tmp_path):
+    figure, ax = plt.subplots()
+    ax.bar(["US$ 1 to US$ 2", "none"], [1.0, 1000.0], label="R$ 1 or R$ 2")
+    ax.set_yscale("log")
+    ax.set_title("Llama (US$$)")
+    ax.legend()
+    style.save(figure, tmp_path / "money", "en")
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["US$ 1 to US$ 2", "none"]
+    read = {text.get_text(): text.get_parse_math() for text in figure.findobj(Text)}
+    for text in ("US$ 1 to US$ 2", "R$ 1 or R$ 2", "Llama (US$$)"):
+        assert read[text] is False
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -14,6 +14,7 @@ import numpy as np
 import seaborn as sns
 from matplotlib.backends import backend_agg, backend_pdf, backend_svg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from kvbench import documents
 from kvbench.strategies.looks import look
@@ -83,12 +84,23 @@ def save(figure: Figure, base: Path, *languages: str) -> list[Path]:
     for language in languages or ("",):
         stem = f"{base.name}.{language}" if language else base.name
         with _language.spoken(figure, language or "en"):
+            _literally(figure)
             for suffix, drawn in _formats(figure).items():
                 path = base.with_name(f"{stem}.{suffix}")
                 documents.write_bytes_atomic(path, drawn)
                 written.append(path)
     plt.close(figure)
     return written
+
+
+def _literally(figure: Figure) -> None:
+    """Print dollar signs as they are: no label is mathematics but powers of ten at ticks."""
+    for axis in (axis for axes in figure.axes for axis in axes._axis_map.values()):
+        # Names at ticks are written when somebody asks for them.
+        axis.get_ticklabels(which="both")
+    for text in figure.findobj(Text):
+        if "$" in text.get_text() and r"\mathdefault" not in text.get_text():
+            text.set_parse_math(False)
 
 
 def _formats(figure: Figure) -> dict[str, bytes]:
