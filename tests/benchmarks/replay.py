@@ -4,7 +4,7 @@
 
 Prints requests per second of each policy on the exact and on the prefix cache, the median of some runs
 (50,000 on one core are asked for, of the slowest policy as well), and the peak memory and processor
-seconds of reading and replaying a log in a fresh process: half a million requests, so that `make bench`
+seconds of reading, replaying and advising in a fresh process: half a million requests, so that `make bench`
 stays short. What is asked for is 1 GiB for a million: pass 1000000, and wait some minutes. The log is
 made up: conversations that grow by a block a turn. It has one thread for OpenMP.
 """
@@ -106,10 +106,10 @@ def speeds(path: Path, runs: int) -> None:
 
 
 def whole(path: Path) -> None:
-    """Read and replay a log as the command does; print the peak memory of this process, and the verdict."""
+    """Read, replay and advise as the command does; print this process's peak memory, and the verdict."""
     from kvbench.analysis import capacity
+    from kvbench.traffic import advise, replay, tables
     from kvbench.traffic import log as logs
-    from kvbench.traffic import replay
 
     started = time.perf_counter()
     log = logs.read([path])
@@ -117,7 +117,11 @@ def whole(path: Path) -> None:
     setting = replay.Setting(
         "log", "llama-3.2-1b", capacity.architecture("llama-3.2-1b"), 80 * 2**30
     )
-    replay.run(log, setting, None)
+    record = replay.run(log, setting, None)
+    folder = path.parent / "advice"
+    tables.write(folder, [record])
+    advise.draw(folder / "figures", record, "en")
+    advise.write_advice(folder, record, "en")
     seconds = time.perf_counter() - started
     used = resource.getrusage(resource.RUSAGE_SELF)
     # macOS counts bytes, others KiB: getrusage(2).

@@ -227,6 +227,21 @@ def test_the_size_of_an_answer_is_read_from_a_response(tmp_path):
     assert read(tmp_path, jsonl(rows)).answer_bytes.tolist() == [12, 5]
 
 
+def test_a_streamed_response_counts_as_its_text_and_states_its_lengths(tmp_path):
+    def event(text, **more):
+        return "data: " + json.dumps(
+            {"choices": [{"index": 0, "delta": {"content": text}}], **more}
+        )
+
+    last = "data: " + json.dumps(
+        {"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 3}}
+    )
+    stream = "\n\n".join([event("twelve"), event(" bytes"), last, "data: [DONE]", ""])
+    log = read(tmp_path, jsonl([body("q", stream=True, response=stream)] * 2))
+    assert log.answer_bytes.tolist() == [12, 12]
+    assert log.input_tokens.tolist() == [9, 9] and log.output_tokens.tolist() == [3, 3]
+
+
 @pytest.mark.parametrize("change", [{"model": "n"}, {"temperature": 0.5}, {"seed": 3}])
 def test_a_parameter_that_changes_the_answer_makes_another_request(change, tmp_path):
     log = read(tmp_path, jsonl([body("q"), body("q") | change]))

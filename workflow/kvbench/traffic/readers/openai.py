@@ -21,6 +21,8 @@ _NOT_IDENTITY = {
     *("response", "usage", "status", "status_code", "latency", "latency_ms", "duration_ms"),
     *_TIMES,
 }
+#: How a line of a streamed response begins.
+_EVENT = "data:"
 #: Names of the two lengths in ``usage``: of chat completions, and of the Responses API.
 _USAGE = {
     "input": ("prompt_tokens", "input_tokens"),
@@ -170,16 +172,48 @@ def _parts(content: Any, message: Mapping[str, Any]) -> str:
 
 
 def _inside(response: Any) -> Mapping[str, Any]:
+    if isinstance(response, str) and response.startswith(_EVENT):
+        # The last event tells the lengths, if it was asked to.
+        return next((one for one in reversed(_events(response)) if one.get("usage")), {})
     if isinstance(response, Mapping):
         body = response.get("body")
         return body if isinstance(body, Mapping) else response
     return {}
 
 
+def _events(stream: str) -> list[Mapping[str, Any]]:
+    """The objects of a streamed response that was logged as it went over the wire."""
+    found = []
+    for line in stream.splitlines():
+        try:
+            event = json.loads(line.removeprefix(_EVENT)) if line.startswith(_EVENT) else None
+        except (ValueError, RecursionError):
+            continue  # The end ([DONE]), or an event that was cut short.
+        if isinstance(event, Mapping):
+            found.append(event)
+    return found
+
+
+def _piece(event: Mapping[str, Any]) -> str:
+    """The text of the first choice that an event adds; of the Responses API, its delta."""
+    choices = event.get("choices")
+    if not isinstance(choices, list):
+        delta = event.get("delta")
+        return delta if isinstance(delta, str) else ""
+    for choice in choices:
+        if isinstance(choice, Mapping) and choice.get("index", 0) == 0:
+            delta = choice.get("delta")
+            text = delta.get("content") if isinstance(delta, Mapping) else choice.get("text")
+            return text if isinstance(text, str) else ""
+    return ""
+
+
 def _answer(response: Any) -> str | None:
     """The text of an answer: plain, or within the first choice."""
     if isinstance(response, str):
-        return response
+        return (
+            response if not response.startswith(_EVENT) else "".join(map(_piece, _events(response)))
+        )
     choices = _inside(response).get("choices")
     if isinstance(choices, list) and choices and isinstance(choices[0], Mapping):
         message = choices[0].get("message")
