@@ -190,7 +190,7 @@ _SMALL_LATENT = {key: value for key, value in _SMALL.items() if key != "head_dim
 }
 
 #: Families that the physics module does not describe, drawn at random from the library's own list
-#: (seeds 2025, 2026 and 1126; those whose smallest model is not small, or holds pictures, were tried by
+#: (seeds 2025, 2026, 1126, 2611; those whose smallest model is not small, or holds pictures, were tried by
 #: hand).
 UNKNOWN: dict[str, dict[str, Any]] = {
     "vaultgemma": _SMALL | _ALTERNATING | {"query_pre_attn_scalar": 16},
@@ -229,6 +229,36 @@ UNKNOWN: dict[str, dict[str, Any]] = {
     "zaya": _SMALL | {"num_experts_per_tok": 1},
     "cohere2": _SMALL | _ALTERNATING,
     "diffllama": _SMALL,
+    # Seed 2611.
+    "llama4_text": _SMALL
+    | {
+        "num_hidden_layers": 4,
+        "attention_chunk_size": 16,
+        "num_local_experts": 2,
+        "intermediate_size_mlp": 64,
+        "num_experts_per_tok": 1,
+    },
+    "gemma4_text": _SMALL
+    | _ALTERNATING
+    | {
+        "global_head_dim": 16,
+        "hidden_size_per_layer_input": 16,
+        "vocab_size_per_layer_input": 2560,
+        "num_kv_shared_layers": 0,
+    },
+    "qwen3_5_moe_text": _SMALL
+    | {
+        "num_hidden_layers": 4,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 2,
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 16,
+        "shared_expert_intermediate_size": 32,
+    },
+    "nanochat": _SMALL,
+    "apertus": _SMALL,
+    "aria_text": _SMALL | {"moe_num_experts": 4, "moe_topk": 2, "moe_num_shared_experts": 1},
+    "xlm-roberta": _PLAIN | {"hidden_size": 64, "is_decoder": True, "type_vocab_size": 1},
 }
 
 
