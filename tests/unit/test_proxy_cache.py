@@ -132,6 +132,14 @@ def test_a_field_that_is_left_out_is_the_reason_too(start):
     assert client.ask("hello").reason == "seed changed"
 
 
+def test_a_request_of_very_many_fields_is_not_compared_field_by_field(start):
+    client = start()
+    fields = {f"field{number}": 1 for number in range(2_000)}
+    assert client.ask("hello", **fields).reason == "new"
+    reply = client.ask("hello", **(fields | {"seed": 1}))
+    assert (reply.cache, reply.reason) == ("miss", "new")
+
+
 def test_another_question_is_the_ordinary_reason(start):
     client = start()
     client.ask("hello")

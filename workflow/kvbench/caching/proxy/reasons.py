@@ -8,6 +8,8 @@ from kvbench.caching.proxy.questions import ASKED, Question, label, without
 
 #: Most digests that are remembered: two for each part of a request, and one of it all.
 _MOST = 50_000
+#: Most parts of a request that are compared: the work is the square of it, and no API has as many.
+_MOST_PARTS = 100
 
 
 class Reasons:
@@ -28,6 +30,8 @@ class Reasons:
         """
         if question.exact in self._outcomes:
             return self._outcomes[question.exact], []
+        if len(question.parts) > _MOST_PARTS:
+            return "new", []
         rests = {part: without(question.parts, part) for part in question.parts}
         whole = without(question.parts, None)
         changed = [
