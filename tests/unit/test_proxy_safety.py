@@ -416,6 +416,14 @@ def test_a_client_that_leaves_after_a_large_body_stops_what_it_began(start, upst
             "temperature is no number",
         ),
         (
+            '{"temperature": 1e400, "messages": [{"role": "user", "content": "a"}]}',
+            "temperature is no number",
+        ),
+        (
+            '{"temperature": ' + "9" * 400 + ', "messages": [{"role": "user", "content": "a"}]}',
+            "sampled",
+        ),
+        (
             '{"temperature": 0, "stream": 1, "messages": [{"role": "user", "content": "a"}]}',
             "stream is no boolean",
         ),

@@ -230,7 +230,7 @@ def _sampled(body: Mapping[str, Any], settings: Settings) -> bool:
     if (
         isinstance(temperature, bool)
         or not isinstance(temperature, (int, float))
-        or not math.isfinite(temperature)
+        or not abs(temperature) < math.inf
     ):
         raise NotCacheable("temperature is no number")
     rule = settings.rule(body.get("model"))
