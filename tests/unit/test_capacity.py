@@ -415,7 +415,7 @@ def roofline_tables():
 def test_the_roofline_names_the_distance_of_each_strategy():
     figure = roofline.draw(*roofline_tables())
     # Machines stand in the order of every other figure, whatever the table's.
-    assert [ax.get_title() for ax in figure.axes] == ["gpu · n = 1 cells", "lab · n = 4 cells"]
+    assert [ax.get_title() for ax in figure.axes] == ["gpu · n = 1 cell", "lab · n = 4 cells"]
     distances = [[text.get_text() for text in ax.texts] for ax in figure.axes]
     assert distances == [["5.0×"], ["1.7×", "2.0×"]]
 

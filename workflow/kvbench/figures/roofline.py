@@ -62,7 +62,8 @@ def draw(summary: pd.DataFrame, predictions: pd.DataFrame | None = None) -> Figu
     for ax, machine in zip(axes.flat, machines, strict=False):
         _panel(ax, table[table["machine"] == machine], order)
         count = int((table["machine"] == machine).sum())
-        ax.set_title(f"{_kv.called(machine)} · n = {count} cells", fontsize=7.5, style="italic")
+        measured = f"n = {count} cell{'s' * (count != 1)}"
+        ax.set_title(f"{_kv.called(machine)} · {measured}", fontsize=7.5, style="italic")
         ax.set_xlabel("times the least time")
     for ax in list(axes.flat)[len(machines) :]:
         ax.set_visible(False)
