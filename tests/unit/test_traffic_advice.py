@@ -178,6 +178,11 @@ def test_a_cache_that_pays_as_it_is_needs_no_more_memory(record, lengths):
     assert verdicts.more_memory(record) is None and verdicts.more_memory(lengths) is None
 
 
+def test_a_log_of_keys_lacks_prompts_and_not_contents(keys):
+    assert verdicts.decide(keys)["prefix"] == verdicts.Verdict("unknown", None, "no_prompts")
+    assert "which requests are equal, but not their prompts" in advise.advice(keys, "en")
+
+
 def test_policies_that_never_learn_are_not_advised(tmp_path):
     # Round and round: who keeps the beginning finds it again.
     path = tmp_path / "keys.txt"

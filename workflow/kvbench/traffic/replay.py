@@ -73,8 +73,8 @@ def run(
     -------
     ``log`` and ``setting`` (plain facts), ``summary`` and ``tables`` (rows by name), both with the
     columns of :mod:`kvbench.traffic.columns`, and ``missing`` (part to the reason why it is empty:
-    ``no_contents``, ``no_blocks``, ``no_repeats``, ``no_times``, ``no_clients``, ``no_texts``,
-    ``no_encoder``, ``no_room``, ``no_lengths``).
+    ``no_contents``, ``no_prompts``, ``no_blocks``, ``no_repeats``, ``no_times``, ``no_clients``,
+    ``no_texts``, ``no_encoder``, ``no_room``, ``no_lengths``).
     """
     replay = _Replay(log, setting)
     replay.lengths()
@@ -266,8 +266,9 @@ class _Replay:
 
     def _no_blocks(self) -> str:
         """Why there are no blocks: nothing of the prompts is known, or none is as long as one."""
-        known = self.log.keys is not None and self.log.cut_tokens is not None
-        return "no_blocks" if known else "no_contents"
+        if self.log.keys is None:
+            return "no_contents"
+        return "no_prompts" if self.log.cut_tokens is None else "no_blocks"
 
     def _sharing(self, whole: prefix.Reuse) -> None:
         """Blocks per client: how much of the reuse is a client's own."""
