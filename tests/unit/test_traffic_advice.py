@@ -237,6 +237,37 @@ def test_what_a_log_cannot_tell_is_said_in_words(language, lengths, keys):
         assert "None" not in text and "no_" not in text
 
 
+@pytest.mark.parametrize(
+    ("temperatures", "told", "told_pt"),
+    [
+        (["0", "0.0"], None, None),
+        (["0.7", "null"], "All requests are sampled", "Todas as requisições são amostradas"),
+        (["0", "1"], "50.00 % of the requests are", "50,00 % das requisições são"),
+    ],
+)
+def test_an_exact_cache_of_sampled_answers_is_the_service_s_decision(
+    temperatures, told, told_pt, tmp_path
+):
+    path, body = tmp_path / "log.jsonl", '{"messages": [{"role": "user", "content": "a"}]'
+    lines = [f'{body}, "temperature": {value}}}\n' for value in temperatures] * 3
+    # A body without a temperature is sampled too.
+    path.write_text("".join(line.replace(', "temperature": null', "") for line in lines))
+    found = replay.run(logs.read([path]), setting(), None)
+    for language, sentence in (("en", told), ("pt", told_pt)):
+        text = advise.advice(found, language)
+        assert ("sampled**" in text or "amostradas**" in text) == (sentence is not None)
+        assert sentence is None or sentence in text
+
+
+@pytest.mark.parametrize(("count", "warned"), [(199, True), (200, False)])
+def test_an_advice_on_few_requests_says_so_first(count, warned, tmp_path):
+    path = tmp_path / "keys.txt"
+    path.write_text("".join(f"k{n % 9}\n" for n in range(count)))
+    found = replay.run(logs.read([path]), setting(), None)
+    assert (f"These are {count} requests only." in advise.advice(found, "en")) == warned
+    assert (f"São só {count} requisições." in advise.advice(found, "pt")) == warned
+
+
 def test_no_cache_pays_is_an_advice(record):
     text = advise.advice(with_shares(record, **NOTHING), "en")
     assert "**No cache pays on this log.** That is an advice" in text

@@ -216,6 +216,7 @@ def advice(record: Mapping[str, Any], language: str) -> str:
         prefix_decays=verdicts.decays(record, "prefix_token_share"),
         pays=verdicts.PAYS,
         little=verdicts.LITTLE,
+        few=verdicts.FEW,
         better=verdicts.BETTER_POLICY,
         false_hits=verdicts.FALSE_HITS,
         sheet_threshold=semantic.SHEET_THRESHOLD,

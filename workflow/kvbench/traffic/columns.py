@@ -97,6 +97,7 @@ SUMMARY: Mapping[str, str] = {
     "input_tokens": "input tokens of all requests",
     "output_tokens": "output tokens of all requests",
     "tokens_from": "log: as stated; tokenizer: counted; estimate: four bytes a token",
+    "sampled_share": "requests with a temperature above 0, or none given, which means 1",
     "distinct": "requests that are asked at least once, each counted once",
     "repeat_share": "requests that repeat an earlier one exactly, per request",
     "median_gap_requests": "median requests between a repeat and what it repeats",

@@ -72,6 +72,8 @@ class Log:
         prefix of whole blocks of ``block_tokens`` tokens.
     partial_blocks:
         Whether a last, incomplete block has a number too (as in Mooncake's traces).
+    sampled:
+        How many requests may be answered differently each time; None where the log does not say.
     questions, question_of, contexts, lines:
         Texts of the first questions, cut at :data:`LONGEST_QUESTION`; for each of the first
         requests which question it asks, in which context, and where in the log it stands.
@@ -92,6 +94,7 @@ class Log:
     cut_tokens: np.ndarray | None = None
     output_tokens: np.ndarray | None = None
     answer_bytes: np.ndarray | None = None
+    sampled: int | None = None
     offsets: np.ndarray | None = None
     blocks: np.ndarray | None = None
     block_tokens: int | None = None
@@ -306,6 +309,7 @@ class _Columns:
         self._first: Request | None = None
         self._stated = 0
         self._answered = False
+        self._sampled: int | None = None
         self._texts: dict[int, int] = {}
         self.questions: list[str] = []
         self.question_of: list[int] = []
@@ -348,6 +352,8 @@ class _Columns:
         self._outputs.append(-1 if request.output_tokens is None else request.output_tokens)
         self._answers.append(request.answer_bytes or 0)
         self._answered |= request.answer_bytes is not None
+        if request.sampled is not None:
+            self._sampled = (self._sampled or 0) + request.sampled
         if request.question is not None and len(self.question_of) < 5 * MOST_QUESTIONS:
             self._add_question(request, where)
 
@@ -425,6 +431,7 @@ class _Columns:
             self._blocks = array("Q")
         if self._answered:
             log.answer_bytes = np.array(self._answers, dtype=np.int64)
+        log.sampled = self._sampled
         log.questions = self.questions
         log.question_of, log.contexts, log.lines = self.question_of, self.contexts, self.lines
         return log

@@ -114,6 +114,7 @@ class _Replay:
             "input_tokens": log.prompt_tokens,
             "output_tokens": None if log.output_tokens is None else int(log.output_tokens.sum()),
             "tokens_from": log.tokens_from if log.input_tokens is not None else None,
+            "sampled_share": None if log.sampled is None else log.sampled / log.requests,
             "ceilings": self.setting.ceilings.machine if self.setting.ceilings else None,
         }
         rate = self.setting.ceilings and self.setting.ceilings.prefill_flops_per_s

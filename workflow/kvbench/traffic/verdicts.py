@@ -10,6 +10,8 @@ from typing import Any
 PAYS = 0.05
 #: Below this share it is advised against: operating it costs more than it can save.
 LITTLE = 0.01
+#: A log of fewer requests is told to be too short to speak for others.
+FEW = 200
 #: Another policy than LRU is named when it is better by this much.
 BETTER_POLICY = 0.01
 #: A false-hit share whose interval reaches above this speaks against the semantic cache.

@@ -59,6 +59,8 @@ class Request:
         Everything else that the answer depends on; answers are only shared within one context.
     answer_bytes:
         Size of the answer's text.
+    sampled:
+        Whether the same request may be answered differently each time (temperature above 0).
     """
 
     identity: Any = None
@@ -71,6 +73,7 @@ class Request:
     question: str | None = None
     context: Any = ""
     answer_bytes: int | None = None
+    sampled: bool | None = None
 
 
 class Format(ABC):

@@ -92,6 +92,8 @@ class OpenAI(Objects):
                 question=messages[last][1],
                 context=(messages[:last], messages[last + 1 :], settings),
                 answer_bytes=None if answer is None else len(answer.encode("utf-8", "replace")),
+                # What is not said is 1, the API's own default.
+                sampled=body.get("temperature", 1) not in (0, 0.0),
             )
         ]
 
