@@ -11,14 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from typer._click.shell_completion import CompletionItem
 from typer.core import TyperCommand
 
 from kvbench.errors import InputError
-
-try:
-    from typer._click.shell_completion import CompletionItem
-except ModuleNotFoundError:  # Older versions of typer take it from click.
-    from click.shell_completion import CompletionItem
 
 
 def forwarding(module: str) -> dict[str, Any]:
