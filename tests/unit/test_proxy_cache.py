@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import random
 import re
@@ -20,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kvbench.caching import proxy as proxies
 from kvbench.caching import server as servers
-from kvbench.caching.proxy import answers, directives, stores, tenancy
+from kvbench.caching.proxy import answers, app, directives, stores, tenancy
 from kvbench.caching.proxy.questions import NotCacheable, parsed
 from kvbench.caching.proxy.semantic import Semantic
 from kvbench.caching.resilience import refused_port
@@ -923,3 +924,18 @@ def test_a_late_clock_does_not_make_a_negative_age(start, monkeypatch):
     earlier = time.time() - 100
     monkeypatch.setattr(time, "time", lambda: earlier)
     assert client.ask("hello").headers["age"] == "0"
+
+
+def test_a_hit_leaves_nothing_to_the_collector_whose_rounds_hold_up_others(start):
+    client = start()
+    client.ask("hello")
+    client.ask("hello")
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(20):
+            assert client.ask("hello").cache == "hit"
+        # The server is done with the last one a moment after its answer.
+        until(lambda: not any(isinstance(one, app._Exchange) for one in gc.get_objects()))
+    finally:
+        gc.enable()

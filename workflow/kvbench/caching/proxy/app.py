@@ -256,6 +256,9 @@ class Proxy:
             finally:
                 if self.settings.log:
                     self._log(exchange)
+                # Rings of references wait for the collector, whose rounds hold up other requests.
+                del scope["exchange"]
+                exchange.send = send
 
         return application
 
