@@ -7,19 +7,19 @@ from matplotlib.axes import Axes
 
 from kvbench.figures import style
 
-#: Colour, line and label of the policies that are drawn beside each other.
+#: Colour, line, marker and label of the policies that are drawn beside each other.
 POLICIES = {
-    "opt": ("black", ":", "OPT (limit)"),
-    "unlimited": ("black", ":", "unlimited"),
-    "lru": ("blue", "-", "LRU"),
-    "lfu": ("vermilion", "-", "LFU"),
-    "fifo": ("orange", "-", "FIFO"),
-    "s3_fifo": ("green", "-", "S3-FIFO"),
-    "w_tiny_lfu": ("purple", "-", "W-TinyLFU"),
-    "arc": ("sky", "-", "ARC"),
-    "sieve": ("yellow", "-", "SIEVE"),
+    "opt": ("black", ":", "", "OPT (limit)"),
+    "unlimited": ("black", ":", "", "unlimited"),
+    "lru": ("blue", "-", "o", "LRU"),
+    "lfu": ("vermilion", "-", "s", "LFU"),
+    "fifo": ("orange", "-", "^", "FIFO"),
+    "s3_fifo": ("green", "-", "D", "S3-FIFO"),
+    "w_tiny_lfu": ("purple", "-", "v", "W-TinyLFU"),
+    "arc": ("sky", "-", "P", "ARC"),
+    "sieve": ("yellow", "-", "X", "SIEVE"),
 }
-_OTHERS = ("grey", "-")
+_OTHERS = ("grey", "-", "")
 
 
 def one(table: pd.DataFrame) -> pd.DataFrame:
@@ -47,7 +47,9 @@ def lines(axes: Axes, rows: pd.DataFrame, x: str, y: str) -> None:
     """One line a policy; those without a look of their own share a grey one."""
     grey = False
     for policy, own in rows.groupby("policy", sort=False):
-        colour, dash, label = POLICIES.get(policy, (*_OTHERS, None if grey else "other policies"))
+        colour, dash, marker, label = POLICIES.get(
+            policy, (*_OTHERS, None if grey else "other policies")
+        )
         grey = grey or policy not in POLICIES
         own = own.sort_values(x)
         axes.plot(
@@ -57,7 +59,9 @@ def lines(axes: Axes, rows: pd.DataFrame, x: str, y: str) -> None:
             color=style.OKABE_ITO[colour],
             linewidth=0.7 if colour == "grey" else 1.2,
             zorder=1 if colour == "grey" else 2,
-            marker="o" if len(own) < 20 and colour != "grey" else "",
-            markersize=2.5,
+            marker=marker if len(own) < 20 else "",
+            markersize=3.5,
+            markerfacecolor="none",
+            markeredgewidth=0.8,
             label=label,
         )
