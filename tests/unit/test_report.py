@@ -161,6 +161,25 @@ def test_what_is_times_something_is_written_in_one_way(folder):
     assert not re.search(r"\d x\b", text)
 
 
+@pytest.mark.parametrize(
+    ("figure", "value", "unit", "shown", "shown_pt"),
+    [
+        ("2 GB", 2, "GiB", "2 GB", "2 GB"),
+        ("< 10 ms", 10, "ms", "&lt; 10 ms", "&lt; 10 ms"),
+        ("10-100x", None, "x", "10-100x", "10-100x"),
+        ("> 1.5x", 1.5, "x", "&gt; 1.5x", "&gt; 1,5x"),
+        ("22 us (0.000022 s)", 22, "us", "22 µs", "22 µs"),
+        ("9.122187 s", 9.122187, "s", "9.122 s", "9,122 s"),
+    ],
+)
+def test_what_a_source_says_beyond_a_number_stands_in_its_own_words(
+    figure, value, unit, shown, shown_pt, folder
+):
+    rows = [claim(figure=figure, figure_value=value, unit=unit)]
+    assert re.search(rf">\s*{re.escape(shown)}\s*<", page(folder, rows=rows))
+    assert re.search(rf">\s*{re.escape(shown_pt)}\s*<", page(folder, "pt", rows))
+
+
 def test_a_page_leads_to_the_other_language(folder):
     assert re.search(r'<a href="report\.pt\.html"[^>]*>Português</a>', page(folder))
     assert re.search(r'<a href="report\.en\.html"[^>]*>English</a>', page(folder, "pt"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -245,9 +246,15 @@ class _Page:
         }
 
     def figures_number(self, row: Mapping[str, Any]) -> str:
-        """The source's number with its unit; empty where it gives none."""
+        """The source's number with its unit; empty where it gives none.
+
+        Where the source says more than a number (``< 10 ms``), or says it in another unit than we
+        measure in (``2 GB``), its own words stand.
+        """
+        unit, text = _unit(row["unit"]), _text(row["figure"])
+        if any(map(str.isdigit, text)) and not _is_number(text, _text(row["unit"])):
+            return text if self.language == "en" else re.sub(r"(?<=\d)\.(?=\d)", ",", text)
         found = self.number(row["figure_value"])
-        unit = _unit(row["unit"])
         return (
             "" if found == "–" else f"{found}{unit}" if unit == "x" else f"{found} {unit}".strip()
         )
@@ -393,6 +400,11 @@ def _text(value: object) -> str:
 def _unit(value: object) -> str:
     """A unit as it is printed."""
     return {"us": "µs"}.get(_text(value), _text(value))
+
+
+def _is_number(text: str, unit: str) -> bool:
+    """Whether a text is a number with this unit, and perhaps the same in brackets."""
+    return bool(re.fullmatch(rf"[\d.]+ ?{re.escape(unit)}( \(.*\))?", text))
 
 
 def _empty(column: pd.Series) -> bool:
