@@ -79,6 +79,18 @@ def test_the_temporary_folders_of_killed_snakemakes_are_removed_and_no_others(le
     assert (left / "somebody").exists()
 
 
+def test_a_run_signs_for_those_who_share_the_checkout_and_follows_no_link(left):
+    (left / ".snakemake").chmod(0o750)
+    (left / "kept").write_text("somebody's")
+    signs = left / ".snakemake/runs"
+    signs.mkdir(mode=0o777)
+    (signs / f"{checkout._machine()}.{os.getpid()}").symlink_to(left / "kept")
+    checkout._sign(left)
+    assert signs.stat().st_mode & 0o777 == 0o750
+    assert (left / "kept").read_text() == "somebody's"
+    assert f"process {os.getpid()}" in (signs / f"{checkout._machine()}.{os.getpid()}").read_text()
+
+
 @pytest.fixture
 def strays(tmp_path, monkeypatch) -> Path:
     """A place for temporary files with what Snakemakes leave there, and what only looks like it."""

@@ -13,6 +13,7 @@ import select
 import shutil
 import signal
 import socket
+import stat
 import tempfile
 import threading
 import time
@@ -109,10 +110,13 @@ def _sign(folder: Path) -> None:
     path, me = (folder / _RUNS / f"{_machine()}.{os.getpid()}").absolute(), os.getpid()
     path.parent.mkdir(exist_ok=True)
     with contextlib.suppress(PermissionError):
-        # Another user of the checkout writes there too.
-        path.parent.chmod(0o777)
+        # Whoever may write in the folder above works here too, and nobody else.
+        path.parent.chmod(stat.S_IMODE(path.parent.parent.stat().st_mode))
     since = time.strftime("%Y-%m-%d %H:%M")
-    path.write_text(f"process {me} of {user} on {socket.gethostname()} since {since}\n")
+    # A file of an earlier process of this number is nobody's; a link that somebody laid is not followed.
+    path.unlink(missing_ok=True)
+    with path.open("x") as stream:
+        stream.write(f"process {me} of {user} on {socket.gethostname()} since {since}\n")
 
     def leave() -> None:
         # A forked process ends before this one does.
