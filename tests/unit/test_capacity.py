@@ -40,7 +40,7 @@ def by_strategy(**changes):
         ("80 GB", 80 * 10**9),
         ("1.5TiB", 3 * 2**39),
         ("512MiB", 2**29),
-        ("1000", 1000),
+        ("1000 B", 1000),
         ("12b", 12),
         ("24gib", 24 * GIB),
     ],
@@ -49,17 +49,33 @@ def test_sizes_are_read(text, size):
     assert capacity.parse_bytes(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "80Gi", "GiB", "-3GiB", "1,5GiB", "0", "0.1B", "9" * 40])
+@pytest.mark.parametrize(
+    "text", ["", "80Gi", "GiB", "-3GiB", "1,5GiB", "0", "0.1B", "9" * 40 + "B"]
+)
 def test_bad_sizes_are_refused_in_one_line(text):
     with pytest.raises(InputError, match="write it like 80GiB") as caught:
         capacity.parse_bytes(text)
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("text", ["24", " 24 ", "1.5", "80000000000"])
+def test_a_size_without_a_unit_is_not_guessed_at(text):
+    number = text.strip()
+    with pytest.raises(InputError) as caught:
+        capacity.parse_bytes(text, "host memory")
+    assert str(caught.value) == (
+        f"host memory {text!r} has no unit; write {number}GiB for gibibytes, {number}B for bytes"
+    )
+
+
 def test_a_bandwidth_is_a_size_per_second():
     assert capacity.parse_bandwidth("2TB/s") == 2e12
-    with pytest.raises(InputError, match="2TB/s"):
-        capacity.parse_bandwidth("2TB")
+
+
+@pytest.mark.parametrize("text", ["2TB", "2/s", "2", "/s"])
+def test_a_bandwidth_without_unit_or_time_is_refused(text):
+    with pytest.raises(InputError, match="2TB/s" if text != "/s" else "80GiB"):
+        capacity.parse_bandwidth(text)
 
 
 def test_the_memory_is_filled_and_not_overfilled():
@@ -326,11 +342,14 @@ def test_the_command_prints_a_row_per_strategy(capsys):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("--model", "llama-3.2-1b", "--memory", "80", "--tokens", "many"),
+        ("--model", "llama-3.2-1b", "--memory", "80GiB", "--tokens", "many"),
+        ("--model", "llama-3.2-1b", "--memory", "24", "--tokens", "1"),
         ("--model", "llama-3.2-1b", "--memory", "much", "--tokens", "1"),
         ("--model", "nope", "--memory", "8GiB", "--tokens", "1"),
         (*ONE, "--bandwidth", "fast"),
         (*ONE, "--host-memory", "some"),
+        (*ONE, "--host-memory", "256"),
+        (*ONE, "--workspace", "300"),
         (*ONE, "--ceilings", "absent.json"),
         (*ONE, "--dtype", "int3"),
     ],

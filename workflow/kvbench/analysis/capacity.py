@@ -56,7 +56,7 @@ COLUMNS: Mapping[str, str] = {
     "reason": "why there is no number",
 }
 
-_SUFFIXES = {"": 1}
+_SUFFIXES = {"B": 1}
 for _power, _letter in enumerate("KMGTP", start=1):
     _SUFFIXES[f"{_letter}B"] = 1000**_power
     _SUFFIXES[f"{_letter}IB"] = 1024**_power
@@ -64,7 +64,10 @@ _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
 
 
 def parse_bytes(text: str, name: str = "memory") -> int:
-    """Read a size such as ``80GiB``, ``24 GB`` or ``1000000`` as bytes.
+    """Read a size such as ``80GiB``, ``24 GB`` or ``1000000 B`` as bytes.
+
+    A bare number is refused: people write it for gibibytes and for bytes, and either reading of the
+    other's number gives a plan that looks right.
 
     Raises
     ------
@@ -72,9 +75,11 @@ def parse_bytes(text: str, name: str = "memory") -> int:
         If it is not a positive number with a known unit.
     """
     match = _SIZE.fullmatch(text)
+    if match and not match[2] and float(match[1]):
+        raise InputError(
+            f"{name} {text!r} has no unit; write {match[1]}GiB for gibibytes, {match[1]}B for bytes"
+        )
     unit = match[2].upper() if match else None
-    if unit == "B":
-        unit = ""
     size = float(match[1]) * _SUFFIXES[unit] if match and unit in _SUFFIXES else 0.0
     if not 1 <= size < 2**80:
         raise InputError(f"{name} {text!r} is not a size; write it like 80GiB or 24GB")
@@ -89,9 +94,11 @@ def parse_bandwidth(text: str) -> float:
     InputError
         If it is not a size followed by ``/s``.
     """
-    if not text.strip().endswith("/s"):
+    size = text.strip().removesuffix("/s")
+    match = _SIZE.fullmatch(size)
+    if size == text.strip() or (match and not match[2]):
         raise InputError(f"bandwidth {text!r} is not a rate; write it like 2TB/s")
-    return float(parse_bytes(text.strip().removesuffix("/s"), "bandwidth"))
+    return float(parse_bytes(size, "bandwidth"))
 
 
 def architecture(model: str, root: Path | None = None) -> Architecture:
@@ -529,7 +536,9 @@ def parser() -> Parser:
         required=True,
         help="name in config/models, a file like those, or a folder with config.json",
     )
-    found.add_argument("--memory", required=True, help="memory of one machine, such as 80GiB")
+    found.add_argument(
+        "--memory", required=True, help="memory of one machine with its unit, such as 80GiB"
+    )
     found.add_argument("--tokens", required=True, help="tokens of one conversation")
     found.add_argument(
         "--dtype", default="bfloat16", help="dtype of weights and exact caches (default: bfloat16)"
