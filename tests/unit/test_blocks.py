@@ -19,7 +19,8 @@ from kvbench.analysis import paired
 from kvbench.errors import InputError
 from kvbench.inputs import configuration, models
 from kvbench.measurement import blocks, fitting, placement, processes
-from kvbench.measurement.cell import Job
+from kvbench.measurement.cell import Cell, Job
+from kvbench.records.identity import CONTROL
 from kvbench.strategies.base import Generation, Session
 from talk import TALK, write_prompts
 
@@ -540,6 +541,39 @@ def test_a_block_whose_last_record_was_not_written_measures_nothing_again(bench,
     assert {n: r["turns"] for n, r in again.items()} == {n: r["turns"] for n, r in first.items()}
 
 
+def test_why_a_cell_failed_is_known_to_a_start_that_measures_nothing_again(bench, monkeypatch):
+    dying(monkeypatch, "static", 5, kill)
+    plan = bench.plan()
+    reason = bench.measure(plan)["static"]["reason"]
+    assert "SIGKILL" in reason
+    again = bench.measure(plan)
+    assert again["static"]["reason"] == reason
+    assert again["static"]["status"] == "failed"
+
+
+PHASES = ("open", "warm_up", "settle", "begin", "turn", "finish")
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("who", ["static", strategies.REFERENCE, CONTROL])
+def test_a_cell_killed_in_any_phase_is_failed_and_the_others_go_on(bench, monkeypatch, phase, who):
+    step = getattr(Cell, phase)
+
+    def dying_step(cell: Cell, *given: object) -> object:
+        if cell._job.cell["strategy"] == who:
+            kill()
+        return step(cell, *given)
+
+    monkeypatch.setattr(Cell, phase, dying_step)
+    found = bench.measure(bench.plan(max_rounds=2))
+    assert found[who]["status"] == "failed"
+    assert "SIGKILL" in found[who]["reason"]
+    others = {name: record for name, record in found.items() if name != who}
+    assert {record["status"] for record in others.values()} == {"ok"}
+    assert {len(record["turns"][0]["samples"]) for record in others.values()} == {2}
+    assert found["none"]["block"]["control"] is (who != CONTROL)
+
+
 def test_a_full_disk_is_one_line_and_keeps_the_rounds_so_far(bench, monkeypatch):
     plan = bench.plan()
     written = iter(range(3))
@@ -625,6 +659,49 @@ def test_cells_that_do_not_fit_together_are_split_and_it_is_said_before(bench, m
     assert [s["round"] for s in found["static"]["turns"][0]["samples"]] == [2, 3]
     assert [s["round"] for s in found["dynamic"]["turns"][0]["samples"]] == [0, 1, 2, 3]
     assert [slot for slot, *_ in slots(found)] == list(range(4 * 2 * 3))
+
+
+@pytest.mark.parametrize(
+    ("free", "rounds", "parts"),
+    [
+        # Another process has given its memory back: what was closed stays, what is left is measured.
+        ((100, 1000), 3, [["dynamic", "control", "none"], ["dynamic", "control", "static"]]),
+        # Another process has taken some: two rounds were all together, the rest is split.
+        ((1000, 100), 2, [["dynamic", "control", "none"], ["dynamic", "control", "static"]]),
+    ],
+)
+def test_a_split_block_taken_up_under_other_memory_loses_no_cell(
+    bench, monkeypatch, free, rounds, parts
+):
+    sizes = {"static": 60, "none": 60, "dynamic": 10, "control": 10}
+    monkeypatch.setattr(fitting, "needs", lambda cell, *_: (sizes[cell["strategy"]], 0))
+    monkeypatch.setattr(fitting, "free_bytes", lambda device: free[0])
+    plan = bench.plan(max_rounds=rounds - 1 if rounds == 3 else ROUNDS)
+    killed_after(bench, plan, rounds)
+    monkeypatch.setattr(fitting, "free_bytes", lambda device: free[1])
+    found = bench.measure(plan)
+    assert {name: record["reason"] for name, record in found.items()} == dict.fromkeys(found)
+    assert found["dynamic"]["block"]["parts"] == parts
+    assert found["dynamic"]["block"]["resumed"] == [rounds]
+    taken = [slot for slot, *_ in slots(found)]
+    assert taken == list(range(len(taken)))
+
+
+def test_memory_is_asked_for_when_the_machine_is_ours(bench, private_lock, monkeypatch):
+    """Another checkout's block would be counted as taken memory, and be disturbed by the loading."""
+    locked = []
+    for module, name in ((fitting, "free_bytes"), (models, "load")):
+        original = getattr(module, name)
+
+        def asked(*given: object, original: Callable = original) -> object:
+            with private_lock.open() as handle, pytest.raises(BlockingIOError):
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locked.append(original)
+            return original(*given)
+
+        monkeypatch.setattr(module, name, asked)
+    bench.measure(bench.plan(["dynamic"], max_rounds=1))
+    assert len(locked) == 2
 
 
 @pytest.mark.parametrize(

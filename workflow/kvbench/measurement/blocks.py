@@ -90,6 +90,9 @@ class _Block:
             self.finished[piece["finished"]] = dict(piece)
         else:
             self.closed[piece["part"]] = dict(piece)
+            # Who fell out of a part that is closed is not asked again; by now nobody else knows why.
+            for name, (status, reason) in piece.get("failed", {}).items():
+                self.failures.setdefault(name, Failure(status, reason))
 
     def of(self, part: int) -> list[dict[str, Any]]:
         """The rounds so far of one part."""
@@ -155,9 +158,8 @@ def measure(
     for name, cell in block.cells.items():
         if reason := strategies.get(cell["measured"]).available(None, cell["device"]):
             block.fall_out(name, Failure("unsupported", reason))
-    parts = _parts(block, kinds)
-    if any(number not in block.closed for number in range(len(parts))):
-        _measure_parts(block, parts, kinds)
+    if _left(block):
+        _measure_left(block, kinds)
     return {
         name: _record(block, name, kinds[name], digests[name], facts, started)
         for name in block.cells
@@ -198,11 +200,24 @@ def _kind(cell: Mapping[str, Any]) -> str:
     return FORKED if forks else FRESH
 
 
+def _left(block: _Block) -> list[str]:
+    """The cells that are still to be measured: neither fallen out nor of a part that is closed."""
+    had = {name for part in block.closed.values() for name in part["members"]}
+    return [name for name in block.cells if name not in block.failures and name not in had]
+
+
 def _parts(block: _Block, kinds: Mapping[str, str]) -> list[list[str]]:
-    """The cells that live side by side; all of them, unless memory forbids it."""
-    able = [name for name in block.cells if name not in block.failures]
-    if not able:
-        return []
+    """The cells that live side by side, of those that are left; all, unless memory forbids it.
+
+    Each part has the cells that all are compared with, whether or not they had a part before.
+    """
+    left = _left(block)
+    always = (block.plan["reference"], block.plan["control"])
+    able = [
+        name
+        for name in block.cells
+        if name in left or (name in always and name not in block.failures)
+    ]
     found = {
         name: fitting.needs(block.cells[name], block.files.model, block.turns, kinds[name])
         for name in able
@@ -210,7 +225,7 @@ def _parts(block: _Block, kinds: Mapping[str, str]) -> list[list[str]]:
     shared = max(
         (weights for name, (_, weights) in found.items() if kinds[name] == FORKED), default=0
     )
-    compared = [name for name in (block.plan["reference"], block.plan["control"]) if name in able]
+    compared = [name for name in always if name in able]
     own = {name: size for name, (size, _) in found.items()}
     free = fitting.free_bytes(block.cells[able[0]]["device"])
     if block.turns.batch > 1:
@@ -231,27 +246,29 @@ def _parts(block: _Block, kinds: Mapping[str, str]) -> list[list[str]]:
     return parts
 
 
-def _measure_parts(block: _Block, parts: Sequence[Sequence[str]], kinds: Mapping[str, str]) -> None:
+def _measure_left(block: _Block, kinds: Mapping[str, str]) -> None:
     cells = block.cells
-    forked = [name for part in parts for name in part if kinds[name] == FORKED]
-    model = None
-    if forked:
-        block.progress("loading the model")
-        try:
-            model = _warm_parent(block.files.model, cells[forked[0]]["dtype"])
-        except Exception as error:
-            found = failure(error)
-            for name in set(forked):
-                block.fall_out(name, found)
-    probe = rounds.Probe()
+    # Under the lock from the start: whoever has the machine has its memory too, until it is done, and
+    # is not to be disturbed by a model that is loaded.
     with processes.terminable(), lock.machine() as waited:
         block.noise["waited_for_lock_s"] = round(waited, 3)
-        for number, part in enumerate(parts):
-            if number in block.closed:
-                continue
+        # Memory may be another than at an earlier start: what that has closed stays as it is.
+        first, parts = len(block.closed), _parts(block, kinds)
+        forked = [name for part in parts for name in part if kinds[name] == FORKED]
+        model = None
+        if forked:
+            block.progress("loading the model")
+            try:
+                model = _warm_parent(block.files.model, cells[forked[0]]["dtype"])
+            except Exception as error:
+                found = failure(error)
+                for name in set(forked):
+                    block.fall_out(name, found)
+        probe = rounds.Probe()
+        for number, part in enumerate(parts, first):
             able = [name for name in part if name not in block.failures]
             with _alive(block, able, kinds, model) as workers:
-                _measure_part(block, number, workers, probe, len(parts))
+                _measure_part(block, number, workers, probe, first + len(parts))
 
 
 def _warm_parent(folder: Path, dtype: str) -> models.LoadedModel:
@@ -358,8 +375,20 @@ def _measure_part(
                 **result,
             }
         )
-    closing = {"part": part, "stopped": stop, "members": list(workers), "effort": block.effort}
-    block.keep(closing)
+    failed = {
+        name: (block.failures[name].status, block.failures[name].reason)
+        for name in workers
+        if name in block.failures
+    }
+    block.keep(
+        {
+            "part": part,
+            "stopped": stop,
+            "members": list(workers),
+            "failed": failed,
+            "effort": block.effort,
+        }
+    )
 
 
 def _disturbance(start: noise.Reading, end: noise.Reading) -> dict[str, Any]:
