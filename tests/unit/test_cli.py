@@ -249,6 +249,18 @@ def test_a_record_is_shown_with_every_turn(kvbench, stored):
     assert numbers == ["1", "2"]
 
 
+def test_beside_a_ratio_stands_what_it_would_have_found_and_whether_it_may_be_judged(
+    kvbench, stored
+):
+    turns = [[1.0, 1.1] * 10]
+    stored("dynamic", turns, block="b")
+    path = stored("static", [[1.2, 1.3] * 10], block="b")
+    assert "in 20 rounds; would have found" in kvbench("show", str(path)).stdout
+    assert "no verdict" not in kvbench("show", str(path)).stdout
+    stored("control", [[1.5, 1.6] * 10], block="b")
+    assert "no verdict: the reference differs from itself" in kvbench("show", str(path)).stdout
+
+
 def test_what_is_no_record_is_refused_in_one_line(kvbench, tmp_path):
     (tmp_path / "r1.json").write_text("{}")
     for path in (tmp_path / "r1.json", tmp_path / "absent.json", tmp_path):

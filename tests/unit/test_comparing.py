@@ -60,6 +60,21 @@ def test_cells_that_took_no_turns_are_not_judged(cell):
         assert "side by side" in found.why
 
 
+def test_a_reference_that_differs_from_itself_leaves_nothing_to_conclude(cell):
+    reference, static = cell("dynamic"), cell("static", 1.2, seed=1)
+    sound, off = cell("control", seed=2), cell("control", 1.2, seed=2)
+    assert comparing.records(reference, static, reference, sound).verdict == comparing.SLOWER
+    found = comparing.records(reference, static, reference, off)
+    assert found.verdict == comparing.NO_VERDICT
+    assert "differs from itself" in found.why
+    whole = run(cell, dynamic=1.0, static=1.0, control=1.0)
+    (found,) = (
+        one for one in comparing.runs(whole, [reference, static, off]) if "static" in one.what
+    )
+    assert found.verdict == comparing.NO_VERDICT
+    assert "differs from itself" in found.why
+
+
 def test_two_runs_of_one_block_are_not_taken_for_one(cell):
     other = cell("static", 2.0)
     other["block"]["probe_s"] = [0.1]
@@ -184,6 +199,13 @@ def test_the_exit_status_tells_faster_slower_and_unknown(cell, keep, compare):
     assert compare(path["dynamic"], path["static"]).returncode == 1
     assert compare(path["static"], path["dynamic"]).returncode == 0
     assert compare(path["dynamic"], path["none"]).returncode == 3
+
+
+def test_two_records_are_held_against_the_control_beside_them(cell, keep, compare):
+    folder = keep("run", cell("dynamic"), cell("static", 1.2, seed=1), cell("control", 1.3, seed=2))
+    done = compare(*(next(folder.rglob(f"{name}/r1.json")) for name in ("dynamic", "static")))
+    assert done.returncode == 3
+    assert "differs from itself" in done.stdout
 
 
 def test_two_runs_can_be_compared_by_folder_and_by_recorded_name(cell, keep, compare):

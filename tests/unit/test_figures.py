@@ -340,5 +340,9 @@ def test_beside_the_reference_stands_its_second_run(one):
 def test_a_ratio_that_may_not_be_judged_is_drawn_without_an_interval(one):
     summary, samples = one
     whole = len(module("kv_speedup").draw(summary, samples).axes[0].lines)
-    bare = module("kv_speedup").draw(summary.assign(not_judged="one run"), samples)
+    bare = module("kv_speedup").draw(summary.assign(not_judged_vs_none="one run"), samples)
     assert len(bare.axes[0].lines) < whole
+    # Over the dynamic cache there were rounds enough.
+    assert len(bare.axes[1].lines) == len(module("kv_speedup").draw(summary, samples).axes[1].lines)
+    bare = module("kv_speedup").draw(summary.assign(not_judged="one run"), samples)
+    assert len(bare.axes[0].lines) == whole

@@ -201,6 +201,21 @@ def test_a_single_round_is_one_run(build):
     assert not math.isnan(static["speedup_vs_dynamic_ci_low"])
 
 
+def test_a_ratio_over_few_rounds_of_none_says_so_beside_many_over_the_reference(build):
+    """Three rounds beside `none` carry no verdict, however many there were beside the reference."""
+    few = {"e2e": [rounds(5.0, seed=4)[0][:3]], "block": "talk/r1"}
+    _, summary = build(("dynamic", in_block(1.0)), ("none", few), ("static", in_block(0.9, seed=2)))
+    for name in ("static", "dynamic"):
+        found = row(summary, name)
+        assert found["rounds_vs_none"] == 3
+        assert found["not_judged_vs_none"] == "not enough rounds: 3 of 10"
+        assert found["smallest_difference_vs_none"] > 0
+    static = row(summary, "static")
+    assert (static["rounds"], static["smallest_difference"] < 0.05) == (12, True)
+    assert pd.isna(static["not_judged"])
+    assert pd.isna(row(summary, "none")["not_judged_vs_none"])
+
+
 def test_the_control_stands_beside_every_cell_and_is_no_strategy(build):
     samples, summary = build(
         ("dynamic", in_block(1.0)),

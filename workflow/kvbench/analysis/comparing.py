@@ -16,6 +16,7 @@ from kvbench.analysis import metrics
 from kvbench.analysis.paired import Paired
 from kvbench.analysis.statistics import Interval
 from kvbench.errors import InputError
+from kvbench.records.identity import CONTROL
 from kvbench.strategies import REFERENCE
 
 #: Fields of a cell that must be equal for its times to be comparable.
@@ -69,8 +70,21 @@ class Result:
     seconds: tuple[float, float] = (math.nan, math.nan)
 
 
-def records(first: Mapping[str, Any], second: Mapping[str, Any]) -> Result:
+def records(
+    first: Mapping[str, Any],
+    second: Mapping[str, Any],
+    reference: Mapping[str, Any] | None = None,
+    control: Mapping[str, Any] | None = None,
+) -> Result:
     """Compare two kv records.
+
+    Parameters
+    ----------
+    first, second:
+        The records.
+    reference, control:
+        Those of the reference and of its second run in the same block, where they are there: if
+        these two differ, nothing is concluded.
 
     Raises
     ------
@@ -100,10 +114,34 @@ def records(first: Mapping[str, Any], second: Mapping[str, Any]) -> Result:
     if found.paired is None:
         why = "not measured side by side: the two did not take turns in one block"
         return Result(what, found.value, found.interval, NO_VERDICT, why, seconds=seconds)
-    why = metrics.why_not_judged(found.rounds, found.blocks, metrics.Evidence())
+    known = [one for one in (reference, control) if one is not None and _side_by_side(first, one)]
+    why = why_not(found, known[:1], known[1:])
     if why:
         return Result(what, found.value, found.interval, NO_VERDICT, why, seconds=seconds)
     return _judged(what, found.paired, seconds)
+
+
+def why_not(
+    found: metrics.Comparison,
+    reference: Sequence[Mapping[str, Any]],
+    control: Sequence[Mapping[str, Any]],
+) -> str | None:
+    """Why no verdict may rest on a comparison, in a few words; None when one may.
+
+    Parameters
+    ----------
+    found:
+        A paired comparison of cells of some blocks.
+    reference, control:
+        Records of the reference and of its second run in these blocks; empty where there are none.
+    """
+    beside, precision = None, metrics.PRECISION
+    if reference and control:
+        sides = [list(map(metrics.repeats, side)) for side in (reference, control)]
+        beside = metrics.compare(*sides).interval
+        stated = [record["block"].get("precision") for record in control if record.get("block")]
+        precision = max((one for one in stated if one), default=precision)
+    return metrics.why_not_judged(found.rounds, found.blocks, metrics.Evidence(), beside, precision)
 
 
 def runs(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> list[Result]:
@@ -192,7 +230,7 @@ def _across(key: tuple, first: Mapping[tuple, Any], second: Mapping[tuple, Any])
         found = metrics.compare(
             map(metrics.repeats, side[key]), map(metrics.repeats, side[reference])
         )
-        why = metrics.why_not_judged(found.rounds, found.blocks, metrics.Evidence())
+        why = why_not(found, side[reference], side.get((*key[:-1], CONTROL), ()))
         if found.paired is None or why:
             why = why or "not measured in rounds"
             return Result(what, ratio, bare, NO_VERDICT, why, seconds=seconds)

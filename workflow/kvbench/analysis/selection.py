@@ -27,6 +27,9 @@ SWEEP_SCENARIO = "context_growth"
 #: Models nearest to the published cell come first; the rest follow by coverage, then by name.
 MODEL_ORDER = ("llama-3.2-1b", "llama-3.2-1b-geometry")
 
+#: Speed-up of ``kv_summary`` to the column that says why no verdict may rest on it.
+NOT_JUDGED = {"speedup_vs_none": "not_judged_vs_none", "speedup_vs_dynamic": "not_judged"}
+
 #: Statuses of rows that carry numbers; ``mixed`` when some replicates ended otherwise.
 TIMED = ("ok", "mixed")
 

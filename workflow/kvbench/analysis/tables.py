@@ -102,10 +102,15 @@ SUMMARY_COLUMNS |= {
     "blocks": "blocks that these rounds are of",
     "smallest_difference": f"what speedup_vs_{strategies.REFERENCE} would have shown nine times out of "
     "ten, as a share",
+    "rounds_vs_none": "rounds behind speedup_vs_none, which are fewer where `none` takes part in few; 0: "
+    "one after the other, not paired",
+    "smallest_difference_vs_none": "what speedup_vs_none would have shown nine times out of ten, as a "
+    "share",
     "control_ratio": "the reference over its own second run in the same rounds; 1 but for chance",
     "control_ci_low": "lower end of its 95 % interval",
     "control_ci_high": "upper end of its 95 % interval",
-    "not_judged": "why no verdict may rest on the speed-ups; empty where one may",
+    "not_judged": f"why no verdict may rest on speedup_vs_{strategies.REFERENCE}; empty where one may",
+    "not_judged_vs_none": "why no verdict may rest on speedup_vs_none; empty where one may",
     "tokens_match_reference": "share of turns with exactly the tokens of `dynamic`, in every request",
     "rows_as_alone": "share of a batch's replies with the tokens of the same prompt by itself: under "
     "`dynamic` where the strategy is exact, else under the strategy itself; empty for one request",
@@ -322,7 +327,7 @@ def _add_ratios(
         found = pools.get((*identity[:-1], name))
         return found if found is not None and found.good else None
 
-    compared = None
+    compared = over_none = None
     for reference in ("none", strategies.REFERENCE):
         column, against = f"speedup_vs_{reference}", other(reference)
         if against is None:
@@ -337,6 +342,8 @@ def _add_ratios(
         compared = metrics.speedup(against.repeats, pool.repeats)
         row[column] = compared.value
         row[f"{column}_ci_low"], row[f"{column}_ci_high"] = compared.interval.as_tuple()
+        if reference == "none":
+            over_none = compared
     row["rounds"] = compared.rounds if compared else 0
     row["blocks"] = compared.blocks if compared else 0
     row["smallest_difference"] = compared.smallest_difference if compared else math.nan
@@ -352,14 +359,19 @@ def _add_ratios(
             beside = metrics.compare(*sides).interval
             row["control_ratio"] = beside.value
             row["control_ci_low"], row["control_ci_high"] = beside.as_tuple()
-    reason = compared.reason if compared else None
-    row["not_judged"] = reason or metrics.why_not_judged(
-        row["rounds"],
-        row["blocks"],
-        needed,
-        beside,
-        _precision(pool.good),
-    )
+    precision = _precision(pool.good)
+
+    def why_not(found: metrics.Comparison | None) -> str | None:
+        rounds, blocks = (found.rounds, found.blocks) if found else (0, 0)
+        reason = found.reason if found else None
+        return reason or metrics.why_not_judged(rounds, blocks, needed, beside, precision)
+
+    row["not_judged"] = why_not(compared)
+    if over_none is not None:
+        # Rounds of their own: `none` may take part in few.
+        row["rounds_vs_none"] = over_none.rounds
+        row["smallest_difference_vs_none"] = over_none.smallest_difference
+        row["not_judged_vs_none"] = why_not(over_none)
 
 
 def _precision(records: Iterable[Mapping[str, Any]]) -> float:

@@ -52,6 +52,23 @@ def console() -> Any:
     return found if found.is_terminal else Console(highlight=False, width=1000)
 
 
+def beside(path: Path, name: str) -> dict[str, Any] | None:
+    """The record of another strategy that ran where one did, if it succeeded; None without one.
+
+    Parameters
+    ----------
+    path:
+        Of a record of the kv suite: ``.../<strategy>/r<replicate>.json``.
+    name:
+        The other strategy.
+    """
+    from kvbench import records
+
+    other = path.parent.parent / name / path.name
+    found = records.read(other) if other.is_file() else None
+    return found if found is not None and found["status"] == "ok" else None
+
+
 def record(path: Path) -> dict[str, Any]:
     """A record that somebody named.
 

@@ -33,13 +33,19 @@ def run(
 
     from kvbench import commands
     from kvbench.analysis import comparing
+    from kvbench.records.identity import CONTROL
+    from kvbench.strategies import REFERENCE
 
     if Path(first).resolve() == Path(second).resolve():
         raise InputError(f"{first}: the same on both sides; there is nothing to compare")
     sides = [load(first), load(second)]
     if len({isinstance(side, list) for side in sides}) > 1:
         raise InputError(f"{first} and {second}: one is a record and the other a run")
-    results = comparing.runs(*sides) if isinstance(sides[0], list) else [comparing.records(*sides)]
+    if isinstance(sides[0], list):
+        results = comparing.runs(*sides)
+    else:
+        twice = [commands.beside(Path(first), name) for name in (REFERENCE, CONTROL)]
+        results = [comparing.records(*sides, *twice)]
     console = commands.console()
     table = Table(box=None, pad_edge=False)
     table.add_column("compared", overflow="fold")

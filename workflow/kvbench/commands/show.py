@@ -108,24 +108,33 @@ def _kv_facts(path: Path, record: Mapping[str, Any]) -> Iterator[tuple[str, str]
 
 def _ratios(path: Path, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Paired ratios to the reference, its control and the uncached cell, from records beside this."""
-    from kvbench import records
-    from kvbench.analysis import metrics
+    from kvbench import commands
+    from kvbench.analysis import comparing, metrics
+    from kvbench.records.identity import CONTROL
+    from kvbench.strategies import REFERENCE
 
     own = metrics.repeats(record)
-    for name in ("dynamic", "control", "none"):
-        other = path.parent.parent / name / path.name
-        if name == record["cell"]["strategy"] or not other.is_file():
+    others = {}
+    for name in (REFERENCE, CONTROL, "none"):
+        found = record if name == record["cell"]["strategy"] else commands.beside(path, name)
+        if found is not None and (found.get("block") or {}).get("id") == own.block:
+            others[name] = found
+    twice = [[others[name]] if name in others else [] for name in (REFERENCE, CONTROL)]
+    for name, other in others.items():
+        if other is record:
             continue
-        beside = records.read(other)
-        if beside["status"] != "ok" or (beside.get("block") or {}).get("id") != own.block:
-            continue
-        found = metrics.compare([own], [metrics.repeats(beside)])
-        low, high = found.interval.low, found.interval.high
-        ends = "one run" if math.isnan(low) else f"[{low:.3f}, {high:.3f}] in {found.rounds} rounds"
-        why = metrics.why_not_judged(found.rounds, found.blocks, metrics.Evidence())
+        compared = metrics.compare([own], [metrics.repeats(other)])
+        low, high = compared.interval.low, compared.interval.high
+        ends = "one run"
+        if not math.isnan(low):
+            ends = (
+                f"[{low:.3f}, {high:.3f}] in {compared.rounds} rounds; would have found "
+                f"{100 * compared.smallest_difference:.1f} %"
+            )
+        why = comparing.why_not(compared, *twice)
         yield (
             f"time over {name}",
-            f"{found.value:.3f} {ends}{f'; no verdict: {why}' if why else ''}",
+            f"{compared.value:.3f} {ends}{f'; no verdict: {why}' if why else ''}",
         )
 
 

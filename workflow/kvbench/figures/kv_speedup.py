@@ -177,7 +177,9 @@ def _panel(
             place, centre = centres[name] + offset, float(row[drawn])
             stem = drawn.removesuffix("_ratio")
             low, high = row.get(f"{stem}_ci_low"), row.get(f"{stem}_ci_high")
-            if pd.notna(low) and pd.notna(high) and pd.isna(row.get("not_judged")):
+            # The reference's second run carries a verdict where its ratios do.
+            why_not = row.get("not_judged" if drawn != column else selection.NOT_JUDGED[column])
+            if pd.notna(low) and pd.notna(high) and pd.isna(why_not):
                 ax.plot([low, high], [place, place], color=look.colour, linewidth=1.2)
                 seen.extend([float(low), float(high)])
             headline = row["scenario"] == selection.HEADLINE_SCENARIO

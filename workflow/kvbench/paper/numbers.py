@@ -37,6 +37,7 @@ MEASURES = {
     "speedup_vs_dynamic": ("speedup_vs_dynamic", "x"),
     "control": ("control_ratio", "x"),
     "smallest_difference": ("smallest_difference", ""),
+    "smallest_difference_vs_none": ("smallest_difference_vs_none", ""),
     "tokens_match": ("tokens_match_reference", ""),
     "roofline_fraction": ("roofline_fraction", ""),
     "cold_e2e": ("cold_e2e_s", "s"),
@@ -93,7 +94,7 @@ def _measure(row: Mapping[str, Any] | None, measure: str, cells: Sequence[str]) 
         return Value(None, unit=unit, cells=tuple(cells))
     stem = column.removesuffix("_median").removesuffix("_ratio")
     ends = (_number(row.get(f"{stem}_ci_low")), _number(row.get(f"{stem}_ci_high")))
-    if column.startswith("speedup_") and _text(row.get("not_judged")):
+    if column in selection.NOT_JUDGED and _text(row.get(selection.NOT_JUDGED[column])):
         # Too few rounds, or a control that is off: a value from which nothing is concluded.
         ends = (None, None)
     digits = digits_for(value, 4 if unit == "s" and value >= 1 else 3)
@@ -167,7 +168,6 @@ def kv_values(
     InputError
         If two numbers would get the same name.
     """
-    summary = _judged_over_none(summary)
     out = _Writer(samples)
     environment = environment or {}
     machines = selection.machines(summary)
@@ -201,19 +201,6 @@ def kv_values(
         out.put(name, entry)
     _provenance(out, summary, environment)
     return out.values
-
-
-def _judged_over_none(summary: pd.DataFrame) -> pd.DataFrame:
-    """The summary without intervals over ``none`` where the rounds of ``none`` carry no verdict."""
-    if "not_judged" not in summary:
-        return summary
-    group = ["machine", "model", "device", "dtype", "scenario"]
-    control = summary[(summary["strategy"] == "none") & summary["not_judged"].notna()]
-    unjudged = set(control[group].itertuples(index=False, name=None))
-    hit = [key in unjudged for key in summary[group].itertuples(index=False, name=None)]
-    found = summary.copy()
-    found.loc[hit, ["speedup_vs_none_ci_low", "speedup_vs_none_ci_high"]] = math.nan
-    return found
 
 
 def _machine_values(

@@ -148,9 +148,7 @@ class StaticLoopSession(Session):
             # Tuned by trying: one row times a matrix is nothing but reading it, and the compiler's first
             # guess reads with too few warps.
             tuned = {"coordinate_descent_tuning": device.type == "cuda"}
-            self._step = torch.compile(
-                self._decode, dynamic=False, fullgraph=True, options=tuned
-            )
+            self._step = torch.compile(self._decode, dynamic=False, fullgraph=True, options=tuned)
 
     def _decode(self) -> None:
         """Decode one token in place: read token and position, write the next ones."""

@@ -32,8 +32,9 @@ SCENARIO_WORDS = ("headline", "sweep", "conversation")
 FILTERS = ("model", "device", "dtype")
 #: Why a number without an interval is not judged.
 NO_INTERVAL = "one run, or too few to show their spread"
-#: Columns of the summary that stand for a comparison of times.
-SPEEDUPS = ("speedup_vs_none", "speedup_vs_dynamic")
+#: Columns of the summary that stand for a comparison of times, to the end of the names of those that
+#: say what it rests on.
+SPEEDUPS = {"speedup_vs_none": "_vs_none", "speedup_vs_dynamic": ""}
 
 
 @dataclass(frozen=True)
@@ -290,14 +291,15 @@ def of_row(
     if column not in SPEEDUPS:
         why_not = NO_INTERVAL if math.isnan(interval.low) else None
         return Found(interval, None, spot, cells, why_not=why_not)
-    told = row.get("not_judged")
+    end = SPEEDUPS[column]
+    told, rounds = row.get(f"not_judged{end}"), row.get(f"rounds{end}")
     return Found(
         interval,
         None,
         spot,
         cells,
-        int(row["rounds"]) if pd.notna(row.get("rounds")) else 0,
+        int(rounds) if pd.notna(rounds) else 0,
         int(row["blocks"]) if pd.notna(row.get("blocks")) else 0,
-        float(row.get("smallest_difference", math.nan)),
+        float(row.get(f"smallest_difference{end}", math.nan)),
         str(told) if told is not None and pd.notna(told) else None,
     )
