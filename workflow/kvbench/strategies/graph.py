@@ -6,7 +6,7 @@ import importlib.util
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from kvbench import physics
 from kvbench.inputs.models import LoadedModel
@@ -19,7 +19,23 @@ from kvbench.strategies.static import GENERATED, LIBRARY, name_the_compilers_cac
 if TYPE_CHECKING:
     import torch
 
+#: Settings of the compiler for a step on a GPU. Each was tried on an H100 with one conversation of the 1B
+#: geometry: choosing among more shapes of a kernel, several small kernels in one launch, and a kernel that
+#: starts before the one before it has ended (programmatic dependent launch).
+_TRIED = {"max_autotune_pointwise": True, "combo_kernels": True, "triton.enable_pdl": True}
+
 _NO_POSITIONS = "static_graph needs a model that takes the positions of its tokens"
+
+
+def _settings(device: str) -> dict[str, Any]:
+    """How torch.compile generates the step on a device; settings that this torch has not are left out."""
+    from torch._inductor import config
+
+    from kvbench.engines.inductor import generated_products
+
+    known = config.get_config_copy() if device == "cuda" else {}
+    tried = {name: value for name, value in _TRIED.items() if name in known}
+    return {"post_grad_custom_pre_pass": generated_products(), **tried}
 
 
 @dataclass(frozen=True)
@@ -145,10 +161,9 @@ class StaticLoopSession(Session):
         self._graph: torch.cuda.CUDAGraph | None = None
         self._step: Callable[[], None] = self._decode
         if generated:
-            # Tuned by trying: one row times a matrix is nothing but reading it, and the compiler's first
-            # guess reads with too few warps.
-            tuned = {"coordinate_descent_tuning": device.type == "cuda"}
-            self._step = torch.compile(self._decode, dynamic=False, fullgraph=True, options=tuned)
+            self._step = torch.compile(
+                self._decode, dynamic=False, fullgraph=True, options=_settings(device.type)
+            )
 
     def _decode(self) -> None:
         """Decode one token in place: read token and position, write the next ones."""

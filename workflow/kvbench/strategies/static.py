@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from kvbench import physics
 from kvbench.inputs.models import LoadedModel
@@ -21,6 +21,9 @@ from kvbench.strategies.base import (
     allocated_static_cache,
 )
 from kvbench.strategies.options import option
+
+if TYPE_CHECKING:
+    from transformers import Cache
 
 #: First version of transformers whose Bloom fails on a static cache, and the first that does not again,
 #: of those that were tried: 5.17 runs it, 5.18 and 5.20 do not, 5.23 does.
@@ -153,4 +156,23 @@ class OffloadedStatic(Strategy):
     def session(self, model: LoadedModel, max_length: int, batch: int = 1) -> Session:
         """Open a conversation; see :meth:`Strategy.session`."""
         cache = allocated_static_cache(model, max_length, batch, offloading=True)
+        fetch_in_order(cache)
         return PersistentCacheSession(model, cache, self.chunk)
+
+
+def fetch_in_order(cache: Cache) -> None:
+    """Let a layer be fetched only when what was asked of the GPU before has been done.
+
+    Fetching has a stream of its own, and takes the memory of the layer that has just been given back,
+    which attention may still be reading. Before version 5.23 the library did not wait for it there, and a
+    busy GPU gave wrong tokens; with those that do, to wait twice costs nothing.
+    """
+    import torch
+
+    fetch = cache.prefetch
+
+    def in_order(*given: Any) -> None:
+        cache.prefetch_stream.wait_stream(torch.cuda.current_stream())
+        fetch(*given)
+
+    cache.prefetch = in_order
