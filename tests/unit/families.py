@@ -190,8 +190,8 @@ _SMALL_LATENT = {key: value for key, value in _SMALL.items() if key != "head_dim
 }
 
 #: Families that the physics module does not describe, drawn at random from the library's own list
-#: (seeds 2025, 2026, 1126, 2611; those whose smallest model is not small, or holds pictures, were tried by
-#: hand).
+#: (seeds 2025, 2026, 1126, 2611, 2612; those whose smallest model is not small, or holds pictures, were
+#: tried by hand).
 UNKNOWN: dict[str, dict[str, Any]] = {
     "vaultgemma": _SMALL | _ALTERNATING | {"query_pre_attn_scalar": 16},
     "cohere2_moe": _SMALL | _ALTERNATING,
@@ -259,6 +259,35 @@ UNKNOWN: dict[str, dict[str, Any]] = {
     "apertus": _SMALL,
     "aria_text": _SMALL | {"moe_num_experts": 4, "moe_topk": 2, "moe_num_shared_experts": 1},
     "xlm-roberta": _PLAIN | {"hidden_size": 64, "is_decoder": True, "type_vocab_size": 1},
+    # Seed 2612.
+    "glm": _SMALL,
+    "reformer": _OLD
+    | {
+        "hidden_size": 64,
+        "num_attention_heads": 4,
+        "attention_head_size": 16,
+        "feed_forward_size": 64,
+        "attn_layers": ["local", "local"],
+        "local_attn_chunk_length": 16,
+        "axial_pos_embds": False,
+        "is_decoder": True,
+        "max_position_embeddings": 512,
+    },
+    "arcee": _SMALL,
+    "granite": _SMALL,
+    "flex_olmo": _SMALL,
+    "falcon_mamba": _OLD
+    | {"hidden_size": 64, "num_hidden_layers": 2, "state_size": 8, "expand": 2, "conv_kernel": 4},
+    "xmod": _SMALL
+    | {
+        "is_decoder": True,
+        "type_vocab_size": 1,
+        "languages": ["en_XX"],
+        "default_language": "en_XX",
+    },
+    "phimoe": _SMALL | {"num_local_experts": 4},
+    "mpt": _OLD | {"d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": 512},
+    "helium": _SMALL,
 }
 
 

@@ -140,7 +140,7 @@ class Cell:
         if self._turns is None:
             self._turns = script(documents.read_json(self._job.prompts_file), cell)
         if self._turns.batch > 1 and (
-            reason := self._strategy.misfit_batch(self._model, self._turns.lengths)
+            reason := self._strategy.available_batch(self._model, self._turns.lengths)
         ):
             raise Unsupported(reason)
         self.known = [Known() for _ in self._turns.requests]

@@ -279,6 +279,18 @@ class Strategy:
         """Return why prompts of ``equal`` or ``mixed`` lengths cannot go together here, or None."""
         return None
 
+    def available_batch(self, model: LoadedModel, lengths: str) -> str | None:
+        """Return why several requests cannot go together here, in one sentence, or None when they can.
+
+        A model of a family that nobody has tried is tried here too: what it makes of padding is its own.
+        """
+        reason = self.misfit_batch(model, lengths)
+        if reason is None and not shape.known(model):
+            from kvbench.strategies import trial
+
+            reason = trial.batch_outcome(self, model, lengths)
+        return reason
+
     def small(self) -> Strategy:
         """The same strategy with sizes so small that a short conversation reaches them."""
         return replace(self, prefill_chunk=min(self.prefill_chunk, _SMALL_CHUNK))

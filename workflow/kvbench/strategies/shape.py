@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 from collections.abc import Collection, Sequence
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +27,23 @@ KINDS = {
     "other": "a cache of their own kind",
 }
 
+#: Oldest and newest release of transformers with which the tests of all known families were run.
+CHECKED_VERSIONS = ((5, 15), (5, 23))
+
 
 def cache_argument(model: LoadedModel) -> str | None:
-    """Name under which the model's forward pass takes a cache, or None if it takes none."""
-    names = inspect.signature(model.model.forward).parameters
-    return next((name for name in ("past_key_values", "cache_params") if name in names), None)
+    """Name under which the model's forward pass takes a cache, or None if it takes none.
+
+    From transformers 5.24 on it is ``cache`` everywhere. Earlier, and in XLM still, that is the name of a
+    mapping of a family's own, which the annotation tells apart.
+    """
+    taken = inspect.signature(model.model.forward).parameters
+    for name in ("past_key_values", "cache_params"):
+        if name in taken:
+            return name
+    if "cache" in taken and "dict" not in str(taken["cache"].annotation):
+        return "cache"
+    return None
 
 
 def architecture(model: LoadedModel) -> Architecture | None:
@@ -44,9 +57,21 @@ def architecture(model: LoadedModel) -> Architecture | None:
 def known(model: LoadedModel) -> bool:
     """Whether the family is one whose tokens and bytes are checked in the tests, strategy by strategy.
 
-    A decoder of a known family inside a model with more parts is not: the parts around it may matter.
+    A decoder of a known family inside a model with more parts is not: the parts around it may matter. Nor
+    is any family with a transformers outside :data:`CHECKED_VERSIONS`: a release may break one strategy of
+    one family, as 5.24 did the paged cache of OPT.
     """
-    return model.model.config.model_type in FAMILIES and architecture(model) is not None
+    version = library_version()
+    checked = version is not None and CHECKED_VERSIONS[0] <= version <= CHECKED_VERSIONS[1]
+    return checked and model.model.config.model_type in FAMILIES and architecture(model) is not None
+
+
+def library_version() -> tuple[int, ...] | None:
+    """The first two numbers of the version of transformers; None where it is not installed."""
+    try:
+        return tuple(map(int, metadata.version("transformers").split(".")[:2]))
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def layer_kinds(model: LoadedModel) -> tuple[str, ...]:

@@ -7,13 +7,13 @@ import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from kvbench import physics
 from kvbench.inputs.models import LoadedModel
 from kvbench.physics import Architecture, Traffic
+from kvbench.strategies import shape
 from kvbench.strategies.base import (
     PersistentCacheSession,
     Session,
@@ -45,7 +45,7 @@ class Static(Strategy):
     def unfit(self, kinds: Sequence[str], arch: Architecture | None) -> str | None:
         """Some versions of the library give Bloom's alibi a mask that it cannot read."""
         if arch is not None and arch.family == "bloom":
-            version = _library_version()
+            version = shape.library_version()
             if version is not None and _BLOOM_FAILS[0] <= version < _BLOOM_FAILS[1]:
                 return (
                     f"{self.id}: transformers {version[0]}.{version[1]} cannot run Bloom on a static "
@@ -123,14 +123,6 @@ class StaticCompiled(Static):
         return PersistentCacheSession(
             model, cache, self.chunk, disable_compile=False, compile_config=config
         )
-
-
-def _library_version() -> tuple[int, ...] | None:
-    """The first two numbers of the library's version; None where it is not installed."""
-    try:
-        return tuple(map(int, metadata.version("transformers").split(".")[:2]))
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def name_the_compilers_cache() -> None:
