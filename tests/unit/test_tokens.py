@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,47 @@ def test_a_template_that_cannot_be_used_is_one_line(tokenizer):
     never = "{{ raise_exception('Only tools\nhere') }}"
     with pytest.raises(InputError, match=r"^chat_template: Only tools here$"):
         tokens.conversation_prompts(templated(tokenizer, never), TALK)
+
+
+@pytest.mark.parametrize(
+    "reading",
+    [
+        "{% for part in m.content %}{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}",
+        "{{ m.content[0]['text'] }}",
+        "{{ (m.content | map(attribute='text') | list)[0].strip() }}",
+    ],
+)
+@pytest.mark.parametrize("turns", [1, 3])
+def test_a_template_that_reads_contents_in_parts_gets_parts(tokenizer, reading, turns):
+    """A plain text has no parts: its question would be lost without an error."""
+    scenario = replace(TALK, turns=TALK.turns[:turns])
+    plain = tokens.conversation_prompts(templated(tokenizer, _MESSAGES), scenario)
+    parts = _MESSAGES.replace("{{ m.content | trim }}", reading)
+    assert tokens.conversation_prompts(templated(tokenizer, parts), scenario) == plain
+
+
+def test_a_template_that_never_says_the_question_is_refused(tokenizer):
+    deaf = "{% for m in messages[:-1] %}{{ m.content }}{% endfor %}<|assistant|>"
+    with pytest.raises(InputError, match="any question would get the same prompt"):
+        tokens.conversation_prompts(templated(tokenizer, deaf), replace(TALK, turns=TALK.turns[:1]))
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ({"rag": _MESSAGES, "tool_use": _MESSAGES}, "multiple chat templates with no default"),
+        ("{{ 'a' + 1 }}" + _MESSAGES, "TypeError: can only concatenate str"),
+        (
+            "{% if messages | length > 3 %}{{ raise_exception('one turn only') }}{% endif %}"
+            + _MESSAGES,
+            "one turn only",
+        ),
+    ],
+)
+def test_whatever_a_template_raises_is_one_line(tokenizer, template, words):
+    with pytest.raises(InputError, match=f"^chat_template: .*{words}") as caught:
+        tokens.conversation_prompts(templated(tokenizer, template), TALK)
+    assert "\n" not in str(caught.value)
 
 
 # Dates ----------------------------------------------------------------------------------------

@@ -88,15 +88,57 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str:
     """Text of a conversation up to where the assistant speaks next.
 
     Without a chat template (base models) every message is a line ``role: content``, and ``assistant:``
-    stands at the end.
+    stands at the end. A template that reads contents as lists of parts, as those of models with pictures
+    do, is given such lists.
+
+    Raises
+    ------
+    InputError
+        The template cannot be rendered with these messages, or says the same whatever is asked last.
     """
     if tokenizer.chat_template is None:
         lines = [f"{message['role']}: {message['content']}\n" for message in messages]
         return "".join(lines) + "assistant:"
-    with _stopped_clock():
-        return tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=True
-        )
+    refusals = []
+    for content in (str, _in_parts):
+        try:
+            text = _applied(tokenizer, messages, content)
+            if messages[-1]["content"].strip() in text:
+                return text
+            # Some templates rewrite what they are given; one that does not even read it is of no use.
+            other = [*messages[:-1], {**messages[-1], "content": MARK}]
+            if _applied(tokenizer, other, content) != text:
+                return text
+        except InputError as error:
+            refusals.append(error)
+    if refusals:
+        raise refusals[0]
+    raise InputError(
+        "chat_template: the last message does not stand in it, so that any question would get the same "
+        "prompt"
+    )
+
+
+def _in_parts(content: str) -> list[dict[str, str]]:
+    """A message's content as the library's models with pictures take it."""
+    return [{"type": "text", "text": content}]
+
+
+def _applied(
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, content: Callable[[str], Any]
+) -> str:
+    """Text of the chat template, with each message's content in the form that ``content`` gives it."""
+    from jinja2 import TemplateError
+
+    given = [{**message, "content": content(message["content"])} for message in messages]
+    try:
+        with _stopped_clock():
+            return tokenizer.apply_chat_template(given, tokenize=False, add_generation_prompt=True)
+    except Exception as error:
+        # A template is a program of somebody else's: it may raise anything, on purpose or not.
+        words = " ".join(str(error).split())[:200]
+        kind = "" if isinstance(error, (TemplateError, ValueError)) else f"{type(error).__name__}: "
+        raise InputError(f"chat_template: {kind}{words}") from None
 
 
 @contextmanager
@@ -134,19 +176,14 @@ def opening(
     apart = [{"role": "system", "content": system}, asked]
     if tokenizer.chat_template is None:
         return apart, OWN_MESSAGE
-    from jinja2 import TemplateError
-
     try:
         if system.strip() in render(tokenizer, apart):
             return apart, OWN_MESSAGE
-    except TemplateError:
+    except InputError:
         # The template says that it has no such role.
         pass
     joined = [{"role": "user", "content": f"{system.strip()}\n\n{question}"}]
-    try:
-        render(tokenizer, joined)
-    except TemplateError as error:
-        raise InputError(f"chat_template: {' '.join(str(error).split())}") from None
+    render(tokenizer, joined)
     return joined, BEFORE_QUESTION
 
 
