@@ -18,6 +18,7 @@ import pytest
 from kvbench import physics, strategies
 from kvbench.errors import InputError
 from kvbench.measurement.memory import cache_bytes
+from kvbench.strategies import static
 from kvbench.strategies.graph import StaticLoopSession
 
 WORKFLOW = Path(__file__).resolve().parents[2] / "workflow"
@@ -426,3 +427,26 @@ def test_a_user_without_a_name_gets_a_folder_for_what_is_compiled(monkeypatch):
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
     static.name_the_compilers_cache()
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"].endswith(f"torchinductor_{os.getuid()}")
+
+
+def test_an_offloaded_static_layer_is_fetched_behind_the_work_that_was_asked_before(monkeypatch):
+    import torch
+
+    asked: list[object] = []
+
+    class Stream:
+        def wait_stream(self, other):
+            asked.append(("waits for", other))
+
+    class Cache:
+        prefetch_stream = Stream()
+
+        def prefetch(self, *given):
+            asked.append(("fetches", *given))
+
+    cache = Cache()
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "the work")
+    monkeypatch.setattr(static, "allocated_static_cache", lambda *_, **__: cache)
+    strategies.get("offloaded_static").session(None, MAX_LENGTH)
+    cache.prefetch(3, False)
+    assert asked == [("waits for", "the work"), ("fetches", 3, False)]

@@ -44,6 +44,7 @@ _NAMES = {
     selection.HERE: "this machine",
     "epyc-genoa-2core": "EPYC Genoa",
     "epyc-turin-2core": "EPYC Turin",
+    "h100-16core": "H100",
     "h200-16core": "H200",
     "embedded": "embedded model",
     "llama-3.2-1b": "Llama-3.2-1B",
