@@ -138,10 +138,20 @@ def test_the_neighbour_is_gone_when_the_measurement_fails():
 
 def test_a_cells_share_of_its_block_is_what_is_judged(capsys):
     cell_cost = bench("cell_cost")
-    cell_cost.report({2: [2.0 + i / 100 for i in range(6)], 4: [2.2 + i / 100 for i in range(6)]})
-    assert capsys.readouterr().out.splitlines()[-1].startswith("bound: not met: ")
-    cell_cost.report({2: [0.9 + i / 100 for i in range(6)], 4: [1.1 + i / 100 for i in range(6)]})
-    assert capsys.readouterr().out.splitlines()[-1].startswith("bound: met: ")
+
+    def verdict(two: float, four: float) -> str:
+        found = {2: [two + i / 100 for i in range(6)], 4: [four + i / 100 for i in range(6)]}
+        cell_cost.report(found, [four + 2.0] * 6, [4] * 20)
+        return capsys.readouterr().out.splitlines()[-2]
+
+    assert verdict(2.0, 2.2).startswith("bound: not met: ")
+    assert verdict(0.9, 1.1).startswith("bound: met: ")
+
+
+@pytest.mark.parametrize(("blocks", "verdict"), [(2, "not met"), (40, "met")])
+def test_all_cells_of_a_run_share_the_start_of_its_first_block(capsys, blocks, verdict):
+    bench("cell_cost").report({2: [0.5] * 6, 4: [0.8] * 6}, [2.8] * 6, [4] * blocks)
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"bound: {verdict}: ")
 
 
 def test_the_harness_is_judged_by_undisturbed_rounds_alone(capsys):

@@ -12,14 +12,14 @@ import time
 from pathlib import Path
 
 import pytest
-from kvbench import checkout
+from kvbench import checkout, processes
 from kvbench.errors import InputError
 
 
 @pytest.fixture(autouse=True)
 def given_back(monkeypatch):
     """Give the locks back that a test takes, and keep its environment."""
-    monkeypatch.setenv(checkout._OWNER, "")
+    monkeypatch.setenv(processes.RUN, "")
     yield
     while checkout._held:
         os.close(checkout._held.pop())
@@ -201,7 +201,7 @@ def test_temporary_folders_of_another_machine_stay_noted_for_it(left, monkeypatc
 _RUN = """
 import sys
 from pathlib import Path
-from kvbench import checkout
+from kvbench import checkout, processes
 checkout.enter(Path(sys.argv[1]))
 print(len(list((Path(sys.argv[1]) / ".snakemake/runs").iterdir())))
 """
@@ -231,7 +231,7 @@ def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path):
 
 _JOB = """
 import subprocess, sys
-from kvbench import checkout
+from kvbench import checkout, processes
 from kvbench.errors import InputError
 checkout.follow()
 job = subprocess.Popen([sys.executable, "-c", "import time; print('ready', flush=True); time.sleep(600)"])
@@ -286,7 +286,7 @@ def test_a_job_and_what_it_started_end_with_their_snakemake():
         [sys.executable, "-c", _JOB],
         env={
             **os.environ,
-            checkout._OWNER: f"{socket.gethostname()}:{owner.pid}",
+            processes.RUN: f"{socket.gethostname()}:{owner.pid}",
             "PYTHONPATH": library,
         },
         stdout=subprocess.PIPE,

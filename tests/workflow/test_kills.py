@@ -70,11 +70,15 @@ def finish(folder: Path) -> subprocess.CompletedProcess:
 
 
 def processes_in(folder: Path) -> dict[int, str]:
-    """Every living process that works in the folder, with its command."""
+    """Every living process that works in the folder, or elsewhere for a run in it, with its command."""
+    # No other run has this variable; it is set before a run's first process begins.
+    lock = f"KVBENCH_LOCK={environment(folder)['KVBENCH_LOCK']}".encode()
     found = {}
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if (path / "cwd").readlink() == folder and checkout._lives(int(path.name)):
+            here = (path / "cwd").readlink() == folder
+            here = here or lock in (path / "environ").read_bytes().split(b"\0")
+            if here and checkout._lives(int(path.name)):
                 found[int(path.name)] = (
                     (path / "cmdline").read_bytes().replace(b"\0", b" ").decode()
                 )

@@ -20,12 +20,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from kvbench import processes
 from kvbench.errors import InputError
 
 #: Seconds between asking a job to end and ending it.
 _GRACE_S = 8.0
-#: Names the Snakemake that a job belongs to, as ``<host>:<process>``.
-_OWNER = "KVBENCH_RUN"
 #: Where every Snakemake in a checkout holds a shared lock as long as it lives.
 _PRESENCE = Path(".snakemake", "presence")
 #: One file for each Snakemake that lives in a checkout, on whatever machine: who it is. Locks may not
@@ -90,7 +89,7 @@ def enter(folder: Path = Path(), temporary: Path | None = None) -> list[str]:
     except OSError:
         # A folder that cannot be written, or has no locks: Snakemake says what it needs itself.
         return []
-    os.environ[_OWNER] = f"{socket.gethostname()}:{os.getpid()}"
+    os.environ[processes.RUN] = f"{socket.gethostname()}:{os.getpid()}"
     return told
 
 
@@ -292,7 +291,7 @@ def leftovers(folder: Path) -> Iterator[Path]:
 
 def lead() -> None:
     """Let the jobs below this process belong to it: on a cluster's node it stands alone."""
-    os.environ[_OWNER] = f"{socket.gethostname()}:{os.getpid()}"
+    os.environ[processes.RUN] = f"{socket.gethostname()}:{os.getpid()}"
 
 
 def follow() -> None:
@@ -301,7 +300,7 @@ def follow() -> None:
     A job that outlives its Snakemake would measure on beside the next run. Nothing wakes up until
     then: a thread waits for the kernel to say so. Without such a facility jobs end by themselves.
     """
-    host, _, number = os.environ.get(_OWNER, "").rpartition(":")
+    host, _, number = os.environ.get(processes.RUN, "").rpartition(":")
     if host != socket.gethostname() or not hasattr(os, "pidfd_open"):
         return
     try:

@@ -16,6 +16,8 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
+#: Names the Snakemake that a job belongs to, as ``<host>:<process>``.
+RUN = "KVBENCH_RUN"
 #: Seconds that a process is given to end by itself.
 STOP_S = 5.0
 
@@ -49,6 +51,22 @@ def end_with_parent() -> None:
     """Ask the kernel to end this process, by SIGTERM, when its parent is killed (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def run_of_this() -> int | None:
+    """The Snakemake on this machine that began this process, or one above it; None where there is none."""
+    host, _, number = os.environ.get(RUN, "").rpartition(":")
+    if host != socket.gethostname() or not number.isdigit():
+        return None
+    above = os.getpid()
+    with suppress(OSError, ValueError):
+        while above > 1:
+            # The name, in brackets, may hold blanks.
+            stat = Path(f"/proc/{above}/stat").read_text()
+            above = int(stat.rpartition(")")[2].split()[1])
+            if above == int(number):
+                return above
+    return None
 
 
 def free_port() -> int:

@@ -1,4 +1,4 @@
-"""Starting fast: every job is a fresh process, so what it imports is paid for in every cell."""
+"""Starting fast: what a process imports is paid for wherever one begins afresh."""
 
 from __future__ import annotations
 
