@@ -14,7 +14,7 @@ import synthetic_kv
 import yaml
 from kvbench import studies
 from kvbench.analysis import claims, metrics, paired
-from kvbench.analysis.claims import Bound, Claim
+from kvbench.analysis.claims import Bound, Claim, pages
 from kvbench.analysis.claims.measured import NO_INTERVAL
 from kvbench.analysis.metrics import Evidence
 from kvbench.analysis.statistics import Interval
@@ -466,6 +466,18 @@ def test_the_ratio_of_two_values_takes_the_wider_interval(monkeypatch):
     measure = {"kind": "study", "study": "s", "value": "s_slow", "over": "s_fast"}
     row = judge(measure, empty_tables(), None, table)
     assert (row["value"], row["ci_low"], row["ci_high"]) == (5.0, 2.25, 11.0)
+
+
+def test_a_comparison_of_a_study_says_what_it_rests_on_and_would_have_found(monkeypatch):
+    from kvbench.paper.values import Value
+
+    given = {"s_gain": Value(1.2, (1.1, 1.3), rounds=40, smallest_difference=0.12)}
+    fake = type("Fake", (), {"values": staticmethod(lambda _table: given)})
+    monkeypatch.setattr(studies, "get", lambda name: fake)
+    table = {"s": pd.DataFrame([{"machine": "here", "cell": "c", "status": "ok", "reason": None}])}
+    row = judge({"kind": "study", "study": "s", "value": "s_gain"}, empty_tables(), None, table)
+    assert (row["rounds"], row["smallest_difference"]) == (40, 0.12)
+    assert pages.seen_text(row) == "12 %"
 
 
 def test_a_further_table_is_judged_by_its_worst_row():

@@ -32,6 +32,7 @@ def summary(windows=WINDOWS, **changed) -> pd.DataFrame:
             "speedup_vs_dynamic": 1 / mib,
             "speedup_vs_dynamic_ci_low": 0.8 / mib,
             "speedup_vs_dynamic_ci_high": 1.25 / mib,
+            "not_judged": None,
         }
         | changed
         for window, mib in windows.items()
@@ -94,6 +95,13 @@ def test_the_panels_are_bytes_time_over_dynamic_and_divergence():
     low, high = time.collections[0].get_segments()[2][:, 1]
     assert (low, high) == pytest.approx((2 / 1.25, 2 / 0.8))
     assert list(loss.lines[0].get_ydata()) == pytest.approx([1 / 64, 1 / 256, 1 / 1024])
+
+
+def test_a_ratio_that_may_not_be_judged_has_no_bar():
+    table = summary(not_judged="not enough rounds: 3 of 10")
+    _, time, _ = panels(kv_options.draw(table, quality()))
+    assert list(time.lines[0].get_ydata()) == pytest.approx([0.5, 1.0, 2.0])
+    assert not any(len(part) for part in time.collections[0].get_segments())
 
 
 def test_a_sweep_without_quality_says_that_it_was_not_measured():

@@ -36,6 +36,7 @@ CLAIMS = [
         "value": 5.9,
         "ci_low": 5.8,
         "ci_high": 6.0,
+        "smallest_difference": 0.031,
         "verdict": "reproduced",
         "reason": np.nan,
     },
@@ -328,6 +329,24 @@ def test_claims_stand_in_the_appendix_with_document_interval_and_verdict(values,
     assert "has no column" not in english
     assert "[5,80; 6,00]" in portuguese and "5,36$\\times$" in portuguese
     assert "S1: KV-cache tutorial notebook" in english
+    assert r"sees 3.1\,\%" in english and r"enxerga 3,1\,\%" in portuguese
+
+
+@pytest.mark.parametrize(
+    ("ends", "said"),
+    [
+        ((1.02, 1.06), "Paired within rounds, a request takes"),
+        ((0.94, 0.98), "nevertheless takes only"),
+        ((0.98, 1.06), "that gain is not visible"),
+        (None, "The rounds were too few to see that gain"),
+    ],
+)
+def test_what_a_second_level_gains_is_said_by_its_paired_ratio(values, write, ends, said):
+    """The intervals of two means overlap here, whatever the ratio within rounds shows."""
+    named = [name for name in values if name.startswith("layered_")]
+    told = values | {name: Value(1.0, (0.5, 1.5)) for name in named}
+    told["layered_l1_gain_over_l2"] = Value(1.0, ends)
+    assert said in flat(write(told)["app_section"])
 
 
 def test_what_was_not_tested_is_listed_with_its_reason(values, write):

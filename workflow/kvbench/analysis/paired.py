@@ -82,10 +82,12 @@ class Paired:
         ``(t(0.975) + t(0.90)) * error`` on the logarithm: the usual approximation of the power of
         Student's test (Cohen, 1988, section 2.5), near enough from ten rounds on.
         """
-        if not self.freedom:
-            return math.nan
-        reach = _student(1 - _ALPHA / 2, self.freedom) + _student(_POWER, self.freedom)
-        return math.expm1(reach * self.error)
+        return math.expm1(found_from(self.error, self.freedom)) if self.freedom else math.nan
+
+
+def found_from(error: float, freedom: float) -> float:
+    """From where on a difference is found nine times out of ten, by its standard error; in its unit."""
+    return (_student(1 - _ALPHA / 2, freedom) + _student(_POWER, freedom)) * error
 
 
 @cache

@@ -39,7 +39,11 @@ def draw(summary: pd.DataFrame, quality: pd.DataFrame) -> Figure:
         size.set_ylabel("KV cache (MiB)")
         size.set_ylim(bottom=0)
         # A ratio of speeds is turned over: its ends change places.
-        ends = (1 / rows["speedup_vs_dynamic_ci_high"], 1 / rows["speedup_vs_dynamic_ci_low"])
+        # One from which nothing may be concluded has none.
+        judged = rows["not_judged"].isna()
+        ends = tuple(
+            1 / rows[f"speedup_vs_dynamic_ci_{end}"].where(judged) for end in ("high", "low")
+        )
         _curve(time, rows["value"], 1 / rows["speedup_vs_dynamic"], ends)
         time.axhline(1, color="0.6", linewidth=0.7)
         time.set_ylabel("E2E latency over dynamic")

@@ -427,6 +427,8 @@ def read_values(path: Path) -> dict[str, Value]:
                 unit=entry["unit"],
                 digits=int(entry["digits"]),
                 cells=tuple(entry["cells"]),
+                rounds=entry.get("rounds"),
+                smallest_difference=entry.get("smallest_difference"),
             )
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise InputError(
@@ -761,6 +763,7 @@ def _claim(row: Mapping[str, Any], lang: str) -> dict[str, Any]:
             unit=str(row.get("unit") or ""),
             digits=digits_for(value),
         ),
+        "smallest": _number(row.get("smallest_difference")),
         "verdict": str(row["verdict"]),
         "reason": reason_text({"reason": row.get("reason")}, lang),
     }

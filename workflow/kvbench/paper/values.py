@@ -22,6 +22,10 @@ class Value:
         Decimals to print; rounding happens only when the value is rendered.
     cells:
         Paths of the records, relative to the results folder, that the value was computed from.
+    rounds:
+        Rounds behind a comparison of times; None of anything else.
+    smallest_difference:
+        What a comparison would have shown nine times out of ten, as a share; None if unknown.
     """
 
     value: float | int | str | bool | None
@@ -29,10 +33,15 @@ class Value:
     unit: str = ""
     digits: int = 2
     cells: Sequence[str] = field(default_factory=tuple)
+    rounds: int | None = None
+    smallest_difference: float | None = None
 
     def as_json(self) -> dict:
         """Return the JSON form, with the field names of the contract."""
         record = asdict(self)
+        for name in ("rounds", "smallest_difference"):
+            if record[name] is None:
+                del record[name]
         record["ci"] = list(self.ci) if self.ci is not None else None
         record["cells"] = sorted(self.cells)
         return record

@@ -51,12 +51,17 @@ def difference(
     mean, ends = mean_interval(gaps)
     row = {name: mean, f"{name}_rounds": len(gaps)}
     if ends is not None and len(gaps) >= paired.FEWEST_ROUNDS:
-        row |= {f"{name}_ci_low": ends[0], f"{name}_ci_high": ends[1]}
+        error = float(np.std(gaps, ddof=1)) / math.sqrt(len(gaps))
+        row |= {
+            f"{name}_ci_low": ends[0],
+            f"{name}_ci_high": ends[1],
+            f"{name}_smallest_difference": paired.found_from(error, len(gaps) - 1.0),
+        }
     return row
 
 
 def columns_of(name: str, logs: Iterable[float]) -> dict[str, float]:
-    """Return the ratio as ``<name>`` with ``_ci_low``, ``_ci_high`` and ``_rounds``.
+    """Return the ratio as ``<name>`` with ``_ci_low``, ``_ci_high``, ``_smallest_difference``, ``_rounds``.
 
     Below :data:`kvbench.analysis.paired.FEWEST_ROUNDS` the ends stay empty: so few rounds do not
     show what their own spread is, and nothing may be concluded from them.
@@ -67,9 +72,16 @@ def columns_of(name: str, logs: Iterable[float]) -> dict[str, float]:
     # All arms of a study work in this process.
     found = paired.ratio([logs], one_process=True)
     row = {name: found.value, f"{name}_rounds": found.rounds}
-    if found.rounds >= paired.FEWEST_ROUNDS:
-        row |= {f"{name}_ci_low": found.interval.low, f"{name}_ci_high": found.interval.high}
-    return row
+    return row | (_ends(name, found) if found.rounds >= paired.FEWEST_ROUNDS else {})
+
+
+def _ends(name: str, found: paired.Paired) -> dict[str, float]:
+    """The interval of a ratio, and what it would have shown nine times out of ten."""
+    return {
+        f"{name}_ci_low": found.interval.low,
+        f"{name}_ci_high": found.interval.high,
+        f"{name}_smallest_difference": found.smallest_difference,
+    }
 
 
 def ratio_of_sums(
@@ -93,12 +105,9 @@ def ratio_of_sums(
     freedom = sum(part.size - 1 for part in parts if part.size > 1)
     if x.size < paired.FEWEST_ROUNDS or freedom < 1:
         return row
-    from scipy.special import stdtrit
-
     variance = sum(part.size * float(part.var(ddof=1)) for part in parts if part.size > 1)
-    reach = float(stdtrit(freedom, 0.975)) * math.sqrt(variance) / float(x.sum())
-    ends = (ratio * math.exp(-reach), ratio * math.exp(reach))
-    return row | {f"{name}_ci_low": ends[0], f"{name}_ci_high": ends[1]}
+    error = math.sqrt(variance) / float(x.sum())
+    return row | _ends(name, paired.Paired(ratio, error, float(freedom), int(x.size), 1))
 
 
 def meanings(name: str, meaning: str) -> dict[str, str]:
@@ -107,6 +116,8 @@ def meanings(name: str, meaning: str) -> dict[str, str]:
         name: f"{meaning}, paired within rounds",
         f"{name}_ci_low": f"lower end of the 95 % interval of {name}; empty below ten rounds",
         f"{name}_ci_high": f"upper end of the 95 % interval of {name}; empty below ten rounds",
+        f"{name}_smallest_difference": f"what {name} would have shown nine times out of ten, "
+        f"{'in its unit' if name.endswith('_s') else 'as a share'}; empty below ten rounds",
         f"{name}_rounds": f"rounds that {name} was computed from",
     }
 
@@ -129,7 +140,15 @@ def value(
         return Value(float(otherwise) if known else None, unit=unit, digits=digits)
     ends = tuple(row.get(f"{name}_ci_{end}", math.nan) for end in ("low", "high"))
     known = all(end is not None and math.isfinite(end) for end in ends)
-    return Value(float(held), (float(ends[0]), float(ends[1])) if known else None, unit, digits)
+    rounds, smallest = (row.get(f"{name}_{what}") for what in ("rounds", "smallest_difference"))
+    return Value(
+        float(held),
+        (float(ends[0]), float(ends[1])) if known else None,
+        unit,
+        digits,
+        rounds=int(rounds) if rounds is not None and math.isfinite(rounds) else None,
+        smallest_difference=smallest if smallest is not None and math.isfinite(smallest) else None,
+    )
 
 
 def quotient(

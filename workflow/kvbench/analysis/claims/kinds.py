@@ -362,7 +362,16 @@ class Study(Kind):
             ends = named[part].ci or ((number, number) if measure.get("exact") else None)
             intervals.append(Interval(float(number), *map(float, ends or (math.nan, math.nan))))
         if len(intervals) == 1:
-            return Found(intervals[0], None, spot, cells, why_not=_unknown(intervals[0]))
+            told = named[measure["value"]]
+            return Found(
+                intervals[0],
+                None,
+                spot,
+                cells,
+                told.rounds,
+                smallest_difference=told.smallest_difference or math.nan,
+                why_not=_unknown(intervals[0]),
+            )
         above, below = intervals
         spot += f" over {measure['over']}"
         if not (below.value > 0 and (below.low > 0 or math.isnan(below.low))):
