@@ -92,7 +92,7 @@ install-vllm: ## put the engine vLLM into .venv-vllm (3.5 GB; VLLM=vllm==0.33.0 
 
 clean: ## delete what is derived from records; measured cells and results/recorded stay
 	rm -rf results/tables results/claims results/figures results/paper results/report.*.html \
-	  results/snakemake-report.html results/manifest.json
+	  results/snakemake-report.html results/manifest.json .snakemake/drawn
 
 $(STAMP): $(LOCK) envs/build_extensions.py
 	@command -v "$(PYTHON)" >/dev/null || { \

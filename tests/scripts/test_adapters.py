@@ -436,15 +436,17 @@ def test_a_figure_is_drawn_in_three_formats_and_every_language(run, monkeypatch)
 
     for name, table in zip(("summary", "samples"), synthetic_kv.tables(), strict=True):
         gathering.write_csv(table, Path(f"{name}.csv"))
+    plan = {
+        "module": "kv_overview",
+        "tables": ["summary.csv", "samples.csv"],
+        "arguments": [],
+        "code": "1",
+    }
     run(
-        "draw_figure",
-        input=SimpleNamespace(tables=["summary.csv", "samples.csv"]),
-        params=SimpleNamespace(
-            module="kv_overview",
-            base="results/figures/kv_overview",
-            languages=["en", "pt"],
-            arguments=[],
-        ),
+        "draw_figures",
+        input=SimpleNamespace(words=[]),
+        output=Files("results/figures/kv_overview.en.svg"),
+        params=SimpleNamespace(figures={"kv_overview": plan}, languages=["en", "pt"]),
     )
     made = sorted(path.name for path in Path("results/figures").iterdir())
     assert made == [

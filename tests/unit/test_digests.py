@@ -266,7 +266,7 @@ def test_editing_the_sections_of_the_paper_redoes_values_and_text(edited):
 def test_editing_a_figure_draws_that_figure_only(edited):
     changed = edited("kvbench/figures/kv_latency.py")
     assert changed["figures"] == {"kv_latency"}
-    assert changed["scripts"] <= {"draw_figure"}
+    assert changed["scripts"] <= {"draw_figures"}
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ rule verify_recorded:
         "results/inputs/recorded.json",
     log:
         "logs/analysis/verify_recorded.log",
+    priority: 1
     conda:
         "../../envs/analysis.yaml"
     params:
@@ -64,6 +65,7 @@ rule aggregate_kv:
         ),
     log:
         "logs/analysis/aggregate_kv.log",
+    priority: 1
     conda:
         "../../envs/analysis.yaml"
     params:
@@ -112,6 +114,7 @@ rule aggregate_aa_test:
         ),
     log:
         "logs/analysis/aa_test.log",
+    priority: 1
     conda:
         "../../envs/analysis.yaml"
     params:
@@ -186,6 +189,7 @@ rule evaluate_claims:
         portuguese="results/claims/claims.pt.md",
     log:
         "logs/analysis/claims.log",
+    priority: 1
     conda:
         "../../envs/analysis.yaml"
     params:

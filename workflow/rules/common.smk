@@ -121,6 +121,13 @@ SCENARIO_FIGURES = figure_modules.by_scenario(
         if layout.batch_of(path.name)[1] == 1
     }
 )
+# A figure's name to its module and what the module draws it for.
+FIGURE_MODULES = {name: [name] for name in FIGURE_NAMES} | {
+    name: list(drawn) for name, drawn in SCENARIO_FIGURES.items()
+}
+FIGURE_GROUPS = figure_modules.together(
+    {name: drawing for name, (drawing, *_) in FIGURE_MODULES.items()}, STUDIES
+)
 LANGUAGES = CONFIG["languages"]
 
 
@@ -133,7 +140,7 @@ def figure_files(name):
     ]
 
 
-FIGURES = [file for name in [*FIGURE_NAMES, *SCENARIO_FIGURES] for file in figure_files(name)]
+FIGURES = [file for name in FIGURE_MODULES for file in figure_files(name)]
 FIGURE_WORDS = sorted(str(path) for path in HERE.glob("workflow/kvbench/figures/words.*.yaml"))
 SECTIONS = [layout.VALUES] + [
     layout.paper(part, language)
@@ -321,7 +328,7 @@ def app_threads(wildcards):
 
 def app_priority(wildcards):
     """Timed cells first: they need the whole machine, and what is left can then be done side by side."""
-    return 1 if app_cell(wildcards).timed else 0
+    return 1 + app_cell(wildcards).timed
 
 
 def app_inputs(wildcards):
@@ -401,14 +408,35 @@ def environment_files():
     return sorted(layout.environment(device) for device in devices)
 
 
-def figure_tables(wildcards):
+def drawn_from(name):
     """The tables that a figure is drawn from, in the order its module takes them."""
-    return [layout.table(name) for name in figure_modules.tables_of(wildcards.name, STUDIES)]
+    return [
+        layout.table(table) for table in figure_modules.tables_of(FIGURE_MODULES[name][0], STUDIES)
+    ]
 
 
-def figure_labels(wildcards):
+def group_tables(members):
+    """The tables that some figures are drawn from."""
+    return sorted({table for name in members for table in drawn_from(name)})
+
+
+def figure_plans(members):
+    """For each figure of a job what it is drawn from, as :class:`kvbench.figures._drawing.Plan` has it."""
+    return lambda wildcards: {
+        name: {
+            "module": FIGURE_MODULES[name][0],
+            "tables": drawn_from(name),
+            "arguments": FIGURE_MODULES[name][1:],
+            "code": digests.of_figure(FIGURE_MODULES[name][0]),
+        }
+        for name in members
+    }
+
+
+def figure_labels(name):
     """Labels of a figure in the report."""
-    return figure_modules.labels(wildcards.name)
+    drawing, *scenario = FIGURE_MODULES[name]
+    return figure_modules.labels(drawing) | ({"scenario": scenario[0]} if scenario else {})
 
 
 def keep_the_scheduler_quiet():

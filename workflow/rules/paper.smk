@@ -16,6 +16,7 @@ rule collect_values:
         "results/paper/values.json",
     log:
         "logs/paper/values.log",
+    priority: 1
     conda:
         "../../envs/analysis.yaml"
     params:

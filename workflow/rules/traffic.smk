@@ -10,6 +10,7 @@ rule replay_traffic:
         "results/cells/traffic/{log}/{setting}.json",
     log:
         "logs/cells/traffic/{log}/{setting}.log",
+    priority: 1
     conda:
         "../../envs/app.yaml"
     params:
@@ -34,6 +35,7 @@ rule aggregate_traffic:
         ),
     log:
         "logs/analysis/traffic.log",
+    priority: 1
     conda:
         "../../envs/analysis.yaml"
     params:

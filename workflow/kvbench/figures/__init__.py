@@ -15,7 +15,7 @@ Importing this package imports no matplotlib: the DAG is planned from the module
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -81,6 +81,38 @@ def tables_of(name: str, studies: Sequence[str]) -> tuple[str, ...]:
             'add TABLES = ("kv_summary",) or the like'
         )
     return (f"app_{max(fitting, key=len)}",)
+
+
+#: Tables of a suite that one job makes.
+_MADE_TOGETHER = ("kv", "traffic")
+
+
+def together(modules: Mapping[str, str], studies: Sequence[str]) -> dict[str, list[str]]:
+    """Which figures are drawn by one job: those whose tables one job makes, so that none waits for more.
+
+    Parameters
+    ----------
+    modules:
+        Name of a figure to its module.
+
+    Returns
+    -------
+    dict
+        Name of a group to its figures: ``kv``, ``traffic``, a table like ``app_semantic``, a module that is
+        drawn once per scenario, or a figure that takes the tables of several jobs.
+    """
+    groups: dict[str, list[str]] = {}
+    for name, module in modules.items():
+        tables = tables_of(module, studies)
+        suites = {table.partition("_")[0] for table in tables}
+        if _literals(module).get("PER_SCENARIO"):
+            group = module
+        elif len(suites) == 1 and suites <= set(_MADE_TOGETHER):
+            group = suites.pop()
+        else:
+            group = tables[0] if len(tables) == 1 else name
+        groups.setdefault(group, []).append(name)
+    return groups
 
 
 def drawable(studies: Sequence[str], traffic: bool = True) -> list[str]:

@@ -356,7 +356,7 @@ def of_script(script: str, *studies: str) -> str:
 def of_figure(name: str) -> str:
     """Digest of the code that draws one figure."""
     return library().digest(
-        script="draw_figure", only={_FIGURES: [f"{_FIGURES}.{name}"], _MEASURING: []}
+        script="draw_figures", only={_FIGURES: [f"{_FIGURES}.{name}"], _MEASURING: []}
     )
 
 
