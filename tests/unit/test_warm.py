@@ -113,7 +113,9 @@ with job(SimpleNamespace(log=["job.log"])):
 """
 #: In place of Snakemake: starts a job for every line, and says how it ended.
 OWNER = """
-import json, subprocess, sys
+import json, signal, subprocess, sys
+# Where the tests run in the background, an interrupt would be ignored.
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 for line in sys.stdin:
     told = json.loads(line)
     job = subprocess.Popen(**told, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -480,6 +482,7 @@ class Work:
             "turns": 2,
             "max_new_tokens": 4,
             "max_rounds": 2,
+            "budget_s": 600,
         }
         config = configuration.fill(
             {"kv": {"experiments": [experiment], "quiet_wait_s": 0}}, "test"

@@ -264,6 +264,7 @@ def test_a_group_with_a_failed_member_is_handed_out_again_and_measures_only_what
     # The second block fails the first time, after the first one of its group has been measured.
     script = folder / "workflow/scripts/measure_kv_block.py"
     fault = (
+        "from pathlib import Path\n\n\n"
         'if "snakemake" in globals() and not Path("failed-once").exists():\n'
         '    if list(Path("results/cells/kv").rglob("*.json")):\n'
         '        Path("failed-once").touch()\n'
