@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,8 @@ from kvbench.physics import Architecture, Ceilings
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.cache_utils import DynamicCache, QuantizedCache, StaticCache
+
+ROOT = Path(__file__).resolve().parents[2]
 
 LLAMA_1B = {
     "model_type": "llama",
@@ -647,6 +651,24 @@ def test_a_record_of_ceilings_keeps_reasons():
     assert ceilings.need("read_bytes_per_s") == 2e10
     with pytest.raises(InputError, match="no accelerator"):
         ceilings.need("link_bytes_per_s")
+
+
+@pytest.mark.parametrize("machine", ["h100-16core", "h200-16core"])
+def test_no_strategy_of_a_recorded_gpu_is_faster_than_its_roof(machine):
+    # A product of one row takes mostly its start there: with that as its ceiling, generated kernels were.
+    folder = ROOT / "results" / "recorded" / machine
+    ceilings = Ceilings.from_record(json.loads((folder / "ceilings" / "cuda.json").read_text()))
+    cells = sorted(folder.glob("cells/kv/cuda/llama-3.2-1b-geometry/symposium_turn/*/r1.json"))
+    assert len(cells) >= 7
+    for path in cells:
+        record = json.loads(path.read_text())
+        arch = Architecture.from_dict(record["model"]["architecture"])
+        (turn,) = record["turns"]
+        traffic = record["strategy_info"]["traffic"]
+        roof = physics.predicted_generation(
+            arch, traffic, turn["prompt_tokens"], turn["new_tokens"], 2, ceilings
+        )
+        assert roof.e2e_s < min(sample["e2e_s"] for sample in turn["samples"]), path.parent.name
 
 
 def test_an_unknown_dtype_is_refused():

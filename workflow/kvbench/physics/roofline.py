@@ -247,7 +247,8 @@ class Ceilings:
         Rate of reading a large array; bytes read plus written per second of copying one.
     prefill_flops_per_s, decode_flops_per_s:
         Rate of a large matrix product, and of a matrix-vector product whose matrix lies in cache,
-        so that it says what the kernel and not what the memory can do.
+        so that it says what the kernel and not what the memory can do. On a GPU both are the former:
+        what one product takes there is mostly its start, which fused kernels spare.
     call_overhead_s:
         Time of one operation on a handful of numbers.
     link_bytes_per_s:
@@ -283,6 +284,8 @@ class Ceilings:
                 (name, found[name]["reason"]) for name, value in values.items() if value is None
             )
             measured_at, machine = record["dtype"], record["machine"]
+            if record.get("device") == "cuda" and values.get("prefill_flops_per_s"):
+                values["decode_flops_per_s"] = values["prefill_flops_per_s"]
         except (KeyError, TypeError) as error:
             raise InputError(f"ceilings: {error} is missing; measure them again") from None
         if dtype is not None and measured_at != dtype.removeprefix("torch."):
