@@ -250,6 +250,23 @@ def test_without_a_single_kv_cell_there_are_values_all_the_same():
     assert values["all_cells_total"].value == 0
 
 
+def test_the_controls_of_all_blocks_are_counted(tables):
+    summary, samples = tables
+    reference = summary["strategy"] == "dynamic"
+    summary = summary.assign(control_ci_low=np.where(reference, 0.99, np.nan))
+    first, second = summary.index[reference][:2]
+    summary.loc[first, ["control_ratio", "control_ci_low", "control_ci_high"]] = [1.2, 1.1, 1.3]
+    summary["not_judged"] = summary["not_judged"].astype(object)
+    summary.loc[first, "not_judged"] = f"{metrics.CONTROL_OFF} by 20.0 %"
+    summary.loc[second, ["control_ratio", "control_ci_low", "control_ci_high"]] = np.nan
+    found = numbers.kv_values(summary, samples)
+    count = int(reference.sum()) - 1
+    assert found["all_controls"].value == count
+    assert found["all_controls_holding"].value == count - 1
+    assert found["all_controls_off"].value == 1
+    assert (found["all_controls_lowest"].value, found["all_controls_highest"].value) == (1.002, 1.2)
+
+
 def test_a_gain_over_too_few_rounds_of_recomputing_has_no_interval(tables):
     summary, samples = tables
     summary = summary.assign(not_judged_vs_none="not enough rounds: 2 of 10")

@@ -20,6 +20,7 @@ from kvbench.analysis.selection import HEADLINE_SCENARIO, SWEEP_SCENARIO, Group
 from kvbench.errors import InputError
 from kvbench.paper.values import Value
 from kvbench.records.identity import CONTROL, HERE, record_paths, replicates_of
+from kvbench.strategies import REFERENCE
 
 #: Strategies of the source document; their headline values exist even where nothing was measured.
 PUBLISHED_STRATEGIES = ("none", "dynamic", "static")
@@ -185,6 +186,7 @@ def kv_values(
     _counts(out, "all_", summary)
     rounds = summary["rounds"].max() if "rounds" in summary and len(summary) else None
     out.put("all_rounds", Value(None if _number(rounds) is None else int(rounds), digits=0))
+    _controls(out, summary)
     timed = selection.measured(summary)
     highest = timed["roofline_fraction"].max() if len(timed) else None
     out.put("all_roofline_highest", Value(_number(highest), digits=2))
@@ -201,6 +203,23 @@ def kv_values(
         out.put(name, entry)
     _provenance(out, summary, environment)
     return out.values
+
+
+def _controls(out: _Writer, summary: pd.DataFrame) -> None:
+    """What became of the reference over its own second run, everywhere that it ran twice in rounds."""
+    columns = ["control_ratio", "control_ci_low", "control_ci_high"]
+    rows = summary[summary["strategy"] == REFERENCE].reindex(columns=[*columns, "not_judged"])
+    rows = rows.dropna(subset=columns)
+    ratio, low, high = (rows[name].astype(float) for name in columns)
+    why = rows["not_judged"].fillna("").astype(str)
+    for name, hit in (
+        ("controls", ratio.notna()),
+        ("controls_holding", (low <= 1) & (high >= 1)),
+        ("controls_off", why.map(lambda said: said.startswith(metrics.CONTROL_OFF)).astype(bool)),
+    ):
+        out.put(f"all_{name}", Value(int(hit.sum()), digits=0))
+    for name, entry in (("lowest", ratio.min()), ("highest", ratio.max())):
+        out.put(f"all_controls_{name}", Value(_number(entry), unit="x", digits=2))
 
 
 def _machine_values(
