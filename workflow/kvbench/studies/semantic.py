@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import reduce
+from operator import and_
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -198,10 +200,9 @@ class _Named:
         return self._found
 
     def _rows(self, wanted: Mapping[str, Any]) -> pd.DataFrame:
-        chosen = self._table
-        for column, value in wanted.items():
-            chosen = chosen[chosen[column] == value]
-        return chosen
+        # Each smaller table on the way would copy all of its columns.
+        conditions = [self._table[column] == value for column, value in wanted.items()]
+        return self._table[reduce(and_, conditions)]
 
     def _rate(self, name: str, column: str, digits: int = 1, **wanted: Any) -> None:
         """Add a share in percent, with its interval where the table has one."""

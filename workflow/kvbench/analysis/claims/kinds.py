@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -388,6 +389,7 @@ def _unknown(interval: Interval) -> str | None:
     return NO_INTERVAL if math.isnan(interval.low) else None
 
 
+@cache
 def value_names(study: str) -> list[str]:
     """Names of the values that a study can give, found by asking it about an empty table."""
     found = studies.get(study)
