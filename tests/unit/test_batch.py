@@ -115,11 +115,13 @@ def test_a_kept_cache_is_reused_by_all_rows(opened, name, lengths):
     assert second.generation.reused_tokens == len(BEGINNING) + NEW - 1
 
 
-#: Windows with masks of their own, alibi, latents, states, learned positions, experts.
-@pytest.mark.parametrize("family", ["gemma2", "bloom", "deepseek_v3", "jamba", "gpt2", "mixtral"])
-def test_padded_rows_of_other_families_have_the_tokens_they_have_alone(family):
+@pytest.mark.parametrize("family", families.CONFIGS)
+@pytest.mark.parametrize("name", ["none", "dynamic", "static"])
+def test_padded_rows_of_all_known_families_have_the_tokens_they_have_alone(family, name):
     model = families.build(family)
-    strategy = strategies.get("dynamic")
+    strategy = strategies.get(name)
+    if reason := strategy.available(model, "cpu"):
+        pytest.skip(reason)
     turns = together(strategy.session(model, MAX_LENGTH, BATCH), script(MIXED))
     alone = one_by_one(strategy.session(model, MAX_LENGTH), turns)
     assert [turn.replies for turn in turns] == alone
