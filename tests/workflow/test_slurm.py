@@ -290,4 +290,6 @@ def test_a_group_with_a_failed_member_is_handed_out_again_and_measures_only_what
     # Snakemake removed the records of the block that was finished; its journal wrote them again.
     assert "Removing output files of failed job measure_kv_many" in told
     logs = [path.read_text() for path in (folder / "logs/cells/kv/many").rglob("r?.log")]
-    assert sum("of an earlier start" in log and "warm:" not in log for log in logs) == 1, logs
+    assert sum("of an earlier start" in log and "kvbench: warm:" not in log for log in logs) == 1, (
+        logs
+    )
