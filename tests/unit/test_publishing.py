@@ -82,6 +82,13 @@ def test_a_saving_from_too_few_rounds_has_no_interval():
     assert speedup.ci is None
 
 
+def test_a_saving_beside_a_control_that_is_off_has_no_interval():
+    table = summary(["dynamic", "dynamic_reuse"])
+    table["not_judged"] = [f"{metrics.CONTROL_OFF} by 15.0 %", None]
+    speedup = reuse(table, samples())["reuse_dynamic_reuse_speedup"]
+    assert (speedup.value, speedup.ci) == (pytest.approx(4.0), None)
+
+
 def test_the_machine_is_the_one_that_measured_a_reusing_strategy():
     table = pd.concat([summary(["none", "dynamic"]), summary(["dynamic", "dynamic_reuse"], "lab")])
     rows = pd.concat([samples().query("strategy == 'dynamic'"), samples("lab")])

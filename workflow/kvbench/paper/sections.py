@@ -12,6 +12,7 @@ import pandas as pd
 
 from kvbench import documents, studies
 from kvbench.analysis import batches, instrument, metrics, selection, statistics, sweeps
+from kvbench.analysis.claims.measured import control_is_off
 from kvbench.figures import names as figure_names
 from kvbench.paper import numbers, tex
 from kvbench.paper.values import Value
@@ -96,12 +97,14 @@ def reuse_values(
     ``reuse_strategies`` lists those measured; each has ``reuse_<name>_ttft`` and its counterpart
     without reuse ``..._ttft_without`` (s), ``..._speedup`` (ratio of the two, with its interval),
     ``..._share`` (prompt tokens not read, over all turns) and ``..._held`` (MiB after the last turn).
-    A ratio of fewer rounds than ``needed`` asks of its machine has no interval.
+    A ratio of fewer rounds than ``needed`` asks of its machine, or beside a control that is off, has no
+    interval.
     """
     best = selection.first(choice.reuse for choice in chosen.values())
     if best is None:
         return {"reuse_strategies": Value("")}
-    rows = selection.measured(selection.rows_of(summary, *best))
+    beside = selection.rows_of(summary, *best)
+    rows = selection.measured(beside)
     rows = rows[rows["strategy"].map(lambda name: without_reuse(str(name)) is not None)]
     own = metrics.counted(selection.rows_of(samples, *best))
     last = own[own["turn"] == own["turn"].max()]
@@ -137,7 +140,8 @@ def reuse_values(
             compared = metrics.compare_rows(last, without, name, "ttft_s")
             ratio = compared.interval
             asked = (needed or {}).get(best[0].machine, metrics.Evidence())
-            if metrics.why_not_judged(compared.rounds, compared.blocks, asked):
+            off = any(control_is_off(beside, side) for side in (name, without))
+            if off or metrics.why_not_judged(compared.rounds, compared.blocks, asked):
                 ratio = statistics.Interval(ratio.value, math.nan, math.nan)
         found[f"{start}_speedup"] = replace(_interval(ratio, "x", 1), cells=cells)
         share = mine["reused_tokens"].sum() / mine["prompt_tokens"].sum()
