@@ -112,6 +112,8 @@ def test_the_experiment_that_is_spoilt_below_is_right(planned):
         ("kv:\n", "kv is empty (null); it must be of type mapping; fill it in, or take the key out"),
         # Lists, sizes and names.
         (experiment(models="embedded"), "it must be of type list: write [embedded]"),
+        (experiment(batch='"4"'), ".batch is '4'; it must be of type integer or list: write 4, without"),
+        (experiment(batch="yes"), ".batch is true; it must be of type integer or list (Requests"),
         (experiment(models="[]"), ".models is an empty list; name at least 1"),
         (experiment(strategies="[static, static]"), ".strategies holds 'static' twice; keep one"),
         (experiment(strategies="All"), ".strategies is 'All'; it does not look right; write all,"),

@@ -148,11 +148,14 @@ def _other_type(value: object, rules: Mapping[str, Any]) -> str:
     wanted = {wanted} if isinstance(wanted, str) else set(wanted)
     if value is None:
         return "; fill it in, or take the key out"
-    if "array" in wanted and isinstance(value, str | int | float):
+    numbers = wanted & {"integer", "number"}
+    if numbers and isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
+        return _as_number(value, wanted)
+    if "array" in wanted and isinstance(value, str | int | float) and not isinstance(value, bool):
         return f": write [{value if len(str(value)) <= _LONGEST_VALUE else '...'}]"
     if "boolean" in wanted and isinstance(value, str | int):
         return ": write true or false, without quotes"
-    if wanted & {"integer", "number"} and isinstance(value, str):
+    if numbers and isinstance(value, str):
         return _as_number(value, wanted)
     if "integer" in wanted and isinstance(value, float) and value.is_integer():
         return f": write {int(value)}"
