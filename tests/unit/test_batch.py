@@ -19,6 +19,7 @@ from kvbench.layout import EQUAL, MIXED
 from kvbench.measurement import blocks, fitting
 from kvbench.measurement.conversation import Request, Script, Talk
 from kvbench.measurement.memory import cache_bytes
+from kvbench.strategies import shape
 from kvbench.strategies.base import Generation, Session
 from kvbench.strategies.graph import StaticLoopSession
 
@@ -77,12 +78,13 @@ def opened(tiny):
         sessions.pop().close()
 
 
-#: Strategies with the lengths that they take together; what they refuse is tested below.
+#: Strategies with the lengths that they take together; what they refuse is tested below. The library's
+#: fp8 cache has one scale for all rows, so that a row's tokens depend on its companions.
 TAKEN = [
     (name, lengths)
     for lengths in (EQUAL, MIXED)
     for name in (*RUNNING, *SMALL)
-    if strategies.get(name).misfit_batch(None, lengths) is None
+    if name != "quantized_fp8" and strategies.get(name).misfit_batch(None, lengths) is None
 ]
 
 
@@ -398,6 +400,7 @@ def test_wrong_tokens_of_a_row_stand_in_the_record(measure, monkeypatch):
         return session
 
     monkeypatch.setattr(type(strategies.get("static")), "session", wrong)
+    monkeypatch.setattr(shape, "known", lambda _: True)
     found = measure(batch=2)
     assert [row["as_alone"] for row in found["static"]["turns"][0]["rows"]] == [False, False]
     assert all(row["as_alone"] for row in found["dynamic"]["turns"][0]["rows"])

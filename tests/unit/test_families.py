@@ -530,6 +530,21 @@ def test_with_a_release_nobody_checked_every_family_is_tried(monkeypatch):
     assert set(model.trials) == {"dynamic"}
 
 
+def test_what_a_trial_compiled_is_forgotten_before_anything_is_timed(monkeypatch):
+    """It knows the trial's hook, and torch compiles one function anew eight times at most."""
+    import torch
+    from kvbench.strategies.static import Static
+
+    forgotten = []
+    monkeypatch.setattr(torch.compiler, "reset", lambda: forgotten.append(True))
+    model = families.build("olmo", families.CONFIGS["llama"])
+    assert strategies.get("static").available(model, "cpu") is None
+    assert not forgotten
+    monkeypatch.setattr(Static, "compiled", lambda *_: True)
+    assert strategies.get("static").available_batch(model, EQUAL) is None
+    assert forgotten
+
+
 def test_a_kept_cache_that_goes_back_wrongly_is_found_by_the_trial(monkeypatch):
     """A layer that stays as long as it was: the first two turns only append and do not show it."""
     from transformers import DynamicCache

@@ -158,7 +158,8 @@ def _talk(strategy: Strategy, model: LoadedModel, back: bool) -> Answers:
     scores: list[torch.Tensor] = []
     with torch.inference_mode():
         session = strategy.session(model, len(asked) + _QUESTION + 2 * _NEW)
-        with _listening(session, model) as heard:
+        compiled = strategy.compiled(model.model.device.type)
+        with _listening(session, model, compiled) as heard:
             session.restart()
             history = asked
             for turn in range(3 if back else 2):
@@ -180,7 +181,8 @@ def _reply(strategy: Strategy, model: LoadedModel, rows: Sequence[Sequence[int]]
     with torch.inference_mode():
         several = (len(rows),) if len(rows) > 1 else ()
         session = strategy.session(model, length, *several)
-        with _listening(session, model) as heard:
+        compiled = strategy.compiled(model.model.device.type)
+        with _listening(session, model, compiled) as heard:
             session.restart()
             if several:
                 replies = session.generate_batch(rows, _NEW, lambda: None).rows
@@ -191,12 +193,17 @@ def _reply(strategy: Strategy, model: LoadedModel, rows: Sequence[Sequence[int]]
 
 
 @contextmanager
-def _listening(session: Session, model: LoadedModel) -> Iterator[list[torch.Tensor]]:
+def _listening(
+    session: Session, model: LoadedModel, compiled: bool
+) -> Iterator[list[torch.Tensor]]:
     """Keep the scores of each pass for its next tokens, rows x vocabulary; close the session at the end."""
+    import torch
+
     from kvbench.strategies.base import GenerateSession
 
     heard: list[torch.Tensor] = []
 
+    @torch.compiler.disable
     def hear(_module: Any, _given: Any, output: Any) -> None:
         heard.append(output.logits[:, -1].detach().float())
 
@@ -209,6 +216,9 @@ def _listening(session: Session, model: LoadedModel) -> Iterator[list[torch.Tens
         if hook is not None:
             hook.remove()
         session.close()
+        if compiled:
+            # What was compiled here knows the hook, and counts towards the most that torch compiles anew.
+            torch.compiler.reset()
 
 
 def _ids(model: LoadedModel, length: int, step: int) -> list[int]:
