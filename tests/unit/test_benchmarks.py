@@ -73,7 +73,7 @@ def generations(compare, slower: float, rounds: int = 20, count: int = 5, distur
                 seconds *= slower if name == compare.OPTIMUM else 1.0
                 times = {"e2e_s": seconds, "collector_s": 0.0}
                 times["disturbed"] = disturbed and name == compare.OPTIMUM
-                if name != compare.BARE:
+                if name not in (compare.BARE, compare.STAMPED):
                     times |= {"prefill_s": seconds / 20, "decode_s": seconds * 19 / 20}
                 if name == compare.OPTIMUM:
                     times["wall_s"] = seconds
@@ -91,6 +91,21 @@ def test_a_subject_that_is_slower_is_named(compare):
     last = compare.report(generations(compare, 1.1))[-1]
     assert last.startswith("bound: not met: ")
     assert "differ: optimum-benchmark" in last and "bare" not in last
+
+
+def test_a_difference_that_the_stamps_make_is_told_as_explained(compare):
+    played = generations(compare, 1.1)
+    explained = "over the bare loop with its stamps"
+    (differs,) = [line for line in compare.report(played) if explained in line]
+    assert differs.endswith("differ")
+    for one in played:
+        for entry in one.rounds:
+            entry[compare.STAMPED] = {
+                **entry[compare.STAMPED],
+                "e2e_s": entry[compare.OPTIMUM]["e2e_s"],
+            }
+    (agrees,) = [line for line in compare.report(played) if explained in line]
+    assert agrees.endswith("agree within 3 %")
 
 
 def test_a_few_rounds_are_not_enough(compare):

@@ -1,16 +1,16 @@
 """The same cell through optimum-benchmark 0.6.0, a bare `generate` loop, and ours, in rounds.
 
-Three live processes, one for each, all loaded and warm, take turns call by call in an order that is
-drawn anew every round; one of them works at a time. The times of one round are paired, as those of a
-block's cells are, so that a drifting machine favours none. Their main threads share one processor
-(:mod:`kvbench.measurement.placement`). Agreement within 3 % is asked for, or a difference to explain. It
-runs on demand, without a network, in an environment of its own:
+Four live processes, one for each and one to explain by, all loaded and warm, take turns call by call in
+an order that is drawn anew every round; one of them works at a time. The times of one round are paired,
+as those of a block's cells are, so that a drifting machine favours none. Their main threads share one
+processor (:mod:`kvbench.measurement.placement`). Agreement within 3 % is asked for, or a difference to
+explain. It runs on demand, without a network, in an environment of its own:
 
     python3 -m venv /tmp/others && /tmp/others/bin/pip install -r tests/benchmarks/others/requirements.txt
     PYTHONPATH=workflow /tmp/others/bin/python tests/benchmarks/others/compare.py [--rounds 100]
 
 What two processes differ by stays with them however many rounds they have, so the rounds are shared
-out to several generations of three fresh processes; the ratio's interval knows what the generations
+out to several generations of fresh processes; the ratio's interval knows what the generations
 differ by. A round of a pair in which another program used the processor does not count for that pair.
 
 What each clock spans, in one call of 152 prompt and 150 new tokens:
@@ -22,6 +22,10 @@ What each clock spans, in one call of 152 prompt and 150 new tokens:
 - prefill. Ours is the time to first token: until the first token is chosen. optimum-benchmark begins at
   the same place and stops in a logits processor, before the choice. The bare loop has none.
 - decode. E2E less prefill: 149 tokens, and the end of the call.
+
+The fourth is the bare loop with a logits processor that looks at the clock once a token and hands the
+scores on, as optimum-benchmark's does. If optimum-benchmark agrees with it, what that one takes beyond
+ours is explained by the way it stamps.
 
 Our own clock runs around optimum-benchmark's calls as well, inside its span; its report should be no
 less, and not much more. Ours pauses Python's garbage collector in timed calls, the others leave it on;
@@ -80,6 +84,9 @@ AGREEMENT = 0.03
 #: Generations of three processes, and the fewest rounds that each is worth starting for.
 GENERATIONS, FEWEST_ROUNDS = 5, 10
 OURS, BARE, OPTIMUM = "ours", "bare generate", "optimum-benchmark"
+#: The bare loop with the stamps of another, and whose.
+STAMPED = "bare, its stamps"
+EXPLAINED = {OPTIMUM: STAMPED}
 
 #: What is known of one call: seconds by the name of the time, and whether it was disturbed.
 Times = Mapping[str, float | bool]
@@ -192,10 +199,27 @@ class Bare(_Other):
             max_new_tokens=NEW, do_sample=False, pad_token_id=0, eos_token_id=None, **more
         )
 
-    def _generate(self, settings: Any) -> Any:
+    def _generate(self, settings: Any, **more: Any) -> Any:
         return self._model.generate(
-            self._ids, attention_mask=self._mask, generation_config=settings
+            self._ids, attention_mask=self._mask, generation_config=settings, **more
         )
+
+
+class Stamped(Bare):
+    """The bare loop with a logits processor that looks at the clock."""
+
+    def _generate(self, settings: Any, **more: Any) -> Any:
+        from transformers import LogitsProcessorList
+
+        stamps: list[float] = []
+
+        def look(_: Any, scores: Any) -> Any:
+            stamps.append(time.perf_counter())
+            return scores
+
+        answer = super()._generate(settings, logits_processor=LogitsProcessorList([look]), **more)
+        assert len(stamps) == NEW, f"{len(stamps)} tokens were stamped"
+        return answer
 
 
 class Optimum(_Other):
@@ -278,7 +302,12 @@ class Optimum(_Other):
         return _facts(self._backend.pretrained_model, tokens, answer.past_key_values)
 
 
-SUBJECTS: dict[str, Callable[[Path], Any]] = {OURS: Ours, BARE: Bare, OPTIMUM: Optimum}
+SUBJECTS: dict[str, Callable[[Path], Any]] = {
+    OURS: Ours,
+    BARE: Bare,
+    OPTIMUM: Optimum,
+    STAMPED: Stamped,
+}
 
 
 def _split(
@@ -402,7 +431,7 @@ def _each(workers: Mapping[str, processes.Worker], command: str) -> dict[str, An
 
 
 def _generation(folder: Path, number: int, count: int) -> Played:
-    """Start the three, see that they are about the same cell, and play."""
+    """Start all, see that they are about the same cell, and play."""
     with _alive(folder) as workers:
         _each(workers, "open")
         _each(workers, "warm_up")
@@ -441,13 +470,15 @@ def _prepare(folder: Path) -> None:
 # -------------------------------------------------------------------------------------- what is said
 
 
-def compare(played: Sequence[Played], name: str, key: str) -> paired.Paired | None:
-    """One subject's time over ours, paired within rounds; None where each was disturbed."""
+def compare(
+    played: Sequence[Played], name: str, key: str, base: str = OURS
+) -> paired.Paired | None:
+    """One subject's time over another's, paired within rounds; None where each was disturbed."""
     logs = [
         [
-            paired.log_ratio([entry[name][key]], [entry[OURS][key]])
+            paired.log_ratio([entry[name][key]], [entry[base][key]])
             for entry in one.rounds
-            if not entry[name]["disturbed"] and not entry[OURS]["disturbed"]
+            if not entry[name]["disturbed"] and not entry[base]["disturbed"]
         ]
         for one in played
     ]
@@ -462,12 +493,12 @@ def agreement(found: paired.Paired | None) -> str:
     return bounds.judge(ends.low, ends.high, 1 / (1 + AGREEMENT), 1 + AGREEMENT)
 
 
-def _shown(found: paired.Paired | None) -> str:
+def _shown(found: paired.Paired | None, base: str = OURS) -> str:
     if found is None:
         return "every round was disturbed"
     ends = found.interval
     return (
-        f"{found.value:.4f} [{ends.low:.4f}, {ends.high:.4f}] of ours, smallest difference "
+        f"{found.value:.4f} [{ends.low:.4f}, {ends.high:.4f}] of {base}, smallest difference "
         f"{100 * found.smallest_difference:.1f} %, {found.rounds} rounds"
     )
 
@@ -495,8 +526,15 @@ def report(played: Sequence[Played]) -> list[str]:
                 found = compare(played, name, key)
                 verdict = agreement(found)
                 text += f", {_shown(found)}: {_WORDS[verdict]}"
-                verdicts.setdefault(name, (verdict, _shown(found)))
+                if name not in EXPLAINED.values():
+                    verdicts.setdefault(name, (verdict, _shown(found)))
             lines.append(text)
+    for name, base in EXPLAINED.items():
+        found = compare(played, name, "e2e_s", base)
+        told = _WORDS[agreement(found)]
+        lines.append(
+            f"E2E of {name} over the bare loop with its stamps: {_shown(found, base)}: {told}"
+        )
     for name in sorted({name for one in played for name in one.undone}):
         lines.append(f"not bound to the end, for another thread had come: {name}")
     shares = [entry[OPTIMUM]["wall_s"] / entry[OPTIMUM]["e2e_s"] for entry in entries]
@@ -515,7 +553,7 @@ def report(played: Sequence[Played]) -> list[str]:
 def verdict_line(verdicts: Mapping[str, tuple[str, str]]) -> str:
     """The last line: one subject that differs is enough, and all have to agree."""
     found = {verdict for verdict, _ in verdicts.values()}
-    everybody = len(verdicts) == len(SUBJECTS) - 1
+    everybody = len(verdicts) == len(SUBJECTS) - 1 - len(EXPLAINED)
     if bounds.NOT_MET in found:
         verdict = bounds.NOT_MET
     else:
@@ -526,7 +564,7 @@ def verdict_line(verdicts: Mapping[str, tuple[str, str]]) -> str:
 
 
 def main() -> None:
-    """Prepare the checkpoint, let the three play, and print them side by side."""
+    """Prepare the checkpoint, let all play, and print them side by side."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -565,10 +603,12 @@ def main() -> None:
                 file=sys.stderr,
             )
     print(
-        f"{PROMPT} prompt + {NEW} new tokens, embedded model, {given.rounds} rounds of three live "
+        f"{PROMPT} prompt + {NEW} new tokens, embedded model, {given.rounds} rounds of four live "
         f"processes, {generations} generation(s) of them"
     )
-    print("In all three: " + ", ".join(f"{key} {value}" for key, value in played[0].facts.items()))
+    print(
+        "In all of them: " + ", ".join(f"{key} {value}" for key, value in played[0].facts.items())
+    )
     print("\n".join(report(played)))
 
 
