@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from kvbench import figures, studies
+from kvbench import documents, figures, studies
 from kvbench.errors import InputError
 from kvbench.figures import _drawing
 from kvbench.records import gathering
@@ -145,6 +146,15 @@ def test_a_figure_that_breaks_is_named_and_keeps_no_other_from_being_drawn(job):
 def test_a_table_that_a_figure_refuses_ends_in_one_line_with_its_name(job):
     job.module("right", refused)
     with pytest.raises(InputError, match=r"^figure right: no row of this machine$"):
+        job.draw()
+
+
+def test_a_full_disk_ends_the_job_as_what_it_is(job, monkeypatch):
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(documents, "write_bytes_atomic", full)
+    with pytest.raises(OSError, match="No space left"):
         job.draw()
 
 

@@ -85,6 +85,8 @@ def draw(
         Tables that figures cannot be drawn from, with the names of these figures.
     ExceptionGroup
         Figures whose drawing broke; the log has every traceback.
+    OSError
+        A file cannot be read or written.
     """
     # What fontTools does to the fonts of one PDF takes a hundred lines of the job's log.
     logging.getLogger("fontTools").setLevel(logging.WARNING)
@@ -103,6 +105,9 @@ def draw(
                 log.info("%s has not changed", name)
                 continue
             files = _drawn(plan, folder / name, languages)
+        except OSError:
+            # A full disk is no fault of the figure, and no other figure would find room.
+            raise
         except Exception as error:
             log.exception("%s cannot be drawn", name)
             failed[name] = error
