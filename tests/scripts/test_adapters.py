@@ -216,6 +216,30 @@ def test_from_a_model_file_to_the_records_of_a_block(
     assert Path("results/journals/test.jsonl").exists()
 
 
+@pytest.mark.parametrize(
+    ("device", "replicate", "alone"), [("cpu", 1, False), ("cpu", 2, True), ("cuda", 1, True)]
+)
+def test_a_block_on_a_gpu_and_a_later_replicate_are_measured_alone(
+    run, monkeypatch, device, replicate, alone
+):
+    from kvbench.measurement import warm
+
+    asked = []
+    monkeypatch.setattr(warm, "call", lambda *_, alone: asked.append(alone))
+    run(
+        "measure_kv_block",
+        input=Files(model="model", prompts="prompts.json", environment="cpu.json"),
+        output=Files("dynamic.json"),
+        params=SimpleNamespace(
+            block={"cells": {"dynamic": {"device": device, "replicate": replicate}}},
+            quiet_wait_s=0,
+            code={},
+            journal="journal.jsonl",
+        ),
+    )
+    assert asked == [alone]
+
+
 def test_the_environment_of_this_machine_is_written(run):
     run(
         "record_environment",
