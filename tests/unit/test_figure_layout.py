@@ -21,7 +21,7 @@ def drawn(request):
 
     style.apply()
     tables = [
-        pd.concat([table, table.assign(machine="epyc-genoa-2core")])
+        pd.concat([table, table.assign(machine="epyc-turin-2core")])
         for table in synthetic_kv.tables()
     ]
     figure = importlib.import_module(f"kvbench.figures.{request.param}").draw(*tables)

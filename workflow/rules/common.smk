@@ -280,8 +280,8 @@ def gpus(block):
 
 
 def kv_priority(block):
-    """Blocks run in their drawn order: the scheduler takes the highest priority first."""
-    return len(KV_ORDER) - KV_ORDER[block.id]
+    """Blocks run in their drawn order, and all of them before the app suite: figures wait for the last."""
+    return len(KV_ORDER) - KV_ORDER[block.id] + 2
 
 
 def aa_priority(block):
