@@ -42,6 +42,7 @@ def empty(question: str, why: str) -> Figure:
 #: What a reader calls machines, models and scenarios whose id does not say it.
 _NAMES = {
     selection.HERE: "this machine",
+    "epyc-genoa-2core": "EPYC Genoa",
     "epyc-turin-2core": "EPYC Turin",
     "h100-16core": "H100",
     "h200-16core": "H200",
