@@ -41,6 +41,7 @@ def measure(
     for path, name in zip(outputs, plan["cells"], strict=True):
         records.write(Path(path), found[name])
     # Snakemake deletes what it had no time to book; the journal then writes the same records again.
-    # It is removed at the end of the run. Why a cell failed stands in no journal.
+    # It is removed at the end of the run; where a cell failed, now, so that the block is measured anew
+    # when it is asked for again.
     if any(record["status"] not in {"ok", "unsupported"} for record in found.values()):
         given.journal.unlink(missing_ok=True)
