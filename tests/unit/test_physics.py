@@ -632,6 +632,22 @@ def test_impossible_reuse_is_refused(kind, reused):
         physics.predicted_generation(arch, {"kind": kind}, 5, 5, 4, H200, reused_tokens=reused)
 
 
+@pytest.mark.parametrize("strategy", ["dynamic", "static"])
+def test_a_recorded_prompt_is_not_read_faster_than_its_roof(strategy):
+    # An allocation of 8,208 tokens is not multiplied with for a prompt of 256: the library does not either.
+    folder = ROOT / "results" / "recorded" / "epyc-turin-2core"
+    ceilings = Ceilings.from_record(json.loads((folder / "ceilings" / "cpu.json").read_text()))
+    path = folder / f"cells/kv/cpu/embedded/context_growth/{strategy}/r1.json"
+    record = json.loads(path.read_text())
+    arch = Architecture.from_dict(record["model"]["architecture"])
+    traffic = record["strategy_info"]["traffic"]
+    assert len(record["turns"]) == 6
+    for turn in record["turns"]:
+        lengths = (turn["prompt_tokens"], turn["new_tokens"])
+        roof = physics.predicted_generation(arch, traffic, *lengths, 4, ceilings)
+        assert roof.ttft_s < min(sample["ttft_s"] for sample in turn["samples"]), lengths
+
+
 def test_a_record_measured_at_another_dtype_is_refused():
     record = {"dtype": "float32", "machine": "lab", "ceilings": {}}
     with pytest.raises(InputError, match="measured at float32"):

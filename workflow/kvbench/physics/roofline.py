@@ -419,17 +419,9 @@ def _predicted_generation(
         # Each layer writes the new keys and values once and reads those it attends to once.
         moved = weight_bytes_read(arch, b, batch, batch * fresh)
         moved += new_bytes(arch, fresh, b, batch) + kv_bytes(arch, length, b, batch)
-        in_place = traffic.works_in_place
-        flops = forward_flops(
-            arch,
-            fresh,
-            reused,
-            1,
-            batch,
-            (lambda layer: traffic.attended(layer, fresh, reused)) if in_place else None,
-        )
-        if not in_place:
-            flops -= masked_flops(arch, fresh, batch, reused)
+        # Over an allocation too: the library reads a prompt over its own tokens before it is filled.
+        flops = forward_flops(arch, fresh, reused, 1, batch)
+        flops -= masked_flops(arch, fresh, batch, reused)
         link = traffic.link_bytes(arch, length, b, batch) if reused else 0
         rate = "prefill_flops_per_s" if batch * fresh > 1 else "decode_flops_per_s"
         return _step(ceilings, moved, link, flops, rate)

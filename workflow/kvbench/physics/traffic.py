@@ -82,9 +82,6 @@ class Traffic:
         Its name in records.
     recomputes:
         Whether every token reads the whole sequence again.
-    works_in_place:
-        Whether attention runs over a whole allocation under an explicit mask, so that later tokens are
-        multiplied too.
 
     Attributes
     ----------
@@ -111,11 +108,6 @@ class Traffic:
     def met(self, past: int) -> int:
         """Of ``past`` tokens those that a further pass over several tokens attends to."""
         return past
-
-    @property
-    def works_in_place(self) -> bool:
-        """Whether attention runs over a whole allocation."""
-        return False
 
     def held_bytes(
         self, arch: Architecture, updates: Sequence[int], bytes_per_element: float, batch: int = 1
@@ -275,11 +267,6 @@ class Static(Traffic):
 
     kind: ClassVar[str] = "static"
 
-    @property
-    def works_in_place(self) -> bool:
-        """Attention runs over the whole allocation."""
-        return True
-
     def held_bytes(self, arch, updates, bytes_per_element, batch=1):
         """All slots from the start; a layer with a window has no more than that many."""
         return kv_bytes(arch, self.max_length, bytes_per_element, batch)
@@ -327,11 +314,6 @@ class Offloaded(Traffic):
         if self.max_length is None:
             return Dynamic(prefill_chunk=self.prefill_chunk)
         return Static(self.max_length, prefill_chunk=self.prefill_chunk)
-
-    @property
-    def works_in_place(self) -> bool:
-        """Whether it is preallocated."""
-        return self._inner.works_in_place
 
     def held_bytes(self, arch, updates, bytes_per_element, batch=1):
         """Wherever the layers are."""
