@@ -7,11 +7,13 @@ import time
 from contextlib import suppress
 
 import jsonschema
+import numpy as np
 import pandas as pd
 import pytest
+import study_runs
 from kvbench.caching.server import running
 from kvbench.caching.stampede import EXCLUSIVE, PROTECTIONS, SingleFlight, protect, xfetch
-from kvbench.studies import Context
+from kvbench.studies.measuring import stampede as measuring
 from kvbench.studies.measuring.stampede import Source, minimum_loads
 from kvbench.studies.stampede import STUDY
 
@@ -237,25 +239,110 @@ def test_a_load_after_the_time_is_over_is_none_of_that_time():
     assert source.loads_within(1.0) == 2
 
 
-def run(tmp_path, **changed):
-    options = {name: entry["default"] for name, entry in STUDY.options["properties"].items()}
-    options |= changed
-    jsonschema.validate(options, STUDY.options)
-    rows = []
-    for cell in STUDY.plan(options).values():
-        rows += STUDY.measure(cell.factors, Context(tmp_path, seed=3)).rows
-    return pd.DataFrame(rows).reindex(columns=list(STUDY.columns))
-
-
 def test_study_exclusive_protections_load_at_most_the_minimum(tmp_path):
     """The life of a value begins when its load has ended, so that no period can be shorter."""
-    table = run(tmp_path, threads=[10], service_ms=20, ttl_ms=60, duration_ms=200)
+    table = study_runs.table(
+        "stampede",
+        tmp_path / "run",
+        threads=[10],
+        service_ms=20,
+        ttl_ms=60,
+        duration_ms=100,
+        rounds=2,
+    )
+    assert set(table["rounds"]) == {2}
     exclusive = table[table["exclusive"].astype(bool)]
     assert set(exclusive["protection"]) == EXCLUSIVE
     assert (exclusive["loads"] <= exclusive["loads_minimum"]).all()
     assert (exclusive["loads_at_once"] == 1).all()
     assert (table["loads_at_once"] <= table["threads"]).all()
-    assert (table["loads"] >= 1).all()
+    # Every turn begins with nothing stored.
+    assert (table["loads_cold"] >= 2).all()
+
+
+def test_study_the_server_is_compared_with_no_protection_in_its_own_cell(tmp_path):
+    found = study_runs.records(
+        "stampede",
+        tmp_path,
+        protections=["set_nx"],
+        threads=[2],
+        service_ms=1,
+        ttl_ms=10,
+        duration_ms=10,
+        rounds=3,
+    )["server"]
+    assert [row["protection"] for row in found["rows"]] == ["set_nx"]
+    arms = found["samples"]["arms"]
+    assert arms["set_nx-2"]["round"] == arms["none-2"]["round"] == [0, 1, 2]
+    assert sorted(arms["set_nx-2"]["slot"] + arms["none-2"]["slot"]) == list(range(6))
+    assert STUDY.aggregate(found)[0]["wait_ratio_rounds"] == 3
+
+
+def arm(seconds, rounds):
+    return {"round": list(rounds), "wait_mean_s": list(seconds), "wait_p99_s": list(seconds)}
+
+
+def record(**arms):
+    rows = [
+        {"protection": name.removesuffix("_50"), "beta": None, "threads": 50, "wait_p99_s": 1.0}
+        for name in arms
+    ]
+    samples = {"arms": {name.replace("_50", "-50"): held for name, held in arms.items()}}
+    return {"rows": rows, "samples": samples}
+
+
+def test_a_machine_that_slows_down_leaves_the_ratio_of_waiting_times_as_it_is():
+    weather = np.exp(np.random.default_rng(1).normal(0, 0.15, 12)) * np.linspace(1, 2, 12)
+    rows = STUDY.aggregate(
+        record(none_50=arm(weather, range(12)), single_flight_50=arm(0.9 * weather, range(12)))
+    )
+    own = next(row for row in rows if row["protection"] == "single_flight")
+    assert own["wait_ratio"] == pytest.approx(0.9)
+    assert own["wait_p99_ratio_ci_high"] < 1
+    # One after the other, the slower half of that time would have turned it round.
+    assert 0.9 * weather[6:].mean() > weather[:6].mean()
+
+
+def test_a_protection_that_differs_by_chance_is_not_called_quicker():
+    rng = np.random.default_rng(2)
+    base, other = np.exp(rng.normal(0, 0.1, (2, 12)))
+    rows = STUDY.aggregate(
+        record(none_50=arm(base, range(12)), single_flight_50=arm(other, range(12)))
+    )
+    own = next(row for row in rows if row["protection"] == "single_flight")
+    assert own["wait_ratio_ci_low"] < 1 < own["wait_ratio_ci_high"]
+
+
+def test_a_record_without_rounds_has_one_turn_and_no_ratio():
+    old = record(none_50={}, single_flight_50={})
+    old["samples"] = {"none-50": {"latency_s": [0.1], "loads": []}}
+    row = STUDY.aggregate(old)[1]
+    assert row["rounds"] == 1
+    assert "wait_ratio" not in row
+
+
+def test_a_load_in_the_background_ends_before_the_next_turn(monkeypatch):
+    entered, release, seen = threading.Event(), threading.Event(), []
+
+    def held_up(_seconds):
+        entered.set()
+        release.wait(10)
+
+    monkeypatch.setattr(measuring.time, "sleep", held_up)
+    source = Source(0.01)
+
+    def settle():
+        source.settle()
+        seen.append(len(source.loads))
+
+    background, waiting = threading.Thread(target=source.load), threading.Thread(target=settle)
+    background.start()
+    assert entered.wait(10)
+    waiting.start()
+    release.set()
+    waiting.join(10)
+    background.join(10)
+    assert seen == [1]
 
 
 def test_study_only_set_nx_needs_a_server():

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from kvbench.paper.values import Value
-from kvbench.studies import Cell, Study
+from kvbench.studies import Cell, Study, _paired
 from kvbench.studies import _option as option
 from kvbench.studies._estimates import summary_columns
 from kvbench.studies._values import first, milliseconds, number
@@ -34,18 +34,33 @@ OPTIONS = option.schema(
     ),
     threads=option.integers("Threads that ask for the value.", [1, 50], minimum=1, maximum=500),
     service_ms=option.number(
-        "Fixed service time of one load, in ms; not a model.", 25, minimum=1, maximum=10_000
+        "Fixed service time of one load, in ms; not a model.", 10, minimum=1, maximum=10_000
     ),
-    ttl_ms=option.number("Life of a loaded value, in ms.", 120, minimum=10),
-    duration_ms=option.number("How long the threads ask, in ms.", 400, minimum=100),
+    ttl_ms=option.number("Life of a loaded value, in ms.", 30, minimum=10),
+    duration_ms=option.number(
+        "How long the threads ask in one round, in ms, beginning with an empty cache; longer than a "
+        "load and a life, so that the value expires too.",
+        55,
+        minimum=10,
+    ),
+    rounds=option.integer(
+        "Rounds; in each every protection meets the crowd once.", 10, minimum=1, maximum=10_000
+    ),
     pause_ms=option.number("Pause of a thread between two requests, in ms.", 5, minimum=0.1),
+)
+
+#: Ratio, what of a round it compares, and what it says.
+_RATIOS = (
+    ("wait_ratio", "wait_mean_s", "mean time of a request over that without protection"),
+    ("wait_p99_ratio", "wait_p99_s", "99th percentile of a round's requests over the same of none"),
 )
 
 
 def plan(options: Mapping[str, Any]) -> dict[str, Cell]:
     """One timed cell per number of threads, and one for the protection that needs a server."""
     shared = {
-        name: options[name] for name in ("betas", "service_ms", "ttl_ms", "duration_ms", "pause_ms")
+        name: options[name]
+        for name in ("betas", "service_ms", "ttl_ms", "duration_ms", "rounds", "pause_ms")
     }
     local = [name for name in options["protections"] if name != "set_nx"]
     cells = {}
@@ -59,11 +74,37 @@ def plan(options: Mapping[str, Any]) -> dict[str, Cell]:
     return cells
 
 
+def aggregate(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows with their waiting times over those without protection, round by round.
+
+    Records made before there were rounds have one turn of each protection, one after the other, and
+    no ratio.
+    """
+    arms = record["samples"].get("arms", {})
+    rows = []
+    for recorded in record["rows"]:
+        row = {"rounds": 1, **recorded}
+        own = arms.get(_label(row), {})
+        base = arms.get(f"none-{row['threads']:g}", {})
+        if row["protection"] != "none":
+            for name, measured, _ in _RATIOS:
+                row |= _paired.columns_of(name, _paired.log_ratios(own, base, measured))
+        rows.append(row)
+    return rows
+
+
+def _label(row: Mapping[str, Any]) -> str:
+    """The arm of a row, as the measuring part calls it."""
+    beta = f"-{row['beta']:g}" if row["protection"] == "xfetch" else ""
+    return f"{row['protection']}-{row['threads']:g}{beta}"
+
+
 def values(table: pd.DataFrame) -> dict[str, Value]:
     """Return loads and waiting times of every protection at the most threads."""
     named: dict[str, Value] = {}
     crowd = table[table["threads"] == table["threads"].max()]
     named["stampede_threads"] = number(first(crowd), "threads", "", 0)
+    named["stampede_rounds"] = number(first(crowd), "rounds", "", 0)
     named["stampede_loads_minimum"] = number(first(crowd), "loads_minimum", "", 0)
     for name in PROTECTIONS:
         rows = crowd[crowd["protection"] == name]
@@ -75,6 +116,8 @@ def values(table: pd.DataFrame) -> dict[str, Value]:
         named[f"stampede_{name}_loads_cold"] = number(row, "loads_cold", "", 0)
         named[f"stampede_{name}_loads_at_once"] = number(row, "loads_at_once", "", 0)
         named[f"stampede_{name}_wait_p99_ms"] = milliseconds(row, "wait_p99_s", 1)
+        named[f"stampede_{name}_wait_ratio"] = _paired.value(row, "wait_ratio")
+        named[f"stampede_{name}_wait_p99_ratio"] = _paired.value(row, "wait_p99_ratio")
         named[f"stampede_{name}_stale_share"] = number(row, "stale_share", "%", 1, 100)
     named["stampede_xfetch_beta"] = number(
         first(crowd[crowd["protection"] == "xfetch"]), "beta", "", 1
@@ -96,14 +139,21 @@ STUDY = Study(
         "beta": "eagerness of XFetch",
         "threads": "threads that ask",
         "exclusive": "whether the protection promises one load at a time",
+        "rounds": "turns of the crowd, each with an empty cache; what is counted below is their sum",
         "requests": "requests of all threads",
-        "loads": "calls of the source within the duration, from the first one on",
-        "loads_minimum": "duration over (life + service time), rounded up: the fewest loads",
-        "loads_cold": "loads that began before any had ended, with an empty cache",
+        "loads": "calls of the source within the duration of each turn, from its first one on",
+        "loads_minimum": "the fewest loads: rounds times duration over (life + service time), rounded up",
+        "loads_cold": "loads that began before any of their turn had ended, with an empty cache",
         "loads_at_once": "most loads that ran together",
         "stale_share": "share of requests that got a value older than its life",
         **summary_columns("wait", "time of a request"),
         "wait_max_s": "longest time of a request (s)",
+        **{
+            column: meaning
+            for name, _, words in _RATIOS
+            for column, meaning in _paired.meanings(name, words).items()
+        },
     },
     values=values,
+    aggregate=aggregate,
 )

@@ -11,11 +11,15 @@ from typing import Any
 from kvbench.caching.server import Server, running
 from kvbench.caching.stampede import EXCLUSIVE, protect
 from kvbench.studies import Context, Outcome
-from kvbench.studies._estimates import summary
+from kvbench.studies._estimates import quantile, summary
+from kvbench.studies.measuring._rounds import Log, turns
+
+#: What the waiting times of the others are compared with; it takes its turns in every cell.
+_REFERENCE = "none"
 
 
 def measure(factors: Mapping[str, Any], context: Context) -> Outcome:
-    """Let threads ask for one value under every protection, beginning with an empty cache."""
+    """Let threads ask for one value under every protection in turn, each time with an empty cache."""
     if "set_nx" not in factors["protections"]:
         return _measure(factors, context, None)
     with running(context.server_url, context.scratch) as server:
@@ -23,48 +27,75 @@ def measure(factors: Mapping[str, Any], context: Context) -> Outcome:
 
 
 def _measure(factors: Mapping[str, Any], context: Context, server: Server | None) -> Outcome:
+    log = Log()
+    # One client for all turns: only the first of them opens connections.
+    client = None if server is None else server.client()
+    named = dict.fromkeys([_REFERENCE, *factors["protections"]])
+    ways = [
+        (name, beta)
+        for name in named
+        for beta in (factors["betas"] if name == "xfetch" else [math.nan])
+    ]
     rows: list[dict[str, Any]] = []
-    samples: dict[str, Any] = {}
     for threads in factors["threads"]:
-        for name in factors["protections"]:
-            for beta in factors["betas"] if name == "xfetch" else [math.nan]:
-                label = f"{name}-{threads}" + ("" if math.isnan(beta) else f"-{beta}")
-                source = Source(factors["service_ms"] / 1000)
-                get = protect(
-                    name,
-                    source.load,
-                    factors["ttl_ms"] / 1000,
-                    seed=context.seed,
-                    beta=beta,
-                    client=None if server is None else server.client(),
-                    # A name of its own, so that no run finds the value of the one before.
-                    namespace="" if server is None else f"{server.namespace}{label}:",
-                )
-                latency_s, age_s = _ask(get, threads, factors)
-                row = {"protection": name, "beta": beta, "threads": threads}
-                rows.append(row | _row(name, factors, source, latency_s, age_s))
-                samples[label] = {"latency_s": latency_s, "loads": source.loads}
-    return Outcome(rows, samples)
+        arms = {_label(name, threads, beta): (name, beta) for name, beta in ways}
+        for number, label in turns(list(arms), factors["rounds"], context.seed):
+            name, beta = arms[label]
+            source = Source(factors["service_ms"] / 1000)
+            get = protect(
+                name,
+                source.load,
+                factors["ttl_ms"] / 1000,
+                seed=context.seed + number,
+                beta=beta,
+                client=client,
+                # A name of its own, so that no turn finds the value of the one before.
+                namespace="" if server is None else f"{server.namespace}{label}:{number}:",
+            )
+            log.add(label, number, **_turn(get, source, threads, factors))
+        rows += [
+            {"protection": name, "beta": beta, "threads": threads} | _row(name, factors, log, label)
+            for label, (name, beta) in arms.items()
+            if name in factors["protections"]
+        ]
+    return Outcome(rows, {"arms": log.arms()})
 
 
-def _row(
-    name: str,
-    factors: Mapping[str, Any],
-    source: Source,
-    latency_s: list[float],
-    age_s: list[float],
+def _label(name: str, threads: int, beta: float) -> str:
+    return f"{name}-{threads}" + ("" if math.isnan(beta) else f"-{beta:g}")
+
+
+def _turn(
+    get: Callable[[], dict[str, float]], source: Source, threads: int, factors: Mapping[str, Any]
 ) -> dict[str, Any]:
-    ttl_s = factors["ttl_ms"] / 1000
+    """Let the whole crowd ask once, and return what a turn is remembered by."""
+    latency_s, age_s = _ask(get, threads, factors)
+    source.settle()
     return {
-        "exclusive": name in EXCLUSIVE,
-        "requests": len(latency_s),
-        "loads": source.loads_within(factors["duration_ms"] / 1000),
-        "loads_minimum": minimum_loads(
-            factors["duration_ms"], factors["ttl_ms"], factors["service_ms"]
-        ),
+        "wait_mean_s": sum(latency_s) / len(latency_s),
+        "wait_p99_s": quantile(latency_s, 0.99)[0],
+        "stale": sum(age > factors["ttl_ms"] / 1000 for age in age_s),
+        "loads_within": source.loads_within(factors["duration_ms"] / 1000),
         "loads_cold": source.cold_loads(),
         "loads_at_once": source.most_at_once,
-        "stale_share": sum(age > ttl_s for age in age_s) / len(age_s),
+        "loads": source.loads,
+        "latency_s": latency_s,
+    }
+
+
+def _row(name: str, factors: Mapping[str, Any], log: Log, label: str) -> dict[str, Any]:
+    """All turns of a protection: what is counted is summed, and times are those of all requests."""
+    latency_s = [second for turn in log.of(label, "latency_s") for second in turn]
+    fewest = minimum_loads(factors["duration_ms"], factors["ttl_ms"], factors["service_ms"])
+    return {
+        "exclusive": name in EXCLUSIVE,
+        "rounds": factors["rounds"],
+        "requests": len(latency_s),
+        "loads": sum(log.of(label, "loads_within")),
+        "loads_minimum": factors["rounds"] * fewest,
+        "loads_cold": sum(log.of(label, "loads_cold")),
+        "loads_at_once": max(log.of(label, "loads_at_once")),
+        "stale_share": sum(log.of(label, "stale")) / len(latency_s),
         **summary(latency_s, "wait"),
         "wait_max_s": max(latency_s),
     }
@@ -80,7 +111,7 @@ class Source:
 
     def __init__(self, service_s: float) -> None:
         self._service_s = service_s
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
         self._running = 0
         self.most_at_once = 0
         self.loads: list[tuple[float, float]] = []
@@ -96,7 +127,13 @@ class Source:
         with self._lock:
             self._running -= 1
             self.loads.append((begun, ended))
+            self._lock.notify_all()
         return {"made": ended}
+
+    def settle(self) -> None:
+        """Wait until no load runs: one in the background must not reach into the next turn."""
+        with self._lock:
+            self._lock.wait_for(lambda: not self._running)
 
     def loads_within(self, duration_s: float) -> int:
         """Loads that began within ``duration_s`` of the first.
