@@ -491,6 +491,16 @@ def table(tmp_path_factory):
     return pd.DataFrame([row for one in found.values() for row in semantic.aggregate(one)])
 
 
+@pytest.fixture(scope="module")
+def index_record(tmp_path_factory):
+    return study_runs.records(
+        "semantic",
+        tmp_path_factory.mktemp("index"),
+        only=lambda name, _: name == "index-400",
+        index_entries=[400],
+    )["index-400"]
+
+
 def test_the_guides_pair_is_judged_by_the_guides_rule(table):
     row = table[table["part"] == "guide"].iloc[0]
     assert row["threshold"] == 0.9 and row["cosine_asked"] == pytest.approx(0.95)
@@ -593,6 +603,39 @@ def test_break_even_is_lookup_over_service_time(table):
     lookup = table[table["step"] == "lookup"]["p50_s"].iloc[0]
     rows = table[table["part"] == "break_even"]
     assert (rows["break_even_hit_ratio"] * rows["service_s"]).to_numpy() == pytest.approx(lookup)
+
+
+def test_every_index_is_asked_the_same_vectors_in_rounds(index_record):
+    arms = index_record["samples"]["arms"]
+    turns = {name: len(arm["round"]) for name, arm in arms.items()}
+    assert turns == dict.fromkeys(semantic.INDEXES, 20)
+    assert sorted(slot for arm in arms.values() for slot in arm["slot"]) == list(range(60))
+    # What flat finds in a round is what the others are measured by.
+    row = next(row for row in index_record["rows"] if row["index"] == "sq8")
+    same = np.equal(arms["sq8"]["found"], arms["flat"]["found"]).mean()
+    assert row["recall_at_1"] == same
+
+
+def test_a_search_is_compared_with_that_of_flat_within_rounds(index_record):
+    # The machine is slowed down threefold between the first round and the last.
+    weather = np.linspace(1, 3, 20)
+    arms = index_record["samples"]["arms"]
+    drifting = {
+        name: arm | {"seconds": list(pace * weather[arm["round"]])}
+        for (name, arm), pace in zip(arms.items(), (1.0, 0.5, 2.0), strict=True)
+    }
+    paces = dict(zip(arms, (1.0, 0.5, 2.0), strict=True))
+    rows = semantic.aggregate(index_record | {"samples": {"arms": drifting}})
+    ratios = {row["index"]: row.get("search_ratio") for row in rows}
+    assert "search_ratio" not in rows[0]
+    for name in ("hnsw", "sq8"):
+        assert ratios[name] == pytest.approx(paces[name] / paces["flat"])
+    assert rows[1]["search_ratio_rounds"] == 20
+
+
+def test_an_index_of_a_record_without_rounds_has_no_ratio(index_record):
+    old = index_record | {"samples": {name: [0.1] for name in semantic.INDEXES}}
+    assert all("search_ratio" not in row for row in semantic.aggregate(old))
 
 
 def test_the_flat_index_is_exact_and_pays_four_bytes_a_number(table):

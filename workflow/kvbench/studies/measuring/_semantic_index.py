@@ -2,65 +2,98 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
 from kvbench.studies import Outcome
 from kvbench.studies._estimates import quantile
+from kvbench.studies.measuring._rounds import Log, turns
 
+INDEXES = ("flat", "hnsw", "sq8")
 _HNSW_LINKS, _HNSW_SEARCH = 32, 64
-_INDEX_QUERIES = 200
+#: Every index is asked the same vectors; a turn asks those of one round.
+_ROUNDS, _QUERIES_OF_A_TURN = 20, 10
 
 
 def measure_index(entries: int, seed: int, dimension: int = 384) -> Outcome:
-    """Search time, recall and bytes of three indexes over clustered unit vectors."""
+    """Search time, recall and bytes of three indexes over clustered unit vectors.
+
+    They are built once, one after the other, and searched in rounds.
+    """
     import faiss
 
     faiss.omp_set_num_threads(1)
-    stored, asked = clustered(entries, _INDEX_QUERIES, dimension, seed)
-    rows, samples, truth = [], {}, None
-    for name in ("flat", "hnsw", "sq8"):
-        index = {
-            "flat": lambda: faiss.IndexFlatIP(dimension),
-            "hnsw": lambda: faiss.IndexHNSWFlat(dimension, _HNSW_LINKS, faiss.METRIC_INNER_PRODUCT),
-            "sq8": lambda: faiss.IndexScalarQuantizer(
-                dimension, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT
-            ),
-        }[name]()
-        if name == "hnsw":
-            index.hnsw.efSearch = _HNSW_SEARCH
-        started = time.perf_counter()
-        index.train(stored)
-        index.add(stored)
-        build_s = time.perf_counter() - started
-        index.search(asked[:1], 1)
-        seconds, found = [], []
-        for vector in asked:
-            started = time.perf_counter()
-            _, numbers = index.search(vector[None, :], 1)
-            seconds.append(time.perf_counter() - started)
-            found.append(int(numbers[0, 0]))
-        truth = found if truth is None else truth
-        median, low, high = quantile(seconds, 0.5)
-        samples[name] = seconds
+    stored, asked = clustered(entries, _ROUNDS * _QUERIES_OF_A_TURN, dimension, seed)
+    built = {name: _build(name, stored) for name in INDEXES}
+    log = Log()
+    for number, name in turns(INDEXES, _ROUNDS, seed):
+        first = number * _QUERIES_OF_A_TURN
+        seconds, found = _search(built[name][0], asked[first : first + _QUERIES_OF_A_TURN])
+        log.add(name, number, seconds=sum(seconds) / len(seconds), search_s=seconds, found=found)
+    arms = log.arms()
+    truth = _joined(arms["flat"]["found"])
+    rows = []
+    for name, (index, build_s) in built.items():
+        searches = _joined(arms[name]["search_s"])
+        median, low, high = quantile(searches, 0.5)
         rows.append(
             {
                 "part": "index",
                 "index": name,
                 "entries": entries,
-                "queries": len(asked),
+                "queries": len(searches),
                 "p50_s": median,
                 "p50_s_ci_low": low,
                 "p50_s_ci_high": high,
-                "p99_s": quantile(seconds, 0.99)[0],
-                "recall_at_1": float(np.mean(np.equal(found, truth))),
+                "p99_s": quantile(searches, 0.99)[0],
+                "recall_at_1": float(np.mean(np.equal(_joined(arms[name]["found"]), truth))),
                 "build_s": build_s,
                 "bytes_per_entry": faiss.serialize_index(index).nbytes / entries,
             }
         )
-    return Outcome(rows, samples)
+    return Outcome(rows, {"arms": arms})
+
+
+def _build(name: str, stored: np.ndarray) -> tuple[Any, float]:
+    """Return an index of the stored vectors and the seconds that building it took."""
+    import faiss
+
+    dimension = stored.shape[1]
+    if name == "hnsw":
+        index = faiss.IndexHNSWFlat(dimension, _HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efSearch = _HNSW_SEARCH
+    elif name == "sq8":
+        index = faiss.IndexScalarQuantizer(
+            dimension, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT
+        )
+    else:
+        index = faiss.IndexFlatIP(dimension)
+    started = time.perf_counter()
+    index.train(stored)
+    index.add(stored)
+    return index, time.perf_counter() - started
+
+
+def _search(index: Any, asked: np.ndarray) -> tuple[list[float], list[int]]:
+    """Return the seconds of each search, and the number of the vector that it found."""
+    # Brings back into the processor's caches what the index before has driven out.
+    index.search(asked[:1], 1)
+    seconds, found = [], []
+    for vector in asked:
+        started = time.perf_counter()
+        _, numbers = index.search(vector[None, :], 1)
+        seconds.append(time.perf_counter() - started)
+        found.append(int(numbers[0, 0]))
+    return seconds, found
+
+
+def _joined(turns_of_an_arm: Iterable[Iterable]) -> list:
+    return list(itertools.chain.from_iterable(turns_of_an_arm))
 
 
 def clustered(
