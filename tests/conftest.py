@@ -120,7 +120,7 @@ def undisturbed(monkeypatch) -> None:
     """Nothing counts as noise, however busy the machine that runs the tests is."""
     from kvbench.measurement import noise
 
-    monkeypatch.setattr(noise, "disturbed", lambda before, after: False)
+    monkeypatch.setattr(noise, "busy", lambda others_s, wall_s: False)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from kvbench import records, strategies
 from kvbench.analysis import paired
 from kvbench.errors import InputError
 from kvbench.inputs import configuration, models
-from kvbench.measurement import blocks, fitting, placement, processes
+from kvbench.measurement import blocks, clock, fitting, placement, processes
 from kvbench.measurement.cell import Cell, Job
 from kvbench.records.identity import CONTROL
 from kvbench.strategies.base import Generation, Session
@@ -99,7 +99,7 @@ def found(tmp_path_factory, tiny_folder):
     folder = tmp_path_factory.mktemp("block")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lock, "machine", partial(lock.machine, folder / "lock"))
-        patch.setattr(noise, "disturbed", lambda before, after: False)
+        patch.setattr(noise, "busy", lambda others_s, wall_s: False)
         bench = Bench(folder, tiny_folder, facts)
         return bench.measure(bench.plan())
 
@@ -126,6 +126,65 @@ def test_slots_alternate_turn_by_turn(found):
         mine = [(turn, name) for _, name, turn, round in taken if round == number]
         assert [turn for turn, _ in mine] == [1] * 4 + [2] * 4
         assert [name for _, name in mine[:4]] == [name for _, name in mine[4:]]
+
+
+def sliced(monkeypatch, seconds: float = 0.0) -> None:
+    """Let a turn rest behind every token that comes so many seconds after it went on."""
+    monkeypatch.setattr(clock, "SLICE_S", seconds)
+
+
+def test_a_long_turn_hands_the_machine_over_and_its_slices_are_one_sample(
+    bench, found, monkeypatch
+):
+    asked: list[tuple[int, str]] = []
+    asking = processes.Worker.ask
+
+    def ask(worker: processes.Worker, command: str, *arguments: object) -> object:
+        asked.append((worker.pid, command))
+        return asking(worker, command, *arguments)
+
+    monkeypatch.setattr(processes.Worker, "ask", ask)
+    sliced(monkeypatch)
+    again = bench.measure(bench.plan(max_rounds=1))
+    # Four tokens, and behind each of them a rest: no cell has two slices without all others between.
+    taken = [pid for pid, command in asked if command in ("turn", "go_on")]
+    rotation = taken[: len(again)]
+    assert len(set(rotation)) == len(again)
+    assert taken == rotation * (2 * 5)
+    for name, record in again.items():
+        samples = [sample for turn in record["turns"] for sample in turn["samples"]]
+        assert [sample["slices"] for sample in samples] == [5, 5]
+        assert [len(sample["itl_s"]) for sample in samples] == [3, 3]
+        digests = [turn["token_digest"] for turn in record["turns"]]
+        assert digests == [turn["token_digest"] for turn in found[name]["turns"]]
+        assert "slices" not in found[name]["turns"][0]["samples"][0]
+
+
+def test_a_record_of_slices_is_valid(bench, monkeypatch, tmp_path):
+    sliced(monkeypatch)
+    record = bench.measure(bench.plan(["dynamic"], max_rounds=1))["dynamic"]
+    records.write(tmp_path / "r1.json", record)
+    assert records.read(tmp_path / "r1.json") == record
+
+
+def test_a_cell_killed_while_it_rests_is_failed_and_the_others_go_on(bench, monkeypatch):
+    sliced(monkeypatch)
+    asking = processes.Worker.ask
+    resting: list[int] = []
+
+    def ask(worker: processes.Worker, command: str, *arguments: object) -> object:
+        answer = asking(worker, command, *arguments)
+        if answer is processes.RESTING and not resting:
+            resting.append(worker.pid)
+            os.kill(worker.pid, signal.SIGKILL)
+        return answer
+
+    monkeypatch.setattr(processes.Worker, "ask", ask)
+    found = bench.measure(bench.plan(["none", "static", "offloaded"], max_rounds=2))
+    states = sorted(record["status"] for record in found.values())
+    assert states.count("failed") == 1 and len(states) == len(set(found))
+    (lost,) = [record for record in found.values() if record["status"] == "failed"]
+    assert "ended from outside (SIGKILL) in round 1, turn 1" in lost["reason"]
 
 
 def test_every_round_has_an_order_of_its_own_and_the_record_says_it(found):

@@ -240,9 +240,9 @@ def test_a_slowed_cell_runs_its_strategy_through_a_slowed_session(make, monkeypa
     made: list[float] = []
 
     class Slowed(conversation.SlowedSession):
-        def __init__(self, session: Session, slowdown: float) -> None:
+        def __init__(self, session: Session, slowdown: float, rested_s: Callable) -> None:
             made.append(slowdown)
-            super().__init__(session, slowdown)
+            super().__init__(session, slowdown, rested_s)
 
     monkeypatch.setattr(cells, "SlowedSession", Slowed)
     measured(make(slowdown=0.05))
@@ -297,6 +297,6 @@ def test_the_clock_is_the_devices_own(make, monkeypatch):
         def finish(self, stamps: list[float] | None = None) -> Timing:
             return Timing(3.0, 1.0, [0.4] * (self._tokens - 1))
 
-    monkeypatch.setattr(conversation, "clock_for", lambda device: Clock())
+    monkeypatch.setattr(conversation, "clock_for", lambda device, rest: Clock())
     _, samples, _ = measured(make(), rounds=1)
     assert [turn["e2e_s"] for turn in samples[0]] == [3.0, 3.0]

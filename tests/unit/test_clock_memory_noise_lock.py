@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from kvbench.errors import InputError
-from kvbench.measurement import lock, noise
+from kvbench.measurement import lock, noise, processes, rounds
 from kvbench.measurement.clock import Clock, clock_for
 from kvbench.measurement.memory import CpuMemory, cache_bytes, meter_for
 from kvbench.measurement.noise import Reading
@@ -82,6 +82,21 @@ def test_a_clock_starts_every_turn_anew(monkeypatch):
         clock.on_token()
         timing = clock.finish()
         assert (timing.ttft_s, timing.itl_s) == (expected, [])
+
+
+def test_a_clock_stands_while_a_turn_rests(monkeypatch):
+    # Tokens at 0.6, 1.2 (rests until 11.2), 11.9 and 12.3 (rests until 40.3); done at 40.8.
+    ticking(monkeypatch, 0.0, 0.6, 1.2, 11.2, 11.9, 12.3, 40.3, 40.8)
+    rests: list[int] = []
+    clock = Clock(lambda: rests.append(1))
+    clock.start()
+    for _ in range(4):
+        clock.on_token()
+    timing = clock.finish()
+    assert len(rests) == 2
+    assert timing.ttft_s == pytest.approx(0.6)
+    assert timing.itl_s == pytest.approx([0.6, 0.7, 0.4])
+    assert timing.e2e_s == pytest.approx(0.6 + 0.6 + 0.7 + 0.4 + 0.5)
 
 
 def test_a_cpu_is_timed_by_the_hosts_clock():
@@ -163,6 +178,32 @@ def test_the_baseline_is_what_was_there_when_it_settled(meter):
 
 def reading(wall: float = 0.0, busy: float = 0.0, own: float = 0.0, steal: float = 0.0) -> Reading:
     return Reading(wall, busy, steal, own, 0)
+
+
+class Rests:
+    """Takes one turn in some slices."""
+
+    cpu_s, involuntary = 0.0, 0
+
+    def __init__(self, slices: int) -> None:
+        self._left = slices
+
+    def ask(self, command: str, *_: object) -> object:
+        if command == "begin":
+            return None
+        self._left -= 1
+        return processes.RESTING if self._left else {"e2e_s": 1.0, "disturbed": False}
+
+
+@pytest.mark.parametrize(("slices", "disturbed"), [(1, True), (4, False)])
+def test_a_slot_in_slices_is_judged_by_all_of_its_windows_together(monkeypatch, slices, disturbed):
+    monkeypatch.setattr(noise, "SHORTEST_WINDOW_S", 0)
+    # A window of a second per slice, and others take 0.3 s of the first: too much of one, not of four.
+    readings = iter([reading(), reading(), *(reading(n, 0.3) for n in range(1, 9))])
+    monkeypatch.setattr(rounds.Watch, "read", lambda _: next(readings))
+    takers = {"a": Rests(slices)}
+    (slot,) = rounds.play(takers, ["a"], 1, rounds.Watch([]))
+    assert (slot.get("slices", 1), slot["disturbed"]) == (slices, disturbed)
 
 
 @pytest.mark.parametrize(

@@ -178,3 +178,9 @@ def test_the_injected_share_is_that_of_every_turn_anew(ticking):
     for tokens in (10, 2):
         session.generate([1], tokens, lambda: None)
     assert session.injected_s == pytest.approx(0.1 * 250.0, abs=0.01)
+
+
+def test_a_slowed_session_does_not_idle_for_the_time_it_rested(ticking):
+    session = conversation.SlowedSession(Working(ticking), 0.1, lambda: 300.0)
+    session.generate([1], 10, lambda: None)
+    assert session.injected_s == pytest.approx(0.1 * (1050.0 - 300.0), abs=0.01)

@@ -95,10 +95,11 @@ def test_where_every_repeat_was_disturbed_all_count(make_record):
         (19, 1, None, "not enough rounds: 19 of 20"),
         (30, 1, (1.08, 1.04, 1.12), "the reference differs from itself by 8.0 %"),
         (30, 1, (0.9, 0.85, 0.96), "the reference differs from itself by 10.0 %"),
-        # A value beyond the precision voids nothing while its interval reaches into it.
+        (30, 1, (1.05, 1.02, 1.08), "the reference differs from itself by 5.0 %"),
+        (30, 1, (0.96, 0.94, 0.98), "the reference differs from itself by 4.0 %"),
+        # Beyond the precision by chance, or another by less than it.
         (30, 1, (1.032, 0.99, 1.07), None),
-        (30, 1, (1.05, 1.02, 1.08), None),
-        (30, 1, (0.96, 0.94, 0.98), None),
+        (30, 1, (1.02, 1.01, 1.03), None),
         (30, 1, (1.2, math.nan, math.nan), None),
     ],
 )

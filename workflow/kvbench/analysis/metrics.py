@@ -269,7 +269,7 @@ def why_not_judged(
         What the ratio was measured in; 0 for cells that ran one after the other.
     control:
         Ratio of the reference to its own second run in the same blocks, if there was one. It
-        speaks against a verdict only where its whole interval does (:func:`paired.off`).
+        speaks against a verdict where :func:`paired.off` says so.
     precision:
         That the blocks were measured to.
     """

@@ -306,15 +306,20 @@ def reached(ratios: Iterable[Sequence[float]], precision: float) -> bool:
     return all(half_width(rounds[:-CONFIRMING_ROUNDS]) <= precision for rounds in ratios)
 
 
+def beyond(value: float, precision: float) -> bool:
+    """Whether a ratio lies further from 1 than a precision, upwards or downwards alike."""
+    return abs(math.log(value)) > math.log1p(precision)
+
+
 def off(control: Interval, precision: float) -> bool:
     """Whether a block's control says that its rounds cannot be trusted to the precision.
 
-    The whole interval of the reference over its own second run lies further from 1 than the
-    precision allows. The value alone lies there by chance in every other block that is short; an
-    interval that reaches into ``1 / (1 + precision)`` to ``1 + precision``, or that is unknown, voids
-    nothing.
+    The reference over its own second run lies further from 1 than the precision allows
+    (:func:`beyond`), and its interval excludes 1. The value alone lies there by chance in every other
+    block that is short: such a block is measured further (:mod:`kvbench.measurement.stopping`), and
+    what it does not know then is in its intervals.
     """
-    return control.low > 1 + precision or control.high < 1 / (1 + precision)
+    return beyond(control.value, precision) and (control.low > 1 or control.high < 1)
 
 
 def differs(found: Paired, rounds: int = FEWEST_ROUNDS, blocks: int = FEWEST_BLOCKS) -> bool:

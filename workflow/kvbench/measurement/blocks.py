@@ -489,8 +489,9 @@ _IDENTITY = (
 )
 
 
-#: What of a slot is kept in a sample; ``injected_s`` is only there where a cell was slowed.
-_SAMPLE = ("slot", "e2e_s", "ttft_s", "itl_s", "injected_s", "disturbed")
+#: What of a slot is kept in a sample; ``injected_s`` is only there where a cell was slowed, ``slices``
+#: where the turn rested.
+_SAMPLE = ("slot", "slices", "e2e_s", "ttft_s", "itl_s", "injected_s", "disturbed")
 
 
 def _samples(block: _Block, name: str) -> list[list[dict[str, Any]]]:

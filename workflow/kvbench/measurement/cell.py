@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -112,6 +112,8 @@ class Cell:
         self._session: Session | None = None
         self._engine: dict[str, Any] = {}
         self._slowed: SlowedSession | None = None
+        #: Returns when a turn that has gone on for long may go on; without it turns are in one piece.
+        self.rest: Callable[[], None] | None = None
         self._places: placement.Places | None = None
         self.known: list[Known] = []
 
@@ -160,9 +162,11 @@ class Cell:
         self._session = self._opened()
         self._engine = dict(self._session.facts)
         if slowdown := self._job.cell["slowdown"]:
-            self._session = self._slowed = SlowedSession(self._session, slowdown)
+            self._session = self._slowed = SlowedSession(
+                self._session, slowdown, lambda: self._talk.rested_s
+            )
         before = self._meter.start if self._timed_memory else (lambda: None)
-        self._talk = Talk(self._session, self._turns, self._device, before)
+        self._talk = Talk(self._session, self._turns, self._device, before, self.rest)
 
     def _opened(self) -> Session:
         """A session of the cell's strategy."""

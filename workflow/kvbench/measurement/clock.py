@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+
+#: Seconds after which a turn hands the machine to the others of its block (:class:`Clock`).
+SLICE_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -27,20 +31,45 @@ class Timing:
 
 
 class Clock:
-    """Stamps one turn on a CPU with ``time.perf_counter``."""
+    """Stamps one turn on a CPU with ``time.perf_counter``; it stands while the turn rests.
+
+    A turn that takes half a minute would be compared with another of half a minute ago, in another
+    weather. So it rests behind the first token that comes :data:`SLICE_S` after it began or went on.
+
+    Parameters
+    ----------
+    rest:
+        Returns when the turn may go on. Without it a turn is taken in one piece.
+
+    Attributes
+    ----------
+    rested_s:
+        Seconds that the turn has rested.
+    """
+
+    rested_s = 0.0
+
+    def __init__(self, rest: Callable[[], None] | None = None) -> None:
+        self._rest = rest
 
     def start(self) -> None:
         """Begin the turn."""
         self._stamps: list[float] = []
-        self._start = time.perf_counter()
+        self.rested_s = 0.0
+        self._start = self._since = time.perf_counter()
 
     def on_token(self) -> None:
-        """Stamp a token that exists now."""
-        self._stamps.append(time.perf_counter())
+        """Stamp a token that exists now, and rest if it is time."""
+        now = time.perf_counter()
+        self._stamps.append(now - self.rested_s)
+        if self._rest and now - self._since >= SLICE_S:
+            self._rest()
+            self._since = time.perf_counter()
+            self.rested_s += self._since - now
 
     def finish(self, stamps: list[float] | None = None) -> Timing:
         """End the turn; ``stamps`` replaces the tokens' stamps where an engine took them itself."""
-        end = time.perf_counter()
+        end = time.perf_counter() - self.rested_s
         tokens = stamps if stamps is not None else self._stamps
         return _timing(tokens[0] - self._start, tokens, end - self._start)
 
@@ -52,6 +81,8 @@ class CudaClock:
     which the GPU has the token, however far ahead the host runs. End-to-end latency is the host's
     clock around work and synchronisation.
     """
+
+    rested_s = 0.0
 
     def __init__(self) -> None:
         import torch
@@ -87,6 +118,6 @@ def _timing(ttft: float, stamps: list[float], e2e: float) -> Timing:
     return Timing(e2e, ttft, gaps)
 
 
-def clock_for(device: str) -> Clock | CudaClock:
-    """The clock of a device."""
-    return CudaClock() if device == "cuda" else Clock()
+def clock_for(device: str, rest: Callable[[], None] | None = None) -> Clock | CudaClock:
+    """The clock of a device; work that a GPU has been given goes on whoever rests."""
+    return CudaClock() if device == "cuda" else Clock(rest)

@@ -131,6 +131,8 @@ class Talk:
         Decides the clock.
     before_turn:
         Called right before the clock starts.
+    rest:
+        Lets the others of a block have the machine (:class:`kvbench.measurement.clock.Clock`).
     """
 
     def __init__(
@@ -139,12 +141,18 @@ class Talk:
         turns: Script,
         device: str,
         before_turn: Callable[[], None] = lambda: None,
+        rest: Callable[[], None] | None = None,
     ) -> None:
         self._session = session
         self._turns = turns
-        self._clock = clock_for(device)
+        self._clock = clock_for(device, rest)
         self._before_turn = before_turn
         self._histories: list[list[int]] = [[] for _ in range(turns.batch)]
+
+    @property
+    def rested_s(self) -> float:
+        """Seconds that the turn in flight, or the last one, rested."""
+        return self._clock.rested_s
 
     def turn(self, index: int) -> Turn:
         """Generate turn ``index``; the turns before it have to come before it.
@@ -191,6 +199,8 @@ class SlowedSession(Session):
         The session to slow down.
     slowdown:
         Share of its own time by which a turn is lengthened, such as 0.05.
+    rested_s:
+        Gives the seconds that the turn rested, which are not its own.
 
     Attributes
     ----------
@@ -198,9 +208,12 @@ class SlowedSession(Session):
         Seconds that the last turn really idled.
     """
 
-    def __init__(self, session: Session, slowdown: float) -> None:
+    def __init__(
+        self, session: Session, slowdown: float, rested_s: Callable[[], float] = lambda: 0.0
+    ) -> None:
         self._session = session
         self._slowdown = slowdown
+        self._rested_s = rested_s
         self.injected_s = 0.0
 
     def generate(
@@ -210,7 +223,7 @@ class SlowedSession(Session):
         begin = time.perf_counter()
         generation = self._session.generate(token_ids, max_new_tokens, on_token)
         done = now = time.perf_counter()
-        until = done + self._slowdown * (done - begin)
+        until = done + self._slowdown * (done - begin - self._rested_s())
         while now < until:
             now = time.perf_counter()
         self.injected_s = now - done

@@ -74,9 +74,13 @@ def _busy(stat: str, cores: frozenset[int] | None) -> tuple[float, float]:
 
 def disturbed(before: Reading, after: Reading) -> bool:
     """Whether others took more than :data:`DISTURBED_CORES` of a core between two readings."""
-    wall = after.wall_s - before.wall_s
+    return busy(before.others_s(after), after.wall_s - before.wall_s)
+
+
+def busy(others_s: float, wall_s: float) -> bool:
+    """Whether what others took of some wall time, in processor seconds, is too much."""
     doubt = _TICKS_OF_DOUBT / os.sysconf("SC_CLK_TCK")
-    return before.others_s(after) > DISTURBED_CORES * wall + doubt
+    return others_s > DISTURBED_CORES * wall_s + doubt
 
 
 def wait_for_quiet(limit_s: float, window_s: float = 0.3) -> float:

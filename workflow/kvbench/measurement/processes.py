@@ -26,6 +26,8 @@ from kvbench.measurement.cell import Cell, Failure, Job, failure
 
 logger = logging.getLogger(__name__)
 
+#: What a cell answers that rests within a turn until it is told to go on.
+RESTING = "resting"
 #: How a cell's process comes about, as the record says it.
 FORKED, FRESH = "forked", "fresh"
 
@@ -88,7 +90,7 @@ class Worker:
             self._connection.send((command, arguments))
 
     def receive(self) -> Any:
-        """Wait for what the last :meth:`send` asked for.
+        """Wait for what the last :meth:`send` asked for, or for :data:`RESTING`.
 
         Raises
         ------
@@ -102,6 +104,8 @@ class Worker:
         except (EOFError, ConnectionResetError):
             raise Ended(self._gone()) from None
         self._own_s, self._started_s, self.involuntary = usage
+        if kind == RESTING:
+            return RESTING
         if kind == "input":
             raise InputError(value)
         if kind == "ended":
@@ -256,6 +260,14 @@ def _serve(connection: Connection, cell: Cell) -> None:
     with startup.collector_paused():
         import torch
 
+    def rest() -> None:
+        connection.send((RESTING, None, _usage()))
+        try:
+            connection.recv()
+        except EOFError:
+            os._exit(0)
+
+    cell.rest = rest
     with torch.inference_mode():
         while True:
             try:
@@ -269,9 +281,13 @@ def _serve(connection: Connection, cell: Cell) -> None:
                 answer = "input", str(error)
             except Exception as error:
                 answer = "ended", (failure(error), traceback.format_exc())
-            usage = resource.getrusage(resource.RUSAGE_SELF)
-            own = usage.ru_utime + usage.ru_stime
-            connection.send((*answer, (own, _children_s(os.getpid()), usage.ru_nivcsw)))
+            connection.send((*answer, _usage()))
+
+
+def _usage() -> tuple[float, float, int]:
+    """Processor seconds of this process and of those it started, and its involuntary switches."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime, _children_s(os.getpid()), usage.ru_nivcsw
 
 
 def _cpu_s(pid: int) -> float | None:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from kvbench.measurement import noise
-from kvbench.measurement.processes import Ended
+from kvbench.measurement.processes import RESTING, Ended
 
 #: Idle time before every slot: what the last cell's threads spin away while they wait for more work.
 REST_S = 0.005
@@ -53,6 +53,7 @@ class Watch:
 
     The kernel counts in ticks, so short slots are judged together: a window goes on until it is
     :data:`kvbench.measurement.noise.SHORTEST_WINDOW_S` long, and its mark falls on every slot in it.
+    A slot that is taken in slices is judged by the windows of all of them together.
 
     Parameters
     ----------
@@ -63,6 +64,8 @@ class Watch:
     def __init__(self, takers: Sequence[Taker]) -> None:
         self._takers = takers
         self._pending: list[dict[str, Any]] = []
+        #: Slot to what others took in its windows, and how long those were (s).
+        self._seen: dict[int, tuple[float, float]] = {}
         self._window = self.first = self.read()
 
     def read(self) -> noise.Reading:
@@ -75,9 +78,10 @@ class Watch:
     def begin(self) -> None:
         """Begin a window; what happened since the last one is nobody's."""
         self._window = self.read()
+        self._seen.clear()
 
     def add(self, slot: dict[str, Any]) -> None:
-        """Take in a slot that has just ended."""
+        """Take in a slot, or a slice of it, that has just ended."""
         self._pending.append(slot)
         if time.perf_counter() - self._window.wall_s >= noise.SHORTEST_WINDOW_S:
             self.close()
@@ -85,9 +89,11 @@ class Watch:
     def close(self) -> None:
         """End the window and begin the next."""
         now = self.read()
-        mark = noise.disturbed(self._window, now)
+        others_s, wall_s = self._window.others_s(now), now.wall_s - self._window.wall_s
         for slot in self._pending:
-            slot["disturbed"] = slot["disturbed"] or mark
+            before = self._seen.get(slot["slot"], (0.0, 0.0))
+            self._seen[slot["slot"]] = before[0] + others_s, before[1] + wall_s
+            slot["disturbed"] = noise.busy(*self._seen[slot["slot"]])
         self._pending.clear()
         self._window = now
 
@@ -106,6 +112,8 @@ def play(
     lost: Callable[[str, Ended, int], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Play one round: turn 1 of every cell in the given order, then turn 2, and so on.
+
+    A cell that rests within its turn goes on when the others have had their slice.
 
     Parameters
     ----------
@@ -126,10 +134,11 @@ def play(
     -------
     list
         One entry per slot in the order they were taken: ``strategy``, ``turn`` (from 0), ``slot``,
-        ``e2e_s``, ``ttft_s``, ``itl_s`` and ``disturbed``.
+        ``e2e_s``, ``ttft_s``, ``itl_s`` and ``disturbed``; ``slices`` where there was more than one.
     """
-    slots: list[dict[str, Any]] = []
     left = list(order)
+    taken: list[tuple[dict[str, Any], Mapping[str, Any]]] = []
+    number = first_slot
 
     def ask(name: str, turn: int, command: str, argument: int) -> Any:
         try:
@@ -145,12 +154,28 @@ def play(
         ask(name, 0, "begin", len(takers))
     watch.begin()
     for turn in range(turns):
-        for name in list(left):
-            time.sleep(REST_S)
-            sample = ask(name, turn, "turn", turn)
-            if sample is not None:
-                number = first_slot + len(slots)
-                slots.append({"strategy": name, "turn": turn, "slot": number, **sample})
-                watch.add(slots[-1])
+        begun: dict[str, dict[str, Any]] = {}
+        waiting = list(left)
+        while waiting:
+            for name in waiting:
+                time.sleep(REST_S)
+                answer = ask(name, turn, "go_on" if name in begun else "turn", turn)
+                if answer is None:
+                    continue
+                if name not in begun:
+                    begun[name] = {"strategy": name, "turn": turn, "slot": number, "slices": 0}
+                    number += 1
+                slot = begun[name]
+                slot["slices"] += 1
+                watch.add(slot)
+                if answer is not RESTING:
+                    taken.append((slot, answer))
+            ended = {slot["strategy"] for slot, _ in taken if slot["turn"] == turn}
+            waiting = [name for name in left if name not in ended]
     watch.close()
+    slots = []
+    for slot, sample in sorted(taken, key=lambda pair: pair[0]["slot"]):
+        if slot["slices"] == 1:
+            del slot["slices"]
+        slots.append({**slot, **sample, "disturbed": slot["disturbed"] or sample["disturbed"]})
     return slots

@@ -18,6 +18,9 @@ from kvbench.analysis import paired
 #: Why no further round was made.
 PRECISION, BUDGET, ROUNDS = "precision", "budget", "rounds"
 
+#: Share of its budget by which a block is measured further whose control is off when the budget ends.
+FURTHER = 0.25
+
 #: A round as the journal keeps it.
 Round = Mapping[str, Any]
 
@@ -130,7 +133,8 @@ def next_round(
     # Who has few rounds meets everybody in them, those at rest too: it is compared with them as well.
     everybody = [n for n in live if n in few or n not in (*rules.once, *rules.rounds)]
     spent, expected = _seconds(rules, entries)
-    left = rules.budget_s - spent
+    further = FURTHER if _control_is_off(rules, logs) else 0.0
+    left = rules.budget_s * (1 + further) - spent
     if few and expected(everybody) <= left:
         return everybody, None
     members = [name for name in members if name not in few]
@@ -178,9 +182,13 @@ def _sound(rules: Rules, logs: Mapping[str, Sequence[float]]) -> bool:
     mine = logs.get(rules.control or "")
     if mine is None:
         return True
-    return paired.reached([mine], rules.precision) and not paired.off(
-        paired.ratio([mine]).interval, rules.precision
-    )
+    return paired.reached([mine], rules.precision) and not _control_is_off(rules, logs)
+
+
+def _control_is_off(rules: Rules, logs: Mapping[str, Sequence[float]]) -> bool:
+    """Whether the reference differs from its own second run by more than the precision, so far."""
+    mine = logs.get(rules.control or "")
+    return bool(mine) and paired.beyond(paired.ratio([mine]).value, rules.precision)
 
 
 def _due(
