@@ -4,7 +4,7 @@ Both generate the same tokens from the same prompt with the same model in one pr
 way the cells of a block do, in an order drawn anew every round; the ratio is paired within rounds, and a
 round that another program disturbed does not count. Its interval should lie within [0.99, 1.01].
 
-    PYTHONPATH=workflow python tests/benchmarks/harness_overhead.py [--rounds 100]
+    PYTHONPATH=workflow python tests/benchmarks/harness_overhead.py [--rounds 600]
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=600)
     wanted = parser.parse_args().rounds
     if wanted < 1:
         parser.error("--rounds has to be at least 1")
