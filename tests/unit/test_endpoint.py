@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import random
+from contextlib import contextmanager
 from pathlib import Path
 
 import fake_openai
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 import study_runs
@@ -129,7 +131,7 @@ def test_a_refused_connection_is_a_failure_not_an_end():
     ],
 )
 def test_an_address_that_is_none_is_refused_in_one_line(url, tmp_path):
-    factors = study_runs.options("endpoint", url=url, model="m") | {"server": "configured"}
+    factors = study_runs.options("endpoint", url=url, model="m", servers=["configured"])
     with pytest.raises(Unsupported, match=r"is no address of a server; write it like") as caught:
         measuring.measure(factors, studies.Context(tmp_path, 1))
     assert "\n" not in str(caught.value)
@@ -177,7 +179,7 @@ def test_the_study_measures_a_configured_server(upstream, tmp_path):
 
 
 def test_failed_requests_are_never_good():
-    factors = {"ttft_limit_s": 1.0, "tpot_limit_s": 0.1, "good_share": 0.5, "server": "x"}
+    factors = {"ttft_limit_s": 1.0, "tpot_limit_s": 0.1, "good_share": 0.5}
     request = {"ttft_s": 0.5, "tpot_s": 0.05, "e2e_s": 1.0, "itl_s": [0.1], "pieces": 2}
     request |= {"output_tokens": 2, "prompt_tokens": None, "cached_tokens": None, "hit": None}
     requests = [
@@ -187,20 +189,20 @@ def test_failed_requests_are_never_good():
         request | {"error": None, "tpot_s": 0.2},
     ]
     runs = [{"wall_s": 2.0, "counters": {}, "requests": requests}]
-    row = measuring._row(factors, ("closed", 1), runs)
+    row = measuring._row("proxy", factors, ("closed", 1), runs)
     assert (row["failed"], row["good_share"], row["good_per_s"]) == (1, 0.25, 0.5)
     assert row["borne"] is False
 
 
 def test_a_server_that_answers_errors_is_unsupported_with_its_reason(upstream, tmp_path):
     upstream.mode = "error"
-    factors = study_runs.options("endpoint", url=upstream.url, model="m") | {"server": "configured"}
+    factors = study_runs.options("endpoint", url=upstream.url, model="m", servers=["configured"])
     with pytest.raises(Unsupported, match="status 500"):
         measuring.measure(factors, studies.Context(tmp_path, 1))
 
 
 def test_without_an_address_the_missing_keys_are_named(tmp_path):
-    factors = study_runs.options("endpoint") | {"server": "configured"}
+    factors = study_runs.options("endpoint", servers=["configured"])
     with pytest.raises(Unsupported, match=r"app\.studies\.endpoint"):
         measuring.measure(factors, studies.Context(tmp_path, 1))
 
@@ -296,16 +298,106 @@ def test_the_figure_knows_every_server_and_is_said_in_both_languages(lang):
 
 def test_conversations_are_like_none_before_but_for_the_repeated_ones():
     supply = measuring._Conversations(2, 0.25, random.Random(1))
-    loads = [supply.take(8) for _ in range(3)]
+    loads = [supply.take(8)[0] for _ in range(3)]
     for talks in loads:
         assert len({talk[0] for talk in talks}) == 6
     first = {talk[0] for talks in loads for talk in talks}
     assert len(first) == 18
 
 
+def test_servers_that_are_compared_get_the_same_questions_under_numbers_of_their_own():
+    supply = measuring._Conversations(2, 0.5, random.Random(1), copies=2)
+    for one, other in (supply.take(4) for _ in range(3)):
+        assert [talk[0].split(". ", 1)[1] for talk in one] == [
+            talk[0].split(". ", 1)[1] for talk in other
+        ]
+        assert not {talk[0] for talk in one} & {talk[0] for talk in other}
+
+
 def test_one_conversation_is_a_new_one_however_many_are_repeated():
     supply = measuring._Conversations(1, 1.0, random.Random(1))
     assert supply.take(1) != supply.take(1)
+
+
+def test_a_proxy_and_the_server_behind_it_share_a_cell_and_engines_do_not():
+    cells = studies.get("endpoint").plan(study_runs.options("endpoint", servers=list(SERVERS)))
+    assert {name: cell.factors["servers"] for name, cell in cells.items()} == {
+        "transformers": ["transformers_serve", "proxy"],
+        "vllm": ["vllm_serve", "vllm_proxy"],
+        "configured": ["configured"],
+    }
+
+
+@pytest.fixture
+def pair(upstream, tmp_path, monkeypatch):
+    """The record of a proxy and of the server behind it, both played by one that answers at once."""
+
+    @contextmanager
+    def targets(factors, _context):
+        yield {server: target(upstream) for server in factors["servers"]}
+
+    monkeypatch.setattr(measuring, "_targets", targets)
+    return study_runs.records(
+        "endpoint",
+        tmp_path,
+        open_conversations=[1, 2],
+        rates_per_s=[500.0],
+        conversations=2,
+        turns=1,
+        rounds=3,
+    )["transformers"]
+
+
+def test_the_servers_of_an_engine_take_turns_under_each_load(pair):
+    arms = pair["samples"]["arms"]
+    for load in ("closed-1", "closed-2", "open-500"):
+        one, other = arms[f"transformers_serve-{load}"], arms[f"proxy-{load}"]
+        assert one["round"] == other["round"] == [0, 1, 2]
+        # Nothing comes between the two turns that are compared.
+        assert [abs(a - b) for a, b in zip(one["slot"], other["slot"], strict=True)] == [1, 1, 1]
+
+
+def test_a_proxy_is_compared_with_its_server_within_rounds(pair):
+    weather = np.linspace(1, 3, 12)
+    for name, arm in pair["samples"]["arms"].items():
+        pace = 0.8 if name.startswith("proxy") else 1.0
+        arm["round"] = list(range(12))
+        for measured in ("ttft_mean_s", "tpot_mean_s", "e2e_mean_s"):
+            arm[measured] = list(pace * weather)
+    rows = studies.get("endpoint").aggregate(pair)
+    assert {row["server"]: row.get("ttft_ratio") for row in rows} == {
+        "transformers_serve": None,
+        "proxy": pytest.approx(0.8),
+    }
+    assert all(row["e2e_ratio_ci_high"] < 1 for row in rows if row["server"] == "proxy")
+
+
+def test_a_turn_without_a_complete_answer_is_no_round_of_a_ratio(pair):
+    for name, arm in pair["samples"]["arms"].items():
+        arm["ttft_mean_s"] = [None, 1.0, 1.0] if name == "proxy-closed-1" else [1.0] * 3
+    rows = {(row["server"], row["level"]): row for row in studies.get("endpoint").aggregate(pair)}
+    assert rows["proxy", 1]["ttft_ratio_rounds"] == 2
+    assert rows["proxy", 2]["ttft_ratio_rounds"] == 3
+
+
+def test_few_rounds_give_a_ratio_without_an_interval(pair):
+    values = studies.get("endpoint").values(table(*studies.get("endpoint").aggregate(pair)))
+    assert values["endpoint_proxy_closed_full_ttft_ratio"].value is not None
+    assert values["endpoint_proxy_closed_full_ttft_ratio"].ci is None
+    assert "endpoint_transformers_serve_closed_full_ttft_ratio" not in values
+
+
+@pytest.mark.parametrize(("lang", "said"), [("en", "without the proxy"), ("pt", "sem o proxy")])
+def test_the_paper_gives_a_proxys_ratio_only_with_its_interval(lang, said):
+    ratios = {
+        f"{name}_ratio{end}": value
+        for name in ("ttft", "e2e")
+        for end, value in (("", 0.8), ("_ci_low", 0.7), ("_ci_high", 0.9), ("_rounds", 12))
+    }
+    server = row(server="transformers_serve")
+    assert said in paper(table(server, row(server="proxy", **ratios)), lang, "text")
+    del ratios["ttft_ratio_ci_low"]
+    assert said not in paper(table(server, row(server="proxy", **ratios)), lang, "text")
 
 
 @pytest.mark.parametrize(

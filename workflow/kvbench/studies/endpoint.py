@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from kvbench.paper.values import Value
-from kvbench.studies import Cell, Study
+from kvbench.studies import Cell, Study, _paired
 from kvbench.studies import _option as option
 from kvbench.studies._estimates import summary_columns
 from kvbench.studies._values import first, number, with_interval
@@ -16,6 +17,16 @@ if TYPE_CHECKING:
 
 #: Servers the study can start, and the one that is already there.
 SERVERS = ("transformers_serve", "proxy", "vllm_serve", "vllm_proxy", "configured")
+#: Servers that are asked in turn, all alive. Two engines would share cores and memory, and of a server
+#: that somebody else runs nobody knows what it does meanwhile: those have cells of their own, and
+#: nothing is concluded from one cell's times beside another's.
+_TOGETHER = {
+    "transformers": ("transformers_serve", "proxy"),
+    "vllm": ("vllm_serve", "vllm_proxy"),
+    "configured": ("configured",),
+}
+#: A proxy, and the server behind it that it is compared with.
+_BEHIND = {"proxy": "transformers_serve", "vllm_proxy": "vllm_serve"}
 
 OPTIONS = option.schema(
     servers=option.choices(
@@ -41,11 +52,13 @@ OPTIONS = option.schema(
     ),
     rates_per_s=option.numbers(
         "Open loop: conversations that begin in a second on average (Poisson), one load each.",
-        [1.0],
+        [2.0],
         above=0,
         maximum=10000,
     ),
-    conversations=option.integer("Conversations of each load.", 6, minimum=1, maximum=100000),
+    conversations=option.integer(
+        "Conversations of each load in a round.", 4, minimum=1, maximum=100000
+    ),
     turns=option.integer("Questions of each conversation.", 2, minimum=1, maximum=15),
     repeated_share=option.number(
         "Share of the conversations that have the words of an earlier one; the others are like none"
@@ -55,7 +68,10 @@ OPTIONS = option.schema(
         maximum=1,
     ),
     rounds=option.integer(
-        "How often every load is repeated, in an order drawn anew.", 2, minimum=1, maximum=100
+        "Rounds; in each every load is put on every server once, in an order drawn anew.",
+        10,
+        minimum=1,
+        maximum=1000,
     ),
     max_tokens=option.integer("Longest answer, in tokens.", 16, minimum=2, maximum=4096),
     ttft_limit_s=option.number("Service level: longest time to the first token (s).", 0.5, above=0),
@@ -74,10 +90,25 @@ OPTIONS = option.schema(
 
 
 def plan(options: Mapping[str, Any]) -> dict[str, Cell]:
-    """One timed cell a server."""
+    """One timed cell an engine, with the servers that are asked in turn."""
     shared = {key: value for key, value in options.items() if key != "servers"}
-    return {server: Cell({"server": server, **shared}) for server in options["servers"]}
+    cells = {}
+    for engine, servers in _TOGETHER.items():
+        asked = [server for server in options["servers"] if server in servers]
+        if asked:
+            cells[engine] = Cell({"servers": asked, **shared})
+    return cells
 
+
+#: Ratio, what of a turn it compares, and what it says.
+_RATIOS = tuple(
+    (f"{name}_ratio", f"{name}_mean_s", f"mean {words} over that of the server behind the proxy")
+    for name, words in (
+        ("ttft", "time to the first token"),
+        ("tpot", "time per token after the first"),
+        ("e2e", "time to the whole answer"),
+    )
+)
 
 COLUMNS: dict[str, str] = {
     "server": "which server was asked",
@@ -85,7 +116,7 @@ COLUMNS: dict[str, str] = {
     "level": "open conversations (closed), or conversations that begin in a second (open)",
     "requests": "questions that were asked",
     "failed": "questions without a complete answer",
-    "rounds": "how often the load was repeated",
+    "rounds": "how often the load was put on the server",
     **summary_columns("ttft", "time to the first token"),
     **summary_columns("tpot", "time per token after the first: (E2E - TTFT)/(tokens - 1)"),
     **summary_columns("e2e", "time to the whole answer"),
@@ -103,7 +134,35 @@ COLUMNS: dict[str, str] = {
     "tpot_limit_s": "service level: longest time per token after it (s)",
     "good_share_wanted": "share of the requests that must keep both limits",
     "borne": "whether the load kept the service level: good_share is at least what was asked for",
+    **{
+        column: meaning
+        for name, _, words in _RATIOS
+        for column, meaning in _paired.meanings(name, words).items()
+    },
 }
+
+
+def aggregate(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows, a proxy's with its times over those of the server behind it, by rounds."""
+    arms = record["samples"].get("arms", {})
+
+    def turns(server: str, row: Mapping[str, Any], measured: str) -> dict[str, list]:
+        arm = arms.get(f"{server}-{row['load']}-{row['level']:g}", {})
+        # A turn without a complete answer has no times.
+        there = [held is not None for held in arm.get(measured, ())]
+        return {name: list(itertools.compress(column, there)) for name, column in arm.items()}
+
+    rows = []
+    for recorded in record["rows"]:
+        row = dict(recorded)
+        behind = _BEHIND.get(row["server"])
+        if behind is not None:
+            for name, measured, _ in _RATIOS:
+                ends = (turns(server, row, measured) for server in (row["server"], behind))
+                row |= _paired.columns_of(name, _paired.log_ratios(*ends, measured))
+        rows.append(row)
+    return rows
+
 
 #: Kinds of load.
 LOADS = ("closed", "open")
@@ -162,6 +221,9 @@ def values(table: pd.DataFrame) -> dict[str, Value]:
                     found[f"{name}_{place}_{short}"] = with_interval(
                         row, column, unit, digits, scale
                     )
+                if server in _BEHIND:
+                    for ratio, *_ in _RATIOS:
+                        found[f"{name}_{place}_{ratio}"] = _paired.value(row, ratio)
         found[f"endpoint_{server}_failed"] = Value(
             int(table.loc[table["server"] == server, "failed"].sum()) if server in there else None,
             digits=0,
@@ -176,5 +238,6 @@ STUDY = Study(
     plan=plan,
     columns=COLUMNS,
     values=values,
+    aggregate=aggregate,
     needs_model=True,
 )

@@ -17,7 +17,7 @@ from kvbench.studies.measuring._rounds import Log, turns
 INDEXES = ("flat", "hnsw", "sq8")
 _HNSW_LINKS, _HNSW_SEARCH = 32, 64
 #: Every index is asked the same vectors; a turn asks those of one round.
-_ROUNDS, _QUERIES_OF_A_TURN = 20, 10
+_ROUNDS, _QUERIES_OF_A_TURN = 40, 10
 
 
 def measure_index(entries: int, seed: int, dimension: int = 384) -> Outcome:

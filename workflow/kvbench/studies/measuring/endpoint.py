@@ -10,7 +10,7 @@ import random
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,49 +22,90 @@ from kvbench.studies import Context, Outcome
 from kvbench.studies._estimates import quantile, summary
 from kvbench.studies.measuring import _children as children
 from kvbench.studies.measuring import _serving as serving
+from kvbench.studies.measuring._rounds import Log, turns
 
 #: A load: its kind and its level.
 Load = tuple[str, float]
 
 
 def measure(factors: Mapping[str, Any], context: Context) -> Outcome:
-    """Put every load on one server, in rounds; each round draws the order of the loads anew."""
+    """Put every load on every server of one engine, in rounds, in an order drawn anew for each.
+
+    A load is put on all servers before the next one, with the same questions and the same pauses.
+    """
     loads: list[Load] = [("closed", level) for level in factors["open_conversations"]]
     loads += [("open", rate) for rate in factors["rates_per_s"]]
     # A line for every request would be written while the next answer is on the clock.
     logging.getLogger("httpx").setLevel(logging.WARNING)
     generator = random.Random(context.seed)
-    supply = _Conversations(factors["turns"], factors["repeated_share"], generator)
-    found: dict[Load, list[dict[str, Any]]] = {load: [] for load in loads}
-    with _server(factors, context) as target:
-        _warm(target)
-        for number in range(factors["rounds"]):
-            order = generator.sample(loads, len(loads))
-            for kind, level in order:
-                talks = supply.take(factors["conversations"])
-                found[(kind, level)].append(
-                    {"round": number, **_put(target, kind, level, talks, generator)}
-                )
-    rows = [_row(factors, load, runs) for load, runs in found.items()]
-    samples = {f"{kind}-{level:g}": runs for (kind, level), runs in found.items()}
-    return Outcome(rows, samples)
+    servers = list(factors["servers"])
+    supply = _Conversations(
+        factors["turns"], factors["repeated_share"], generator, copies=len(servers)
+    )
+    schedule = [
+        load for _ in range(factors["rounds"]) for load in generator.sample(loads, len(loads))
+    ]
+    log = Log()
+    with _targets(factors, context) as targets:
+        for target in targets.values():
+            _warm(target)
+        current, talks, starts_s = -1, {}, []
+        for place, server in turns(servers, len(schedule), context.seed):
+            load = schedule[place]
+            if place != current:
+                current = place
+                talks = dict(zip(servers, supply.take(factors["conversations"]), strict=True))
+                starts_s = _starts(load, factors["conversations"], generator)
+            run = _put(targets[server], load, talks[server], starts_s)
+            log.add(_arm(server, load), place // len(loads), **_means(run), **run)
+    arms = log.arms()
+    rows = [
+        _row(server, factors, load, _runs(arms[_arm(server, load)]))
+        for load in loads
+        for server in servers
+    ]
+    return Outcome(rows, {"arms": arms})
+
+
+def _arm(server: str, load: Load) -> str:
+    return f"{server}-{load[0]}-{load[1]:g}"
+
+
+def _starts(load: Load, count: int, generator: random.Random) -> list[float]:
+    """Moments at which the conversations of an open loop begin (s); of a closed one none."""
+    kind, level = load
+    gaps = [generator.expovariate(level) for _ in range(count if kind == "open" else 0)]
+    return list(itertools.accumulate(gaps))
+
+
+def _means(run: Mapping[str, Any]) -> dict[str, float | None]:
+    """Mean times over the complete answers of one turn; None where there is none."""
+    complete = [request for request in run["requests"] if request["error"] is None]
+    means: dict[str, float | None] = {}
+    for name in ("ttft", "tpot", "e2e"):
+        known = [r[f"{name}_s"] for r in complete if r[f"{name}_s"] is not None]
+        means[f"{name}_mean_s"] = sum(known) / len(known) if known else None
+    return means
+
+
+def _runs(arm: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """The turns of an arm, one by one."""
+    return [dict(zip(arm, turn, strict=True)) for turn in zip(*arm.values(), strict=True)]
 
 
 def _put(
     target: endpoint.Target,
-    kind: str,
-    level: float,
+    load: Load,
     conversations: Sequence[Sequence[str]],
-    generator: random.Random,
+    starts_s: Sequence[float],
 ) -> dict[str, Any]:
     """Put one load on the server once."""
     before = endpoint.prefix_counters(target)
+    kind, level = load
     if kind == "closed":
         samples, wall_s = asyncio.run(endpoint.closed_loop(target, conversations, int(level)))
     else:
-        gaps = [generator.expovariate(level) for _ in conversations]
-        starts = list(itertools.accumulate(gaps))
-        samples, wall_s = asyncio.run(endpoint.open_loop(target, conversations, starts))
+        samples, wall_s = asyncio.run(endpoint.open_loop(target, conversations, starts_s))
     after = endpoint.prefix_counters(target)
     counted = {name: after[name] - before[name] for name in before if name in after}
     return {
@@ -74,8 +115,10 @@ def _put(
     }
 
 
-def _row(factors: Mapping[str, Any], load: Load, runs: Sequence[Mapping[str, Any]]) -> dict:
-    """One row of the table: all rounds of a load."""
+def _row(
+    server: str, factors: Mapping[str, Any], load: Load, runs: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """One row of the table: all rounds of a load on one server."""
     requests = [request for run in runs for request in run["requests"]]
     complete = [request for request in requests if request["error"] is None]
     wall_s = sum(run["wall_s"] for run in runs)
@@ -87,7 +130,7 @@ def _row(factors: Mapping[str, Any], load: Load, runs: Sequence[Mapping[str, Any
     tokens = sum(r["output_tokens"] or r["pieces"] for r in complete)
     share = len(good) / len(requests)
     return {
-        "server": factors["server"],
+        "server": server,
         "load": load[0],
         "level": load[1],
         "requests": len(requests),
@@ -139,9 +182,14 @@ class _Conversations:
         Share of the conversations that are one of the same load, word for word.
     generator:
         Where the choice of the repeated ones comes from.
+    copies:
+        How many servers get the same questions. Each has numbers of its own, so that none finds warm
+        what a server before it or behind it was asked.
     """
 
-    def __init__(self, turns: int, repeated_share: float, generator: random.Random) -> None:
+    def __init__(
+        self, turns: int, repeated_share: float, generator: random.Random, copies: int = 1
+    ) -> None:
         known = scenarios.load_all(layout.shipped("config") / "scenarios")
         questions = [
             [turn.user for turn in scenario.turns[:turns]]
@@ -150,17 +198,25 @@ class _Conversations:
         ]
         self._fresh = enumerate(itertools.cycle(questions), start=1)
         self._repeated_share, self._generator = repeated_share, generator
+        self._copies = copies
 
-    def take(self, count: int) -> list[list[str]]:
-        """The conversations of one load, the first of them always a new one."""
+    def take(self, count: int) -> list[list[list[str]]]:
+        """The conversations of one load for each of the copies, the first always a new one."""
         repeats = min(round(count * self._repeated_share), count - 1)
-        talks = []
-        for _ in range(count - repeats):
-            number, questions = next(self._fresh)
+        fresh = [next(self._fresh) for _ in range(count - repeats)]
+        order = [
+            *range(len(fresh)),
+            *(self._generator.randrange(len(fresh)) for _ in range(repeats)),
+        ]
+        copies = []
+        for copy in range(self._copies):
             # The number stands first: nothing of an earlier prompt is a prefix of this one.
-            talks.append([f"Case {number}. {questions[0]}", *questions[1:]])
-        again = [talks[self._generator.randrange(len(talks))] for _ in range(repeats)]
-        return talks + again
+            talks = [
+                [f"Case {number * self._copies - copy}. {questions[0]}", *questions[1:]]
+                for number, questions in fresh
+            ]
+            copies.append([talks[place] for place in order])
+        return copies
 
 
 def _warm(target: endpoint.Target) -> None:
@@ -197,32 +253,41 @@ def _check_address(url: str) -> None:
 
 
 @contextmanager
-def _server(factors: Mapping[str, Any], context: Context) -> Iterator[endpoint.Target]:
-    """The server that is asked; one that is started here stops with the block."""
+def _targets(factors: Mapping[str, Any], context: Context) -> Iterator[dict[str, endpoint.Target]]:
+    """The servers that are asked, all alive; what is started here stops with the block."""
     limits = {"max_tokens": factors["max_tokens"], "limit_s": factors["call_timeout_s"]}
     startup_s = factors["startup_timeout_s"]
-    if factors["server"] == "configured":
+    if "configured" in factors["servers"]:
         if not factors["url"] or not factors["model"]:
             raise Unsupported("no server is configured: set url and model in app.studies.endpoint")
         _check_address(factors["url"])
         key = os.environ.get(factors["key_variable"] or "")
-        yield endpoint.Target(factors["url"].rstrip("/"), factors["model"], key, **limits)
+        target = endpoint.Target(factors["url"].rstrip("/"), factors["model"], key, **limits)
+        yield {"configured": target}
         return
-    ours = factors["server"] in ("proxy", "vllm_proxy")
-    from_vllm = factors["server"].startswith("vllm")
+    from_vllm = any(server.startswith("vllm") for server in factors["servers"])
     start = serving.vllm_serve if from_vllm else serving.transformers_serve
-    with start(context, startup_s) as server:
+    with ExitStack() as held:
+        server = held.enter_context(start(context, startup_s))
         server.wait()
-        target = endpoint.Target(server.base_url, server.model, server.key, **limits)
-        if not ours:
-            yield target
-            return
-        log = context.scratch / "proxy.log"
-        command = [sys.executable, "-m", "kvbench.caching.proxy", "--upstream", server.base_url]
-        command += ["--listen", "127.0.0.1:0", "--cache-length-limited"]
-        with children.child(command, log, children.environment()) as proxy:
-            children.await_ready(
-                proxy, log, lambda: "listening on " in log.read_text(), startup_s, "proxy"
-            )
-            address = re.search(r"listening on (\S+)", log.read_text())[1]
-            yield endpoint.Target(f"{address}/v1", server.model, server.key, **limits)
+        targets = {}
+        for name in factors["servers"]:
+            url = server.base_url
+            if name in ("proxy", "vllm_proxy"):
+                url = held.enter_context(_proxy(url, context, startup_s))
+            targets[name] = endpoint.Target(url, server.model, server.key, **limits)
+        yield targets
+
+
+@contextmanager
+def _proxy(upstream_url: str, context: Context, startup_s: float) -> Iterator[str]:
+    """Start our proxy in front of a server; give its address."""
+    log = context.scratch / "proxy.log"
+    command = [sys.executable, "-m", "kvbench.caching.proxy", "--upstream", upstream_url]
+    command += ["--listen", "127.0.0.1:0", "--cache-length-limited"]
+    with children.child(command, log, children.environment()) as proxy:
+        children.await_ready(
+            proxy, log, lambda: "listening on " in log.read_text(), startup_s, "proxy"
+        )
+        address = re.search(r"listening on (\S+)", log.read_text())[1]
+        yield f"{address}/v1"
