@@ -240,6 +240,35 @@ def test_a_block_on_a_gpu_and_a_later_replicate_are_measured_alone(
     assert asked == [alone]
 
 
+@pytest.mark.parametrize(
+    ("timed", "libraries", "alone"),
+    [(True, "caches", False), (True, "models", False), (False, "caches", True), (True, "", True)],
+)
+def test_untimed_cells_and_those_that_ask_for_it_are_measured_alone(
+    run, monkeypatch, timed, libraries, alone
+):
+    from kvbench.measurement import warm
+
+    asked = []
+    monkeypatch.setattr(warm, "call", lambda *_, **how: asked.append(how))
+    run(
+        "measure_app_cell",
+        input=Files(environment="cpu.json", model=[]),
+        output=Files("lru.json"),
+        params=SimpleNamespace(
+            factors={},
+            timed=timed,
+            seed=1,
+            server_url=None,
+            quiet_wait_s=0,
+            libraries=libraries,
+            code="0" * 16,
+        ),
+        wildcards=SimpleNamespace(study="eviction", cell="lru"),
+    )
+    assert asked == [{"libraries": libraries, "alone": alone}]
+
+
 def test_the_environment_of_this_machine_is_written(run):
     run(
         "record_environment",
@@ -272,7 +301,7 @@ def test_ceilings_are_measured_at_the_dtype_of_the_files_name(run, monkeypatch):
 def test_a_cell_of_a_study_is_measured_and_tabulated(run, facts):
     study = studies.get("eviction")
     outcome = studies.Outcome([dict.fromkeys(list(study.columns)[:2], 1)])
-    fake = SimpleNamespace(measure=lambda factors, context: outcome)
+    fake = SimpleNamespace(measuring=lambda: None, measure=lambda factors, context: outcome)
     Path("cpu.json").write_text(json.dumps(facts))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_cell.studies, "get", lambda name: fake)
@@ -286,6 +315,7 @@ def test_a_cell_of_a_study_is_measured_and_tabulated(run, facts):
                 seed=1,
                 server_url=None,
                 quiet_wait_s=0,
+                libraries="caches",
                 code="0" * 16,
             ),
             wildcards=SimpleNamespace(study="eviction", cell="lru"),

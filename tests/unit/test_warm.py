@@ -33,20 +33,15 @@ COPIED = (
     *("kvbench/__init__.py", "kvbench/errors.py", "kvbench/processes.py", "scripts/_job.py"),
     *("kvbench/measurement/__init__.py", "kvbench/measurement/warm.py"),
 )
-#: What is imported beforehand.
-LIBRARIES = (
-    *("accelerate", "fastjsonschema", "jsonschema", "safetensors.torch", "tokenizers", "torch"),
-    *("transformers.generation.utils", "transformers.models.auto.modeling_auto"),
-    *("transformers.models.llama.modeling_llama", "yaml"),
-)
 #: In place of the module that knows how to import the real libraries.
 STARTUP = """
-from contextlib import nullcontext as collector_paused
-def skip_unused_imports(): pass
+def import_libraries(name):
+    import torch
 """
 WORK = """
 import ctypes, logging, os, signal, sys, time
 from pathlib import Path
+from kvbench import processes
 from kvbench.errors import InputError
 
 def where():
@@ -86,6 +81,17 @@ def alone_on_the_processor():
         pass
     return time.clock_gettime(clock) - before
 
+def study(ready, folder):
+    with processes.sigterm_as_exit():
+        try:
+            with open(ready, "w") as stream:
+                stream.write(str(os.getpid()))
+            while True:
+                signal.pause()
+        finally:
+            time.sleep(0.2)
+            os.rmdir(folder)
+
 def block(ready, go_on):
     block = os.getpid()
     cell = os.fork()
@@ -109,7 +115,7 @@ from _job import job
 from kvbench.measurement import warm
 with job(SimpleNamespace(log=["job.log"])):
     {before}
-    print(json.dumps(warm.call("kvbench.measurement.work", {function!r}, *{arguments!r}, alone={alone})))
+    print(json.dumps(warm.call("kvbench.measurement.work", {function!r}, *{arguments!r}, **{how!r})))
 """
 #: In place of Snakemake: starts a job for every line, and says how it ended.
 OWNER = """
@@ -159,10 +165,12 @@ class Run:
         *arguments: object,
         before: str = "",
         alone: bool = False,
+        libraries: str = "models",
         **variables: str,
     ) -> int:
         """Start a job that calls a function of the work."""
-        program = JOB.format(before=before, function=function, arguments=arguments, alone=alone)
+        how = {"alone": alone, "libraries": libraries}
+        program = JOB.format(before=before, function=function, arguments=arguments, how=how)
         return self.begin([sys.executable, "-c", program], **variables)
 
     def job(
@@ -188,6 +196,14 @@ class Run:
         numbers = map(int, ready.read_text().split())
         return job, dict(zip(("block", "waiting", "cell"), numbers, strict=True)), go_on
 
+    def study(self) -> tuple[int, int, Path]:
+        """Start a job whose work has a folder to remove; the job's number, the work's, and the folder."""
+        ready, scratch = self.folder / "ready", self.folder / "scratch"
+        os.mkfifo(ready)
+        scratch.mkdir()
+        job = self.start("study", str(ready), str(scratch), libraries="caches")
+        return job, int(ready.read_text()), scratch
+
     def close(self) -> None:
         self.owner.kill()
         self.owner.wait()
@@ -203,12 +219,8 @@ def run(tmp_path) -> Iterator[Run]:
         shutil.copyfile(WORKFLOW / name, folder / name)
     (folder / "kvbench/measurement/startup.py").write_text(STARTUP)
     (folder / "kvbench/measurement/work.py").write_text(WORK)
-    for name in LIBRARIES:
-        path = folder.joinpath(*name.split("."))
-        path.mkdir(parents=True, exist_ok=True)
-        for package in (path, *path.parents):
-            if folder in package.parents:
-                (package / "__init__.py").touch()
+    (folder / "torch").mkdir()
+    (folder / "torch/__init__.py").touch()
     run = Run(folder)
     yield run
     run.close()
@@ -234,6 +246,12 @@ def test_all_jobs_of_a_run_work_in_forks_of_one_process(run):
     assert first["parent"] == second["parent"] != run.owner.pid
     assert first["process"] != second["process"]
     assert "alone" not in run.log
+
+
+def test_caches_and_models_have_a_waiting_process_each(run):
+    models, caches = run.where(), run.where(libraries="caches")
+    assert run.owner.pid not in {models["parent"], caches["parent"]}
+    assert models["parent"] != caches["parent"] == run.where(libraries="caches")["parent"]
 
 
 def test_the_work_is_done_where_the_job_is_and_finds_what_the_job_finds(run):
@@ -317,6 +335,29 @@ def test_a_job_that_is_ended_leaves_no_process_at_work(run, number):
     assert gone(numbers["block"])
     assert gone(numbers["cell"])
     assert run.where()["parent"] == numbers["waiting"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_job_that_is_asked_to_end_ends_after_its_work_has_cleaned_up(run, number):
+    job, _, scratch = run.study()
+    os.kill(job, number)
+    assert run.end().returncode != 0
+    assert not scratch.exists()
+
+
+def test_work_cleans_up_after_a_job_that_was_killed(run):
+    job, work, scratch = run.study()
+    os.kill(job, signal.SIGKILL)
+    assert run.end().returncode == -signal.SIGKILL
+    assert gone(work)
+    assert not scratch.exists()
+
+
+def test_work_cleans_up_after_a_snakemake_that_was_killed(run):
+    _, work, scratch = run.study()
+    run.owner.kill()
+    assert gone(work)
+    assert not scratch.exists()
 
 
 def test_nothing_outlives_the_snakemake_that_was_killed(run):
@@ -414,15 +455,19 @@ def test_the_other_end_of_another_user_is_known(monkeypatch):
         assert warm._other_user(ours)
 
 
+def test_other_libraries_have_another_address():
+    assert warm._address(1, "2", "models") != warm._address(1, "2", "caches")
+
+
 @pytest.mark.parametrize("name", ["executable", "version"])
 def test_another_interpreter_has_another_address(monkeypatch, name):
-    before = warm._address(1, "2")
+    before = warm._address(1, "2", "models")
     monkeypatch.setattr(sys, name, "another")
-    assert warm._address(1, "2") != before
+    assert warm._address(1, "2", "models") != before
 
 
 def test_a_later_snakemake_of_the_same_number_has_another_address():
-    assert warm._address(1, "2") != warm._address(1, "3")
+    assert warm._address(1, "2", "models") != warm._address(1, "3", "models")
 
 
 # A block ---------------------------------------------------------------------------------------
@@ -440,7 +485,7 @@ sys.path.insert(0, {workflow!r})
 {work}
 print(*(name for name in sys.modules if not name.startswith("kvbench")))
 """
-WARM = "from kvbench.measurement import warm; warm.import_libraries()"
+WARM = "from kvbench.measurement import startup, warm; startup.import_libraries('models')"
 ALONE = """
 from kvbench.measurement import job, processes
 def fork(*_): raise SystemExit
@@ -549,3 +594,107 @@ def test_what_is_imported_beforehand_is_what_a_block_has_imported_when_it_forks(
     by_the_block = imported(ALONE.format(work=work.given("alone")), lock)
     assert beforehand <= by_the_block
     assert {name.partition(".")[0] for name in by_the_block - beforehand} <= {"encodings"}
+
+
+# A cell of a study -----------------------------------------------------------------------------
+
+STUDY = """
+import json, sys
+sys.path[:0] = [{workflow!r}, {scripts!r}]
+from types import SimpleNamespace
+from _job import job
+from kvbench.measurement import warm
+with job(SimpleNamespace(log=["study.log"])):
+    found = warm.call({module!r}, {function!r}, *{arguments!r}, libraries={libraries!r})
+    print(json.dumps(found))
+"""
+#: What a study finds when it begins to measure.
+FOUND = """
+import gc, random, sys
+from kvbench.studies.measuring import _cell
+#: Of Python, and of what only starts the work.
+LEFT_OUT = {*sys.stdlib_module_names, "__mp_main__", "_job"}
+STARTING = "kvbench.measurement.warm"
+
+def found(study, libraries):
+    _cell._import(study, libraries)
+    return {
+        "modules": sorted(
+            name
+            for name in sys.modules
+            if name.partition(".")[0] not in LEFT_OUT and name != STARTING
+        ),
+        "frozen": gc.get_freeze_count() > len(gc.get_objects()),
+        "collects": [gc.isenabled(), *gc.get_threshold()],
+        "draw": random.random(),
+    }
+"""
+
+
+def of_a_study(
+    run: Run, module: str, function: str, *arguments: object, libraries: str, **variables: str
+) -> object:
+    """What a job of a study says, and that its log says where the work was done."""
+    places = {"workflow": str(WORKFLOW), "scripts": str(WORKFLOW / "scripts")}
+    asked = {"module": module, "function": function, "arguments": arguments, "libraries": libraries}
+    variables = {
+        **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "2"),
+        "PYTHONPATH": str(run.folder),
+        **variables,
+    }
+    run.begin([sys.executable, "-c", STUDY.format(**places, **asked)], **variables)
+    done = run.end()
+    assert done.returncode == 0, done.stderr
+    forked = "forked from the process" in (run.folder / "study.log").read_text()
+    assert forked == (variables[warm.VARIABLE] == "1")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture
+def real(tmp_path) -> Iterator[Run]:
+    """A run with the library itself."""
+    run = Run(tmp_path)
+    yield run
+    run.close()
+
+
+@pytest.mark.parametrize(("study", "libraries"), [("expiry", "caches"), ("semantic", "models")])
+def test_a_study_begins_to_measure_with_the_same_around_it(real, study, libraries):
+    (real.folder / "asked.py").write_text(FOUND)
+    alone, forked, again = (
+        of_a_study(real, "asked", "found", study, libraries, libraries=libraries, KVBENCH_WARM=warm)
+        for warm in ("0", "1", "1")
+    )
+    # Random numbers that nobody seeded are others in every process.
+    assert len({found.pop("draw") for found in (alone, forked, again)}) == 3
+    assert forked["modules"] == alone["modules"]
+    assert forked["frozen"] and alone["frozen"]
+    assert forked["collects"] == alone["collects"]
+
+
+@pytest.mark.parametrize(
+    ("study", "name"),
+    [("eviction", "anomaly"), ("response_cache", "key"), ("resilience", "errors")],
+)
+def test_a_record_of_a_study_differs_in_nothing_but_times(real, facts, study, name):
+    (real.folder / "cpu.json").write_text(json.dumps(facts))
+    planned = configuration.plan_app(configuration.fill({}, "test"), {"embedded": {}}, "test")
+    planned = planned[study][name]
+    cell = {
+        **{"study": study, "cell": name, "factors": dict(planned.factors), "timed": True},
+        **{"seed": 7, "server_url": None, "code_digest": "0" * 16, "threads": 2},
+        **{"quiet_wait_s": 0, "libraries": planned.libraries},
+    }
+    found = {}
+    for switch in ("0", "1"):
+        path = real.folder / f"{switch}.json"
+        of_a_study(
+            *(real, "kvbench.studies.measuring._cell", "measure", str(path)),
+            *({"environment_file": str(real.folder / "cpu.json")}, cell),
+            libraries=planned.libraries,
+            KVBENCH_WARM=switch,
+            KVBENCH_LOCK=str(real.folder / "machine.lock"),
+        )
+        found[switch] = json.loads(path.read_text())
+    assert found["0"]["status"] == "ok"
+    assert without_times(found["1"]) == without_times(found["0"])

@@ -21,6 +21,7 @@ rule measure_app_cell:
         server=app_server,
         reads=app_reads,
         quiet_wait_s=quiet_wait_s,
+        libraries=app_libraries,
         threads=app_threads,
         software=SOFTWARE,
         code=app_code,

@@ -348,6 +348,11 @@ def server_url(wildcards, threads):
     return CONFIG["app"]["server_url"] or os.environ.get("REDIS_URL") or None
 
 
+def app_libraries(wildcards, threads):
+    """What a cell's process has imported before it measures: no part of what is measured, so not compared."""
+    return app_cell(wildcards).libraries
+
+
 def app_server(wildcards):
     """Which server a study measures: none, the embedded one, or the user's by host, port and database."""
     if not digests.study_imports(wildcards.study, "kvbench.caching.server.running"):

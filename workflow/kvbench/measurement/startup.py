@@ -17,6 +17,42 @@ from typing import Any
 UNUSED = frozenset({"scipy", "sklearn", "hqq"})
 
 
+def import_libraries(name: str) -> None:
+    """Import what a job imports of others before it measures, in this order.
+
+    Parameters
+    ----------
+    name:
+        ``models`` for what measures with torch and transformers; ``caches`` for what measures without.
+        No operation of torch is done, for its threads would not survive a fork. Nor is a GPU asked for
+        anything.
+    """
+    with collector_paused():
+        import fastjsonschema  # noqa: F401
+        import jsonschema  # noqa: F401
+
+        {"caches": _import_for_caches, "models": _import_for_models}[name]()
+
+
+def _import_for_caches() -> None:
+    import numpy  # noqa: F401
+    import redis  # noqa: F401
+    import yaml  # noqa: F401
+
+
+def _import_for_models() -> None:
+    import torch  # noqa: F401
+    import yaml  # noqa: F401
+
+    skip_unused_imports()
+    import accelerate  # noqa: F401
+    import safetensors.torch  # noqa: F401
+    import tokenizers  # noqa: F401
+    import transformers.generation.utils
+    import transformers.models.auto.modeling_auto
+    import transformers.models.llama.modeling_llama  # noqa: F401
+
+
 @contextmanager
 def collector_paused() -> Iterator[None]:
     """Import libraries or load a model without looking for garbage meanwhile.

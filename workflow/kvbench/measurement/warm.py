@@ -5,11 +5,12 @@ a small block measures. So the first job that wants to starts a process that imp
 belongs to one Snakemake and ends with it, however that ends; until then it sleeps in the kernel. A job
 connects, hands over its standard streams and its log, and waits; its work is done in a process forked
 for it, which imports the library itself (``kvbench``) from what lies on the disk then. That process
-watches the job and ends at once when the job does.
+watches the job and ends when the job does. What measures models and what measures caches have a waiting
+process each (:func:`kvbench.measurement.startup.import_libraries`): no cache is measured beside torch.
 
 Nothing of a record may depend on it: only such libraries are imported beforehand as the work imports
-before it forks by itself, and a job whose circumstances are not those of the waiting process (variables,
-processors, limits, rights) works alone, as does every job where something about this fails.
+before it measures in any case, and a job whose circumstances are not those of the waiting process
+(variables, processors, limits, rights) works alone, as does every job where something about this fails.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
@@ -48,6 +50,8 @@ VARIABLE = "KVBENCH_WARM"
 _READY_S = 300.0
 #: Seconds in which the waiting process says how a forked one ended.
 _LAST_WORD_S = 5.0
+#: The longest that work whose job has ended may take to stop its servers and remove its files, in seconds.
+_CLEANING_S = 4 * processes.STOP_S
 
 _WORKFLOW = Path(__file__).resolve().parents[2]
 #: What the waiting process has run of the library: an edit of it needs another one.
@@ -69,7 +73,13 @@ _INHERITED = (
 _CREDENTIALS = struct.Struct("3i")
 
 
-def call(module: str, function: str, *arguments: Any, alone: bool = False) -> Any:
+def call(
+    module: str,
+    function: str,
+    *arguments: Any,
+    libraries: str = "models",
+    alone: bool = False,
+) -> Any:
     """Call a function of the library where the libraries are imported already, or else here.
 
     Parameters
@@ -78,6 +88,8 @@ def call(module: str, function: str, *arguments: Any, alone: bool = False) -> An
         The full name of a module of the library, and of a function in it.
     arguments:
         Values that can be pickled, and read again by a process that has imported nothing of the library.
+    libraries:
+        What is imported already, see :func:`kvbench.measurement.startup.import_libraries`.
     alone:
         Whether to call it here in any case.
 
@@ -87,7 +99,7 @@ def call(module: str, function: str, *arguments: Any, alone: bool = False) -> An
         What the function returns. What it raises is raised here, with its traceback as a note; a process
         that a signal ended ends this one alike.
     """
-    with nullcontext() if alone else _served() as served:
+    with nullcontext() if alone else _served(libraries) as served:
         if served is None:
             return pkgutil.resolve_name(f"{module}:{function}")(*arguments)
         return _outcome(*served, (module, function, arguments))
@@ -97,11 +109,11 @@ def call(module: str, function: str, *arguments: Any, alone: bool = False) -> An
 
 
 @contextmanager
-def _served() -> Iterator[tuple[Connection, int] | None]:
+def _served(libraries: str) -> Iterator[tuple[Connection, int] | None]:
     """A process forked for this job, ready to work; None where there is none to be had."""
     served = None
     try:
-        served = _connected()
+        served = _connected(libraries)
     except Exception as error:
         # Whatever it was, the job can do without.
         logger.info("working alone: %s: %s", type(error).__name__, error)
@@ -113,18 +125,18 @@ def _served() -> Iterator[tuple[Connection, int] | None]:
             os.close(served[1])
 
 
-def _connected() -> tuple[Connection, int] | None:
+def _connected(libraries: str) -> tuple[Connection, int] | None:
     """A connection to a process forked for this job, and an open file that tells of its end."""
     owner = _owner()
     if owner is None:
         return None
-    name = _address(*owner)
+    name = _address(*owner, libraries)
     way = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         way.connect(name)
     except OSError:
         way.close()
-        way = _start(*owner)
+        way = _start(*owner, libraries)
     with way:
         if _other_user(way):
             raise PermissionError("another user's process waits in its place")
@@ -161,22 +173,22 @@ def _began(process: int) -> str:
     return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
 
 
-def _address(owner: int, began: str) -> bytes:
-    """An address that needs no file: of one user, checkout, Snakemake, interpreter and code."""
+def _address(owner: int, began: str, libraries: str) -> bytes:
+    """An address that needs no file: of one user, checkout, Snakemake, interpreter, code and libraries."""
     state = hashlib.sha256()
-    for part in (os.getuid(), _WORKFLOW, owner, began, sys.executable, sys.version):
+    for part in (os.getuid(), _WORKFLOW, owner, began, sys.executable, sys.version, libraries):
         state.update(f"{part}\0".encode())
     for path in _OWN_CODE:
         state.update(path.read_bytes())
     return b"\0kvbench-" + state.hexdigest()[:32].encode()
 
 
-def _start(owner: int, began: str) -> socket.socket:
+def _start(owner: int, began: str, libraries: str) -> socket.socket:
     """Start the waiting process and return a connection to it: this job is the first it serves."""
     ours, theirs = socket.socketpair()
     with theirs:
         subprocess.run(
-            [sys.executable, "-c", _PROGRAM, str(theirs.fileno()), str(owner), began],
+            [sys.executable, "-c", _PROGRAM, str(theirs.fileno()), str(owner), began, libraries],
             # Where it finds the library; it has the variables of the job, and nothing more.
             cwd=_WORKFLOW,
             stdin=subprocess.DEVNULL,
@@ -213,19 +225,14 @@ def _streams() -> tuple[list[int], list[tuple[int, Any]]]:
 
 def _outcome(job: Connection, worker: int, work: tuple[str, str, tuple[Any, ...]]) -> Any:
     """Have the work done and wait for what comes of it."""
-    found: tuple[str, Any] | None = None
-    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        job.send(work)
-        while True:
-            # Processes that the work left behind may keep the connection open: its own end counts.
-            ready, _, _ = select.select([job, worker], [], [])
-            if job not in ready and (found or not job.poll(_LAST_WORD_S)):
-                break
-            kind, value = job.recv()
-            if kind == "ended":
-                found = found or (kind, value)
-                break
-            found = kind, value
+    try:
+        with processes.sigterm_as_exit():
+            found = _answer(job, worker, work)
+    except (SystemExit, KeyboardInterrupt):
+        # Whoever ends this job shall find nothing of it at work: the end of the connection says so.
+        job.close()
+        select.select([worker], [], [], _CLEANING_S)
+        raise
     if found is None:
         raise RuntimeError("the process that did the work is gone, and nobody says how it ended")
     kind, value = found
@@ -242,12 +249,31 @@ def _outcome(job: Connection, worker: int, work: tuple[str, str, tuple[Any, ...]
     raise RuntimeError(f"the process that did the work ended with exit code {value}")
 
 
+def _answer(
+    job: Connection, worker: int, work: tuple[str, str, tuple[Any, ...]]
+) -> tuple[str, Any] | None:
+    """What came of the work: ``returned``, ``raised`` or ``ended``, and with what; None if nobody says."""
+    found: tuple[str, Any] | None = None
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        job.send(work)
+        while True:
+            # Processes that the work left behind may keep the connection open: its own end counts.
+            ready, _, _ = select.select([job, worker], [], [])
+            if job not in ready and (found or not job.poll(_LAST_WORD_S)):
+                break
+            kind, value = job.recv()
+            if kind == "ended":
+                return found or (kind, value)
+            found = kind, value
+    return found
+
+
 # ------------------------------------------------------------------------- the waiting process
 
 
 def main() -> None:
-    """Be the waiting process; its arguments are its first connection, its Snakemake and when that began."""
-    first, owner, began = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    """Be the waiting process; its arguments: first connection, Snakemake, when it began, libraries."""
+    first, owner, began, libraries = int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
     if os.fork():
         # Nobody's child: the job that started it does not have to wait for it.
         os._exit(0)
@@ -261,32 +287,12 @@ def main() -> None:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         # Refused where another one waits already: its job then works alone, this once.
-        listener.bind(_address(owner, began))
+        listener.bind(_address(owner, began, libraries))
         listener.listen()
-        import_libraries()
+        startup.import_libraries(libraries)
         _serve(listener, socket.socket(fileno=first), watched, mine)
     # To take all the modules down in order would take a while of the processor.
     os._exit(0)
-
-
-def import_libraries() -> None:
-    """Import what a block imports of others before it forks, in its order.
-
-    No operation of torch is done: its threads would not survive the fork. Nor is a GPU asked for anything.
-    """
-    with startup.collector_paused():
-        import fastjsonschema  # noqa: F401
-        import jsonschema  # noqa: F401
-        import torch  # noqa: F401
-        import yaml  # noqa: F401
-
-        startup.skip_unused_imports()
-        import accelerate  # noqa: F401
-        import safetensors.torch  # noqa: F401
-        import tokenizers  # noqa: F401
-        import transformers.generation.utils
-        import transformers.models.auto.modeling_auto
-        import transformers.models.llama.modeling_llama  # noqa: F401
 
 
 def _serve(
@@ -404,12 +410,18 @@ def _take_over(
 
 
 def _end_with(job: int, owner: int) -> None:
-    """End this process, and with it the cells that it has forked, when the job or its Snakemake does."""
+    """End this process, and with it the cells that it has forked, when the job or its Snakemake does.
+
+    It is asked to, as the job would be: what has servers to stop and files to remove does so
+    (:func:`kvbench.processes.sigterm_as_exit`), and everything else ends at once.
+    """
     watched = select.poll()
     # Hanging up is told without being asked for.
     watched.register(job, 0)
     watched.register(owner, select.POLLIN)
     watched.poll()
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
+    time.sleep(_CLEANING_S)
     os._exit(1)
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from kvbench.errors import InputError, one_of
@@ -32,10 +33,18 @@ class Cell:
 
     A timed cell takes the machine lock and all threads, so nothing is measured beside it; an
     untimed one (hit ratios, simulations) may run next to others.
+
+    Attributes
+    ----------
+    libraries:
+        What a process has imported before it measures the cell, see
+        :func:`kvbench.measurement.startup.import_libraries`; with ``""`` the cell imports what it needs by
+        itself and starts in a process of its own, as one does that measures its own memory.
     """
 
     factors: Mapping[str, Any]
     timed: bool = True
+    libraries: str = "caches"
 
 
 @dataclass(frozen=True)
@@ -118,6 +127,10 @@ class Study:
     aggregate: Callable[[Mapping[str, Any]], list[dict[str, Any]]] = recorded_rows
     needs_model: bool = False
 
+    def measuring(self) -> ModuleType:
+        """Import the measuring part and return it."""
+        return importlib.import_module(f"{__name__}.measuring.{self.name}")
+
     def measure(self, factors: Mapping[str, Any], context: Context) -> Outcome:
         """Run one cell with the measuring part.
 
@@ -126,9 +139,7 @@ class Study:
         kvbench.errors.Unsupported
             This machine cannot run the cell.
         """
-        return importlib.import_module(f"{__name__}.measuring.{self.name}").measure(
-            factors, context
-        )
+        return self.measuring().measure(factors, context)
 
 
 def names() -> list[str]:

@@ -50,7 +50,11 @@ def plan(options: Mapping[str, Any]) -> dict[str, Cell]:
     # Every strategy is compared with the model alone.
     shared["strategies"] = list(dict.fromkeys(["none", *options["strategies"]]))
     return {
-        mix_name(mix): Cell({"mix": mix_name(mix), "kinds": list(KINDS)} | dict(mix) | shared)
+        mix_name(mix): Cell(
+            {"mix": mix_name(mix), "kinds": list(KINDS)} | dict(mix) | shared,
+            # A fork holds in memory what it has touched of the libraries, not what its parent had.
+            libraries="",
+        )
         for mix in options["mixes"]
     }
 

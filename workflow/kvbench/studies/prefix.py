@@ -82,7 +82,8 @@ def plan(options: Mapping[str, Any]) -> dict[str, Cell]:
     """One timed cell per length of the system prompt; an untimed one per conversation."""
     cells = {
         f"system{length}": Cell(
-            {"system_tokens": length, **{name: options[name] for name in _SERVING}}
+            {"system_tokens": length, **{name: options[name] for name in _SERVING}},
+            libraries="models",
         )
         for length in options["system_tokens"]
     }

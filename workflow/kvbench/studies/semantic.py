@@ -84,7 +84,7 @@ def plan(options: Mapping[str, Any]) -> dict[str, Cell]:
             # The name of the file is relative, so that a record names no folder of a machine.
             factors = {"language": language, "paraphrases": file and _relative(file)}
             cells["decisions" if language == "en" else f"decisions-{language}"] = Cell(
-                {"part": "decisions", **chosen, **factors}
+                {"part": "decisions", **chosen, **factors}, libraries="models"
             )
     for entries in options["index_entries"]:
         cells[f"index-{entries}"] = Cell({"part": "index", "entries": entries})

@@ -17,9 +17,25 @@ from typing import Any
 from kvbench import checkout, documents, processes, records, studies
 from kvbench.caching import addresses
 from kvbench.errors import InputError, Unsupported
-from kvbench.measurement import lock, noise
+from kvbench.measurement import lock, noise, startup
 
 logger = logging.getLogger(__name__)
+
+
+def measure(output: str, files: Mapping[str, str | None], cell: Mapping[str, Any]) -> None:
+    """Measure one cell of a study and write its record: what its job does.
+
+    Parameters
+    ----------
+    output:
+        Path of the record.
+    files:
+        Paths by the names of :func:`run`'s parameters ``environment_file`` and ``model_dir``.
+    cell:
+        The other parameters of :func:`run`.
+    """
+    paths = {name: None if path is None else Path(path) for name, path in files.items()}
+    records.write(Path(output), run(**cell, **paths))
 
 
 def run(
@@ -34,6 +50,7 @@ def run(
     threads: int,
     quiet_wait_s: float,
     model_dir: Path | None = None,
+    libraries: str = "",
 ) -> dict[str, Any]:
     """Measure one cell of a study and return its record; a failure inside is data.
 
@@ -53,6 +70,8 @@ def run(
         Longest wait for a quiet machine before a timed cell.
     model_dir:
         The local model, for studies that need one.
+    libraries:
+        Of the cell: imported before, whether or not they were when this process began.
 
     Raises
     ------
@@ -90,6 +109,7 @@ def run(
     scratch = checkout.scratch()
     guard = lock.machine() if timed else contextlib.nullcontext(0.0)
     try:
+        _import(study, libraries)
         with processes.sigterm_as_exit(), guard as waited:
             quiet = noise.wait_for_quiet(quiet_wait_s) if timed else 0.0
             before = noise.read()
@@ -126,6 +146,18 @@ def run(
         shutil.rmtree(scratch, ignore_errors=True)
     record["wall_s"] = round(time.perf_counter() - begin, 3)
     return record
+
+
+def _import(study: str, libraries: str) -> None:
+    """Import the code of a study, and what it measures with.
+
+    The collector then leaves all of it alone, so that its pauses are the same in a process that had the
+    libraries from the beginning.
+    """
+    with startup.collector_paused():
+        if libraries:
+            startup.import_libraries(libraries)
+        studies.get(study).measuring()
 
 
 def _plain(value: Any) -> Any:

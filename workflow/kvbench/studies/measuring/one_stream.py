@@ -23,6 +23,7 @@ from kvbench.caching.response_cache import MISS, Answer, MemoryBackend, RedisBac
 from kvbench.caching.semantic_cache import SemanticCache
 from kvbench.caching.server import ServerRefused, running
 from kvbench.errors import Unsupported
+from kvbench.measurement import startup
 from kvbench.studies import Context, Outcome
 from kvbench.studies._estimates import summary
 from kvbench.studies.measuring._rounds import Log, turns
@@ -184,8 +185,11 @@ class LocalModel:
     """The local model behind its chat template: greedy, a fixed number of new tokens."""
 
     def __init__(self, folder: Path, new_tokens: int) -> None:
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        with startup.collector_paused():
+            import torch
+
+            startup.skip_unused_imports()
+            from transformers import AutoModelForCausalLM, AutoTokenizer
 
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
