@@ -6,6 +6,7 @@ import socket
 import threading
 
 import jsonschema
+import numpy as np
 import pandas as pd
 import pytest
 import redis
@@ -33,7 +34,7 @@ from kvbench.caching.warmup import most_popular, preload
 from kvbench.errors import Unsupported
 from kvbench.studies import Context
 from kvbench.studies.measuring import resilience as measuring
-from kvbench.studies.resilience import FAULTS, STUDY
+from kvbench.studies.resilience import CLIENTS, FAULTS, STUDY
 
 
 class Clock:
@@ -226,7 +227,8 @@ def test_study_bounded_clients_always_succeed_and_never_lie(tmp_path):
     tables = [
         run(
             tmp_path / str(timeout_ms),
-            {"fallback-short_timeout", "fallback-breaker"},
+            {"fallback"},
+            clients=["short_timeout", "breaker"],
             requests=10,
             keys=3,
             service_ms=0.2,
@@ -254,19 +256,27 @@ def test_study_bounded_clients_always_succeed_and_never_lie(tmp_path):
 def test_study_the_default_client_blocks_on_faults_that_are_waited_for_together(
     tmp_path, monkeypatch
 ):
-    both, fallback = threading.Barrier(2), measuring._fallback
+    both, waits = threading.Barrier(2), measuring._waits
 
     def beside_the_other(*arguments):
         both.wait(60)
-        return fallback(*arguments)
+        return waits(*arguments)
 
-    monkeypatch.setattr(measuring, "_fallback", beside_the_other)
-    table = run(tmp_path, {"fallback-default"}, faults=["black_hole", "refused"], give_up_s=0.5)
+    monkeypatch.setattr(measuring, "_waits", beside_the_other)
+    table = run(
+        tmp_path,
+        {"fallback"},
+        clients=["default"],
+        faults=["black_hole", "refused"],
+        give_up_s=0.5,
+    )
     assert table["blocked"].tolist() == [True, True]
 
 
 def test_study_tells_nothing_about_requests_that_it_did_not_wait_for(tmp_path):
-    table = run(tmp_path, {"fallback-default"}, faults=["up", "black_hole"], give_up_s=0.5)
+    table = run(
+        tmp_path, {"fallback"}, clients=["default"], faults=["up", "black_hole"], give_up_s=0.5
+    )
     assert table.set_index("fault")["success_rate"].isna().to_dict() == {
         "up": False,
         "black_hole": True,
@@ -276,9 +286,83 @@ def test_study_tells_nothing_about_requests_that_it_did_not_wait_for(tmp_path):
     assert values["resilience_default_blocked_faults"].value == 1
 
 
+@pytest.fixture(scope="module")
+def in_rounds(tmp_path_factory):
+    """The record of all clients before a server that works and one that refuses."""
+    return study_runs.records(
+        "resilience",
+        tmp_path_factory.mktemp("fallback"),
+        only=lambda name, _: name == "fallback",
+        faults=["up", "refused"],
+        requests=12,
+        keys=3,
+        service_ms=0.2,
+        give_up_s=0.5,
+    )["fallback"]
+
+
+def test_study_every_client_asks_once_in_each_round_and_who_waits_in_none(in_rounds):
+    arms = in_rounds["samples"]["arms"]
+    assert set(arms) == {f"up-{client}" for client in CLIENTS} | {
+        "refused-short_timeout",
+        "refused-breaker",
+    }
+    assert all(arm["round"] == list(range(12)) for arm in arms.values())
+    # Within a round of three clients nobody is further than two turns from another.
+    slots = [arms[f"up-{client}"]["slot"] for client in CLIENTS]
+    assert all(max(turn) - min(turn) == 2 for turn in zip(*slots, strict=True))
+    assert set(in_rounds["samples"]["waits"]) == {"refused-default"}
+
+
+def test_study_tells_what_became_of_every_request(in_rounds):
+    arms = in_rounds["samples"]["arms"]
+    assert [arms["up-breaker"]["met"].count(met) for met in ("miss", "hit")] == [3, 9]
+    assert arms["refused-breaker"]["met"] == ["error"] * 3 + ["open"] * 9
+    assert arms["refused-short_timeout"]["met"] == ["error"] * 12
+
+
+def drifting(pace, met):
+    """Turns of a client on a machine that is slowed down threefold between first and last."""
+    weather = np.linspace(1, 3, len(met))
+    return {"round": list(range(len(met))), "added_s": list(pace * weather), "met": list(met)}
+
+
+def compared(**arms):
+    rows = [
+        {"kind": "fallback", "fault": "up", "client": client, "blocked": False} for client in arms
+    ]
+    samples = {"arms": {f"up-{client}": arm for client, arm in arms.items()}}
+    return {row["client"]: row for row in STUDY.aggregate({"rows": rows, "samples": samples})}
+
+
+def test_a_client_is_compared_within_rounds():
+    met = ["miss"] * 4 + ["hit"] * 12
+    rows = compared(short_timeout=drifting(1, met), breaker=drifting(1.2, met))
+    assert rows["breaker"]["added_ratio"] == pytest.approx(1.2)
+    assert rows["breaker"]["added_ratio_ci_low"] > 1
+    assert "added_ratio" not in rows["short_timeout"]
+
+
+def test_a_breaker_is_compared_by_what_all_its_requests_took():
+    """Three wait for the timeout and the others for nothing: the ratio is about three in sixteen."""
+    rng = np.random.default_rng(1)
+    times = 0.05 * np.exp(rng.normal(0, 0.05, (2, 16)))
+    met = ["error"] * 3 + ["open"] * 13
+    own = {"round": list(range(16)), "added_s": [*times[0][:3], *[1e-5] * 13], "met": met}
+    other = {"round": list(range(16)), "added_s": list(times[1]), "met": ["error"] * 16}
+    row = compared(short_timeout=other, breaker=own)["breaker"]
+    assert row["added_ratio_ci_low"] < 3 / 16 < row["added_ratio_ci_high"] < 0.25
+
+
+def test_clients_of_a_record_without_rounds_are_not_compared():
+    rows = [{"kind": "fallback", "fault": "up", "client": "breaker", "blocked": False}]
+    samples = {"up": {"added_s": [0.1], "blocked": False}}
+    assert "added_ratio" not in STUDY.aggregate({"rows": rows, "samples": samples})[0]
+
+
 def test_study_changes_no_settings_of_a_server_that_is_not_its_own(tmp_path):
     options = {name: entry["default"] for name, entry in STUDY.options["properties"].items()}
-    cell = STUDY.plan(options)["fallback-breaker"]
+    cell = STUDY.plan(options)["fallback"]
     with running(None, tmp_path, tcp=True) as real:
         context = Context(tmp_path, seed=1, server_url=f"redis://{real.address}")
         with pytest.raises(Unsupported, match="out_of_memory"):

@@ -308,7 +308,15 @@ ON_A_SERVER = {
         "service_ms": 0.1,
         "slow_ms": 1,
     },
-    "stampede": {"protections": ["set_nx"], "threads": [2], "duration_ms": 100, "service_ms": 1},
+    "stampede": {
+        "protections": ["set_nx"],
+        "threads": [2],
+        "rounds": 1,
+        "duration_ms": 100,
+        "service_ms": 1,
+        # Longer than the test: what is looked for must not have expired before the look.
+        "ttl_ms": 60_000,
+    },
     "write_policy": {"operations": 40, "rounds": 2, "crashes": 0, "write_shares": [0.5]},
 }
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from kvbench.paper.values import Value
-from kvbench.studies import Cell, Study
+from kvbench.studies import Cell, Study, _paired
 from kvbench.studies import _option as option
 from kvbench.studies._estimates import summary_columns
 from kvbench.studies._values import first, milliseconds, number
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 FAULTS = ("up", "refused", "black_hole", "out_of_memory", "corrupt", "wrong_type", "slow")
 CLIENTS = ("default", "short_timeout", "breaker")
+#: The client that the others are compared with: it waits for no fault without end.
+_REFERENCE = "short_timeout"
 ERROR_POLICIES = ("cache_all", "skip_errors", "negative_ttl")
 
 OPTIONS = option.schema(
@@ -24,7 +26,11 @@ OPTIONS = option.schema(
     clients=option.choices(
         "redis-py as it comes, with short timeouts, or with a breaker as well.", CLIENTS
     ),
-    requests=option.integer("Requests per fault and client.", 20, minimum=5),
+    requests=option.integer(
+        "Requests per fault and client: rounds, in each of which every client asks once.",
+        20,
+        minimum=5,
+    ),
     keys=option.integer("Different requests among them.", 5, minimum=1),
     service_ms=option.number(
         "Fixed service time of the source, in ms; not a model.", 5, minimum=0.1
@@ -75,9 +81,10 @@ OPTIONS = option.schema(
 
 
 def plan(options: Mapping[str, Any]) -> dict[str, Cell]:
-    """One timed cell per client, and one untimed cell each for warming up and for errors."""
+    """One timed cell for all clients, and one untimed cell each for warming up and for errors."""
     fallback = (
         "faults",
+        "clients",
         "requests",
         "keys",
         "service_ms",
@@ -90,10 +97,7 @@ def plan(options: Mapping[str, Any]) -> dict[str, Cell]:
     warm = ("preload_shares", "warm_requests", "warm_keys", "warm_window", "exponent", "seeds")
     errors = ("error_rates", "error_policies", "error_requests", "warm_keys", "exponent")
     cells = {
-        f"fallback-{client}": Cell(
-            {"kind": "fallback", "client": client, **{name: options[name] for name in fallback}}
-        )
-        for client in options["clients"]
+        "fallback": Cell({"kind": "fallback", **{name: options[name] for name in fallback}}),
     }
     cells["warm-up"] = Cell(
         {"kind": "warm_up", **{name: options[name] for name in warm}}, timed=False
@@ -105,15 +109,38 @@ def plan(options: Mapping[str, Any]) -> dict[str, Cell]:
 
 
 def aggregate(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the rows; what was not waited for counts neither as answered nor as failed.
+    """Return the rows, with the added time over that of the reference in the same rounds.
 
-    Older records count a request on which the study gave up as not answered.
+    Most requests under a fault take nearly no time or a whole timeout, so sums are compared, not the
+    requests one by one. In older records each client was measured by itself, so that there is no
+    ratio; and a request on which the study gave up counts there as not answered, where it counts
+    neither as answered nor as failed.
     """
+    arms = record["samples"].get("arms", {})
     rows = [dict(row) for row in record["rows"]]
     for row in rows:
         if row.get("blocked"):
             row["success_rate"] = math.nan
+        if row["kind"] == "fallback" and row["client"] != _REFERENCE:
+            ends = (arms.get(f"{row['fault']}-{name}", {}) for name in (row["client"], _REFERENCE))
+            row |= _added_ratio(*ends)
     return rows
+
+
+def _added_ratio(own: Mapping[str, list], other: Mapping[str, list]) -> dict[str, float]:
+    """The ratio of what two clients added in all rounds of a fault."""
+    by_round = [
+        dict(zip(arm.get("round", ()), zip(arm["added_s"], arm["met"], strict=True), strict=True))
+        for arm in (own, other)
+        if arm
+    ]
+    if len(by_round) < 2:
+        return {}
+    pairs = [(by_round[0][n], by_round[1][n]) for n in by_round[0] if n in by_round[1]]
+    above, below = ([pair[side][0] for pair in pairs] for side in (0, 1))
+    # Within a group both clients met the same: what is left is chance.
+    groups = [f"{one[1]} {two[1]}" for one, two in pairs]
+    return _paired.ratio_of_sums("added_ratio", above, below, groups)
 
 
 def values(table: pd.DataFrame) -> dict[str, Value]:
@@ -126,6 +153,8 @@ def values(table: pd.DataFrame) -> dict[str, Value]:
             row = first(of_client[of_client["fault"] == fault])
             prefix = f"resilience_{client}_{fault}"
             named[f"{prefix}_added_p50_ms"] = milliseconds(row, "added_p50_s", 2)
+            if client != _REFERENCE:
+                named[f"{prefix}_added_ratio"] = _paired.value(row, "added_ratio", digits=3)
             named[f"{prefix}_added_max_ms"] = number(row, "added_max_s", "ms", 1, 1000)
             named[f"{prefix}_success"] = number(row, "success_rate", "%", 0, 100)
             named[f"{prefix}_blocked"] = Value(None if row is None else bool(row["blocked"]))
@@ -188,6 +217,10 @@ STUDY = Study(
         "blocked": "whether a request still waited when the study gave up on it",
         **summary_columns("added", "time of a request beyond the service time"),
         "added_max_s": "longest time of a request beyond the service time (s)",
+        **_paired.meanings(
+            "added_ratio",
+            "time beyond the service time of all requests over that of short_timeout, same fault",
+        ),
         "popularity": "whether today asks like yesterday (same) or not at all (shifted)",
         "preload_share": "share of the keys generated before the day begins",
         "window": "requests at the start of the day that the window columns count",

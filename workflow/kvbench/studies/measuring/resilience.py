@@ -7,10 +7,10 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack, closing, contextmanager, suppress
+from typing import Any
 
 import numpy as np
 import redis
@@ -31,9 +31,7 @@ from kvbench.caching.workload import popularity, shift, zipf
 from kvbench.errors import Unsupported
 from kvbench.studies import Context, Outcome
 from kvbench.studies._estimates import summary
-
-if TYPE_CHECKING:
-    pass
+from kvbench.studies.measuring._rounds import Log, turns
 
 #: Faults on which redis-py's defaults wait for seconds or a minute: one request is enough to see.
 _ENDLESS = ("refused", "black_hole")
@@ -48,44 +46,41 @@ def measure(factors: Mapping[str, Any], context: Context) -> Outcome:
         return Outcome(_measure_warm_up(factors, context.seed))
     if factors["kind"] == "errors":
         return Outcome(_measure_errors(factors, context.seed))
-    rows: list[dict[str, Any]] = []
-    samples: dict[str, Any] = {}
     with running(context.server_url, context.scratch) as server:
         if "out_of_memory" in factors["faults"] and not server.private:
             raise Unsupported(
                 "fault out_of_memory changes the server's settings, and the configured server "
                 "belongs to somebody else; remove the fault or app.server_url"
             )
-        ended = _in_turn_or_together(factors, server, context)
-        for fault in factors["faults"]:
-            row, samples[fault] = ended[fault]
-            rows.append(row)
-    return Outcome(rows, samples)
+        return _measure_fallback(factors, server, context)
 
 
-def _in_turn_or_together(
-    factors: Mapping[str, Any], server: Server, context: Context
-) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
-    """Try every fault, one after the other; those that only wait do so at the same time."""
-    ended: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
+def _measure_fallback(factors: Mapping[str, Any], server: Server, context: Context) -> Outcome:
+    """Try every fault with all clients in rounds; who only waits does so meanwhile.
 
-    def attempt(fault: str) -> None:
-        with _broken(fault, server, factors) as (connect, spoil):
-            ended[fault] = _fallback(fault, factors, server, connect, spoil, context)
-
-    waiting = [fault for fault in factors["faults"] if _endless(factors, fault)]
+    A client that waits for seconds is asked once and compared with nobody. It sleeps or hangs on a
+    socket the while, so that it takes nothing from the others.
+    """
+    pairs = [(fault, client) for fault in factors["faults"] for client in factors["clients"]]
+    waiting = [(fault, client) for fault, client in pairs if _endless(fault, client)]
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    log = Log()
     with ThreadPoolExecutor(max(1, len(waiting))) as pool:
-        pending = [pool.submit(attempt, fault) for fault in waiting]
-        for one in pending:
-            one.result()
-    for fault in factors["faults"]:
-        if fault not in waiting:
-            attempt(fault)
-    return ended
+        pending = {
+            (fault, client): pool.submit(_waits, fault, client, factors, server)
+            for fault, client in waiting
+        }
+        for fault in factors["faults"]:
+            clients = [name for name in factors["clients"] if not _endless(fault, name)]
+            rows |= _in_rounds(fault, clients, factors, server, context.seed, log)
+        waits = {f"{fault}-{client}": one.result() for (fault, client), one in pending.items()}
+    for fault, client in waiting:
+        rows[fault, client] = waits[f"{fault}-{client}"].pop("row")
+    return Outcome([rows[pair] for pair in pairs], {"arms": log.arms(), "waits": waits})
 
 
-def _endless(factors: Mapping[str, Any], fault: str) -> bool:
-    return factors["client"] == "default" and fault in _ENDLESS
+def _endless(fault: str, client: str) -> bool:
+    return client == "default" and fault in _ENDLESS
 
 
 #: Opens a client with options, and does damage to the entry of a key before it is asked for.
@@ -156,88 +151,134 @@ def _make_a_list(admin: redis.Redis, key: str) -> None:
         pipeline.execute()
 
 
-def _fallback(
+class _Asker:
+    """One client before a server that has a fault, with a cache and a place of its own."""
+
+    def __init__(
+        self,
+        fault: str,
+        kind: str,
+        factors: Mapping[str, Any],
+        server: Server,
+        reach: tuple[_Connect, _Spoil],
+    ) -> None:
+        connect, self._spoil = reach
+        options = {} if kind == "default" else impatient(factors["timeout_ms"] / 1000)
+        self._client = connect(**options)
+        # The server is shared by faults and clients, so each of them has a prefix of its own.
+        self._namespace = f"{server.namespace}{fault}:{kind}:"
+        backend: Any = RedisBackend(self._client, self._namespace)
+        self._breaker: CircuitBreaker | None = None
+        if kind == "breaker":
+            self._breaker = CircuitBreaker(factors["breaker_failures"], factors["breaker_reset_s"])
+            backend = GuardedBackend(backend, self._breaker)
+        self._cache = ResponseCache(backend, ttl_s=_TTL_S)
+        self._service_s = factors["service_ms"] / 1000
+        self.wrong = self.failed = 0
+
+    def ask(self, key: int) -> dict[str, Any]:
+        """Ask once; return the seconds beyond the service time, and what became of the request.
+
+        ``met`` is ``hit``, ``miss``, ``error`` (the server failed), ``open`` (the breaker let nothing
+        through) or ``failed`` (the user got no answer).
+        """
+        request = _question(key)
+        self._spoil(self._namespace + request_key(request))
+        served_s = 0.0
+
+        def source(request: Request) -> Answer:
+            nonlocal served_s
+            begun = time.perf_counter()
+            time.sleep(self._service_s)
+            served_s = time.perf_counter() - begun
+            return Answer(_right(request))
+
+        errors = self._cache.stats.backend_errors
+        met = "open" if self._breaker is not None and self._breaker.is_open else "error"
+        started = time.perf_counter()
+        try:
+            reply = self._cache.answer(request, source)
+        except Exception:
+            # Whatever a broken cache lets through to the user is a failed request.
+            added_s = time.perf_counter() - started - served_s
+            self.failed += 1
+            return {"added_s": added_s, "met": "failed"}
+        added_s = time.perf_counter() - started - served_s
+        self.wrong += reply.answer.text != _right(request)
+        if self._cache.stats.backend_errors == errors:
+            met = "hit" if reply.hit else "miss"
+        return {"added_s": added_s, "met": met}
+
+    def row(self, added_s: Sequence[float], met: Sequence[str]) -> dict[str, Any]:
+        """What the table says of these requests, all of which were waited for."""
+        answered = len(met) - self.failed
+        return {
+            "requests": len(met),
+            "answered": answered,
+            "success_rate": answered / len(met),
+            "wrong_answers": self.wrong,
+            "hits": met.count("hit"),
+            "corrupt_entries_refused": self._cache.stats.corrupt,
+            "backend_errors": self._cache.stats.backend_errors,
+            "blocked": False,
+            **summary(added_s, "added"),
+            "added_max_s": max(added_s),
+        }
+
+    def close(self) -> None:
+        """Close the client, also one that still waits."""
+        with suppress(redis.RedisError, OSError):
+            self._client.close()
+
+
+def _in_rounds(
     fault: str,
+    clients: Sequence[str],
     factors: Mapping[str, Any],
     server: Server,
-    connect: _Connect,
-    spoil: _Spoil,
-    context: Context,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    client_kind = factors["client"]
-    service_s = factors["service_ms"] / 1000
-    options = {} if client_kind == "default" else impatient(factors["timeout_ms"] / 1000)
-    client = connect(**options)
-    # The private server is shared by the faults, so each has a prefix of its own.
-    namespace = f"{server.namespace}{fault}:"
-    backend: Any = RedisBackend(client, namespace)
-    if client_kind == "breaker":
-        breaker = CircuitBreaker(factors["breaker_failures"], factors["breaker_reset_s"])
-        backend = GuardedBackend(backend, breaker)
-    cache = ResponseCache(backend, ttl_s=_TTL_S)
-    endless = _endless(factors, fault)
-    count = 1 if endless else factors["requests"]
-    rng = random.Random(context.seed)
-    asked = [rng.randrange(factors["keys"]) for _ in range(count)]
-    added_s: list[float] = []
-    outcome = {"wrong": 0, "hits": 0, "failed": 0}
+    seed: int,
+    log: Log,
+) -> dict[tuple[str, str], dict[str, Any]]:
+    """Ask the same request of every client in each round; return a row for each."""
+    rng = random.Random(seed)
+    keys = [rng.randrange(factors["keys"]) for _ in range(factors["requests"])]
+    with ExitStack() as held:
+        reach = held.enter_context(_broken(fault, server, factors))
+        askers = {kind: _Asker(fault, kind, factors, server, reach) for kind in clients}
+        for asker in askers.values():
+            held.callback(asker.close)
+        for number, kind in turns(list(clients), len(keys), seed):
+            log.add(f"{fault}-{kind}", number, **askers[kind].ask(keys[number]))
+        rows = {}
+        for kind, asker in askers.items():
+            added_s, met = (log.of(f"{fault}-{kind}", name) for name in ("added_s", "met"))
+            rows[fault, kind] = _identity(fault, kind) | asker.row(added_s, met)
+        return rows
 
-    def source(request: Request) -> Answer:
-        time.sleep(service_s)
-        return Answer(_right(request))
 
-    def ask_all() -> None:
-        for key in asked:
-            request = _question(key)
-            spoil(namespace + request_key(request))
-            served_s = 0.0
-
-            def timed_source(request: Request) -> Answer:
-                nonlocal served_s
-                begun = time.perf_counter()
-                answer = source(request)
-                served_s = time.perf_counter() - begun
-                return answer
-
-            started = time.perf_counter()
-            try:
-                reply = cache.answer(request, timed_source)
-            except Exception:
-                # Whatever a broken cache lets through to the user is a failed request.
-                outcome["failed"] += 1
-            else:
-                outcome["wrong"] += reply.answer.text != _right(request)
-                outcome["hits"] += reply.hit
-            added_s.append(time.perf_counter() - started - served_s)
-
-    # In a thread, because a client without a timeout cannot be called back from where it waits.
-    worker = threading.Thread(target=ask_all, daemon=True)
-    begun = time.perf_counter()
-    worker.start()
-    worker.join(None if not endless else factors["give_up_s"])
-    blocked = worker.is_alive()
-    waited_s = time.perf_counter() - begun
-    seen = [*added_s, waited_s] if blocked else list(added_s)
-    answered = len(added_s) - outcome["failed"]
-    with suppress(redis.RedisError, OSError):
-        client.close()
-    row = {
-        "kind": "fallback",
-        "fault": fault,
-        "client": client_kind,
-        "requests": count,
-        "answered": answered,
+def _waits(fault: str, kind: str, factors: Mapping[str, Any], server: Server) -> dict[str, Any]:
+    """Ask once and give up after a while; return the row, and what its samples are."""
+    with _broken(fault, server, factors) as reach:
+        asker = _Asker(fault, kind, factors, server, reach)
+        ended: list[dict[str, Any]] = []
+        # In a thread, because a client without a timeout cannot be called back from where it waits.
+        worker = threading.Thread(target=lambda: ended.append(asker.ask(0)), daemon=True)
+        begun = time.perf_counter()
+        worker.start()
+        worker.join(factors["give_up_s"])
+        waited_s = time.perf_counter() - begun
+        asker.close()
+    blocked = not ended
+    one = {"added_s": waited_s, "met": "waits"} if blocked else ended[0]
+    row = _identity(fault, kind) | asker.row([one["added_s"]], [one["met"]])
+    if blocked:
         # A request that was not waited for is neither answered nor failed.
-        "success_rate": math.nan if blocked else answered / count,
-        "wrong_answers": outcome["wrong"],
-        "hits": outcome["hits"],
-        "corrupt_entries_refused": cache.stats.corrupt,
-        "backend_errors": cache.stats.backend_errors,
-        "blocked": blocked,
-        **summary(seen, "added"),
-        "added_max_s": max(seen),
-    }
-    return row, {"added_s": seen, "blocked": blocked}
+        row |= {"blocked": True, "answered": 0, "success_rate": math.nan}
+    return {"added_s": [one["added_s"]], "blocked": blocked, "row": row}
+
+
+def _identity(fault: str, kind: str) -> dict[str, str]:
+    return {"kind": "fallback", "fault": fault, "client": kind}
 
 
 def _question(key: int) -> Request:
