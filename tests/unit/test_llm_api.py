@@ -226,10 +226,13 @@ def test_values_of_an_empty_table_are_missing():
 
 
 def test_a_hit_on_a_near_miss_counts_as_wrong():
-    hit = sample(0.01, "hit", "semantic") | {"answer": "x"}
-    assert measuring._judged("near_miss", dict(hit), "x")["right"] is False
-    assert measuring._judged("paraphrased", dict(hit), "x")["right"] is True
-    assert measuring._judged("paraphrased", dict(hit), "y")["right"] is False
+    def of(answer: str, cache: str = "hit"):
+        return {"round": [0], "cache": [cache], "answer": [answer]}
+
+    arms = {"direct": of("x", ""), "near_miss": of("x"), "paraphrased": of("x")}
+    judged = measuring._judged(arms)
+    assert (judged["near_miss"]["right"], judged["paraphrased"]["right"]) == ([False], [True])
+    assert measuring._judged(arms | {"paraphrased": of("y")})["paraphrased"]["right"] == [False]
 
 
 @pytest.mark.parametrize("change", [{"threshold": 1.1}, {"prompts": 0}, {"call_timeout_s": 0}])

@@ -76,7 +76,9 @@ def test_a_ratio_tells_what_it_would_have_found_nine_times_out_of_ten():
 
 def test_a_difference_tells_the_least_one_in_its_own_unit():
     more, less = np.random.default_rng(6).normal(1.0, 0.01, (2, 50))
-    row = _paired.difference("overhead_s", arm(more), arm(less))
+    row = _paired.difference(
+        "overhead_s", {"proxy": arm(more), "direct": arm(less)}, "proxy", "direct"
+    )
     half = (row["overhead_s_ci_high"] - row["overhead_s_ci_low"]) / 2
     # (t(0.975) + t(0.90)) / t(0.975) with 49 degrees of freedom.
     assert row["overhead_s_smallest_difference"] == pytest.approx(half * 3.3087 / 2.0096, rel=1e-3)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import resource
 import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 #: A sample during which others used more than this share of one core is disturbed.
 DISTURBED_CORES = 0.10
@@ -81,6 +84,91 @@ def busy(others_s: float, wall_s: float) -> bool:
     """Whether what others took of some wall time, in processor seconds, is too much."""
     doubt = _TICKS_OF_DOUBT / os.sysconf("SC_CLK_TCK")
     return others_s > DISTURBED_CORES * wall_s + doubt
+
+
+def descendants(pid: int) -> set[int]:
+    """Ids of the processes that one has started, and of those that these have; empty off Linux."""
+    found: set[int] = set()
+    # A child is listed with the thread that started it.
+    for thread in _listed(Path(f"/proc/{pid}/task")):
+        with suppress(OSError):
+            for child in map(int, (thread / "children").read_text().split()):
+                found |= {child} | descendants(child)
+    return found
+
+
+def _listed(folder: Path) -> list[Path]:
+    with suppress(OSError):
+        return list(folder.iterdir())
+    return []
+
+
+def processor_s(pids: Iterable[int]) -> float:
+    """Processor seconds of processes and of the children that they have waited for, by proc(5)."""
+    found = 0.0
+    for pid in pids:
+        with suppress(OSError):
+            # What follows the name, which may hold anything: proc(5) counts from field 3 there.
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            found += sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+    return found
+
+
+class Taker(Protocol):
+    """Another process, or several, that belong to the measurement."""
+
+    cpu_s: float
+    involuntary: int
+
+
+class Watch:
+    """Marks the slots during which other programs used the processor.
+
+    The kernel counts in ticks, so short slots are judged together: a window goes on until it is
+    :data:`SHORTEST_WINDOW_S` long, and its mark falls on every slot in it. A slot that is taken in
+    slices is judged by the windows of all of them together.
+
+    Parameters
+    ----------
+    takers:
+        All other processes of the measurement; what they use is its own.
+    """
+
+    def __init__(self, takers: Sequence[Taker]) -> None:
+        self._takers = takers
+        self._pending: list[dict[str, Any]] = []
+        #: Slot to what others took in its windows, and how long those were (s).
+        self._seen: dict[int, tuple[float, float]] = {}
+        self._window = self.first = self.read()
+
+    def read(self) -> Reading:
+        """A reading to which all processes of the measurement are one program."""
+        return read(
+            sum(taker.cpu_s for taker in self._takers),
+            sum(taker.involuntary for taker in self._takers),
+        )
+
+    def begin(self) -> None:
+        """Begin a window; what happened since the last one is nobody's."""
+        self._window = self.read()
+        self._seen.clear()
+
+    def add(self, slot: dict[str, Any]) -> None:
+        """Take in a slot, by its number ``slot``, or a slice of it, that has just ended."""
+        self._pending.append(slot)
+        if time.perf_counter() - self._window.wall_s >= SHORTEST_WINDOW_S:
+            self.close()
+
+    def close(self) -> None:
+        """End the window, write ``disturbed`` into its slots and begin the next."""
+        now = self.read()
+        others_s, wall_s = self._window.others_s(now), now.wall_s - self._window.wall_s
+        for slot in self._pending:
+            before = self._seen.get(slot["slot"], (0.0, 0.0))
+            self._seen[slot["slot"]] = before[0] + others_s, before[1] + wall_s
+            slot["disturbed"] = busy(*self._seen[slot["slot"]])
+        self._pending.clear()
+        self._window = now
 
 
 def wait_for_quiet(limit_s: float, window_s: float = 0.3) -> float:

@@ -21,7 +21,7 @@ from typing import Any
 
 from kvbench.errors import InputError
 from kvbench.inputs.models import LoadedModel
-from kvbench.measurement import startup
+from kvbench.measurement import noise, startup
 from kvbench.measurement.cell import Cell, Failure, Job, failure
 
 logger = logging.getLogger(__name__)
@@ -287,7 +287,8 @@ def _serve(connection: Connection, cell: Cell) -> None:
 def _usage() -> tuple[float, float, int]:
     """Processor seconds of this process and of those it started, and its involuntary switches."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime, _children_s(os.getpid()), usage.ru_nivcsw
+    started_s = noise.processor_s(noise.descendants(os.getpid()))
+    return usage.ru_utime + usage.ru_stime, started_s, usage.ru_nivcsw
 
 
 def _cpu_s(pid: int) -> float | None:
@@ -298,16 +299,3 @@ def _cpu_s(pid: int) -> float | None:
     with suppress(OSError):
         return time.clock_gettime((~pid << 3) | 2)
     return None
-
-
-def _children_s(pid: int) -> float:
-    """Processor seconds of the processes that one has started: an engine's work is its cell's own."""
-    found = 0.0
-    with suppress(OSError):
-        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-            with suppress(OSError):
-                # What follows the name, which may hold anything: proc(5) counts from field 3 there.
-                fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
-                found += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-                found += _children_s(int(child))
-    return found

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from kvbench.measurement import noise
+from kvbench.measurement.noise import Watch
 from kvbench.measurement.processes import RESTING, Ended
 
 #: Idle time before every slot: what the last cell's threads spin away while they wait for more work.
@@ -46,56 +46,6 @@ class Probe:
         for _ in range(_PROBE_PASSES):
             self._numbers.sum()
         return time.perf_counter() - begin
-
-
-class Watch:
-    """Marks the slots during which other programs used the processor.
-
-    The kernel counts in ticks, so short slots are judged together: a window goes on until it is
-    :data:`kvbench.measurement.noise.SHORTEST_WINDOW_S` long, and its mark falls on every slot in it.
-    A slot that is taken in slices is judged by the windows of all of them together.
-
-    Parameters
-    ----------
-    takers:
-        All processes of the block; what they use is its own.
-    """
-
-    def __init__(self, takers: Sequence[Taker]) -> None:
-        self._takers = takers
-        self._pending: list[dict[str, Any]] = []
-        #: Slot to what others took in its windows, and how long those were (s).
-        self._seen: dict[int, tuple[float, float]] = {}
-        self._window = self.first = self.read()
-
-    def read(self) -> noise.Reading:
-        """A reading to which parent and children are one program."""
-        return noise.read(
-            sum(taker.cpu_s for taker in self._takers),
-            sum(taker.involuntary for taker in self._takers),
-        )
-
-    def begin(self) -> None:
-        """Begin a window; what happened since the last one is nobody's."""
-        self._window = self.read()
-        self._seen.clear()
-
-    def add(self, slot: dict[str, Any]) -> None:
-        """Take in a slot, or a slice of it, that has just ended."""
-        self._pending.append(slot)
-        if time.perf_counter() - self._window.wall_s >= noise.SHORTEST_WINDOW_S:
-            self.close()
-
-    def close(self) -> None:
-        """End the window and begin the next."""
-        now = self.read()
-        others_s, wall_s = self._window.others_s(now), now.wall_s - self._window.wall_s
-        for slot in self._pending:
-            before = self._seen.get(slot["slot"], (0.0, 0.0))
-            self._seen[slot["slot"]] = before[0] + others_s, before[1] + wall_s
-            slot["disturbed"] = noise.busy(*self._seen[slot["slot"]])
-        self._pending.clear()
-        self._window = now
 
 
 def drawn(members: Sequence[str], *seed: Any) -> list[str]:

@@ -26,6 +26,8 @@ class Value:
         Rounds behind a comparison of times; None of anything else.
     smallest_difference:
         What a comparison would have shown nine times out of ten, as a share; None if unknown.
+    not_judged:
+        Why no verdict may rest on a comparison; None where one may, and of anything else.
     """
 
     value: float | int | str | bool | None
@@ -35,11 +37,12 @@ class Value:
     cells: Sequence[str] = field(default_factory=tuple)
     rounds: int | None = None
     smallest_difference: float | None = None
+    not_judged: str | None = None
 
     def as_json(self) -> dict:
         """Return the JSON form, with the field names of the contract."""
         record = asdict(self)
-        for name in ("rounds", "smallest_difference"):
+        for name in ("rounds", "smallest_difference", "not_judged"):
             if record[name] is None:
                 del record[name]
         record["ci"] = list(self.ci) if self.ci is not None else None

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -61,12 +61,16 @@ class Context:
         ``redis://`` address of a real server from the configuration, or None for the embedded one.
     model_dir:
         Folder of the local model in Hugging Face format, for studies that need one.
+    known:
+        Ids of this machine's processes that the cell asks although it did not start them; None if
+        one of them cannot be found. See :class:`kvbench.studies.measuring._rounds.Log`.
     """
 
     scratch: Path
     seed: int
     server_url: str | None = None
     model_dir: Path | None = None
+    known: Collection[int] | None = ()
 
 
 @dataclass(frozen=True)
@@ -78,12 +82,21 @@ class Outcome:
     rows:
         One mapping per row of the table.
     samples:
-        The raw times. Those of arms that took turns in rounds carry their ``round`` (from 0) and
-        their ``slot`` (running position in the cell), see :mod:`kvbench.studies.measuring._rounds`.
+        The raw times. Those of arms that took turns in rounds carry their ``round`` (from 0), their
+        ``slot`` (running position in the cell) and whether something else took the processor
+        meanwhile, see :mod:`kvbench.studies.measuring._rounds`.
     """
 
     rows: list[dict[str, Any]]
     samples: Mapping[str, Any] = field(default_factory=dict)
+
+
+def control_of(reference: str) -> str:
+    """Return the name of an arm that does what ``reference`` does, a second time in each round.
+
+    Whatever the ratio of the two is, nothing that a study compares has made it.
+    """
+    return f"control-{reference}"
 
 
 def recorded_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -8,28 +8,38 @@ from typing import Any
 
 import numpy as np
 
-from kvbench.analysis import paired
+from kvbench.analysis import metrics, paired
+from kvbench.analysis.statistics import Interval
 from kvbench.paper.values import Value
+from kvbench.studies import control_of
 from kvbench.studies._estimates import mean_interval
 
+#: The turns of an arm, as :class:`kvbench.studies.measuring._rounds.Log` keeps them.
+Arm = Mapping[str, Sequence]
 
-def log_ratios(
-    above: Mapping[str, Sequence], below: Mapping[str, Sequence], measured: str = "seconds"
-) -> list[float]:
-    """Return the logarithm of ``above / below`` for every round in which both arms had a turn.
-
-    Parameters
-    ----------
-    above, below:
-        Turns of an arm as :class:`kvbench.studies.measuring._rounds.Log` keeps them.
-    measured:
-        Which of their lists is compared; it must be positive.
-    """
-    one, other = _by_round(above, measured), _by_round(below, measured)
-    return [math.log(one[n] / other[n]) for n in sorted(one.keys() & other.keys())]
+#: Ends of the names of columns that stay empty where a comparison is not judged.
+_ENDS = ("ci_low", "ci_high", "smallest_difference")
 
 
-def _by_round(arm: Mapping[str, Sequence], measured: str) -> dict[int, float]:
+def _clean(above: Arm, below: Arm) -> list[int]:
+    """Return the rounds in which both had turns that nothing disturbed; older records do not say."""
+    marks = (
+        zip(arm.get("round", ()), arm.get("disturbed", ()), strict=False) for arm in (above, below)
+    )
+    left_out = {number for arm in marks for number, marked in arm if marked}
+    return [number for number in _common(above, below) if number not in left_out]
+
+
+def _common(above: Arm, below: Arm) -> list[int]:
+    return sorted(set(above.get("round", ())) & set(below.get("round", ())))
+
+
+def _counted(above: Arm, below: Arm) -> list[int]:
+    """Return the clean rounds, or all if there is none: what a value stands on that is not judged."""
+    return _clean(above, below) or _common(above, below)
+
+
+def _by_round(arm: Arm, measured: str) -> dict[int, float]:
     """Return the mean of each round; an arm may have several turns in one."""
     held: dict[int, list[float]] = {}
     for number, value in zip(arm.get("round", ()), arm.get(measured, ()), strict=True):
@@ -37,31 +47,113 @@ def _by_round(arm: Mapping[str, Sequence], measured: str) -> dict[int, float]:
     return {number: sum(values) / len(values) for number, values in held.items()}
 
 
-def difference(
-    name: str, more: Mapping[str, Sequence], less: Mapping[str, Sequence]
-) -> dict[str, float]:
-    """Return the mean difference of two arms over rounds, as the columns of :func:`columns_of`.
+def pairs(above: Arm, below: Arm, measured: str = "seconds") -> list[tuple[float, float]]:
+    """Return what two arms took in the rounds that a comparison of them is computed from."""
+    one, other = _by_round(above, measured), _by_round(below, measured)
+    return [(one[number], other[number]) for number in _counted(above, below)]
 
-    Its interval is Student's over the rounds' differences.
+
+def log_ratios(above: Arm, below: Arm, measured: str = "seconds") -> list[float]:
+    """Return the logarithm of ``above / below`` for every round in which nothing disturbed either.
+
+    Parameters
+    ----------
+    above, below:
+        Turns of an arm.
+    measured:
+        Which of their lists is compared; it must be positive.
     """
-    one, other = _by_round(more, "seconds"), _by_round(less, "seconds")
-    gaps = [one[n] - other[n] for n in sorted(one.keys() & other.keys())]
+    found = pairs(above, below, measured) if _clean(above, below) else []
+    return [math.log(one / other) for one, other in found]
+
+
+def compare(
+    name: str,
+    arms: Mapping[str, Arm],
+    above: str,
+    below: str,
+    reference: str | None = None,
+    measured: str = "seconds",
+) -> dict[str, Any]:
+    """Return the ratio of two arms' times as the columns of :func:`meanings`.
+
+    Parameters
+    ----------
+    name:
+        Of the ratio.
+    arms:
+        All arms of the cell, the control of the reference among them, if there was one.
+    above, below:
+        Whose time is divided by whose.
+    reference:
+        The one of the two that all are compared with; if not told, ``above``.
+    measured:
+        Which list of their turns is compared.
+    """
+    ends = arms.get(above, {}), arms.get(below, {})
+    row = columns_of(name, [math.log(one / other) for one, other in pairs(*ends, measured)])
+    return _judged(name, row, len(_clean(*ends)), _control(arms, reference or above, measured))
+
+
+def _control(arms: Mapping[str, Arm], reference: str, measured: str) -> Interval | None:
+    """Return the ratio of a reference to its own second turn of the same rounds, if it had one."""
+    logs = log_ratios(arms.get(reference, {}), arms.get(control_of(reference), {}), measured)
+    if not logs:
+        return None
+    found = paired.ratio([logs], one_process=True)
+    if found.rounds < paired.FEWEST_ROUNDS:
+        return Interval(found.value, math.nan, math.nan)
+    return found.interval
+
+
+def _judged(
+    name: str, row: dict[str, Any], rounds: int, control: Interval | None
+) -> dict[str, Any]:
+    """Put the control beside a comparison and, where it is not judged, the reason for its interval.
+
+    ``rounds`` are those that nothing disturbed; if there is none, the row is that of all rounds.
+    """
+    if not row:
+        return row
+    why_not = metrics.ALL_DISTURBED
+    if rounds:
+        why_not = metrics.why_not_judged(rounds, paired.FEWEST_BLOCKS, metrics.Evidence(), control)
+    row = {**row, f"{name}_rounds": rounds}
+    if control is not None:
+        row[f"{name}_control_ratio"] = control.value
+        if math.isfinite(control.low):
+            row[f"{name}_control_ci_low"] = control.low
+            row[f"{name}_control_ci_high"] = control.high
+    if why_not is None:
+        return row
+    for end in _ENDS:
+        row.pop(f"{name}_{end}", None)
+    return {**row, f"{name}_not_judged": why_not}
+
+
+def difference(name: str, arms: Mapping[str, Arm], more: str, less: str) -> dict[str, Any]:
+    """Return the mean difference of two arms over rounds, as the columns of :func:`meanings`.
+
+    Its interval is Student's over the rounds' differences; ``less`` is the reference.
+    """
+    ends = arms.get(more, {}), arms.get(less, {})
+    gaps = [one - other for one, other in pairs(*ends)]
     if not gaps:
         return {}
-    mean, ends = mean_interval(gaps)
-    row = {name: mean, f"{name}_rounds": len(gaps)}
-    if ends is not None and len(gaps) >= paired.FEWEST_ROUNDS:
+    mean, interval = mean_interval(gaps)
+    row = {name: mean}
+    if interval is not None:
         error = float(np.std(gaps, ddof=1)) / math.sqrt(len(gaps))
         row |= {
-            f"{name}_ci_low": ends[0],
-            f"{name}_ci_high": ends[1],
+            f"{name}_ci_low": interval[0],
+            f"{name}_ci_high": interval[1],
             f"{name}_smallest_difference": paired.found_from(error, len(gaps) - 1.0),
         }
-    return row
+    return _judged(name, row, len(_clean(*ends)), _control(arms, less, "seconds"))
 
 
 def columns_of(name: str, logs: Iterable[float]) -> dict[str, float]:
-    """Return the ratio as ``<name>`` with ``_ci_low``, ``_ci_high``, ``_smallest_difference``, ``_rounds``.
+    """Return a ratio as ``<name>`` with ``_ci_low``, ``_ci_high``, ``_smallest_difference``, ``_rounds``.
 
     Below :data:`kvbench.analysis.paired.FEWEST_ROUNDS` the ends stay empty: so few rounds do not
     show what their own spread is, and nothing may be concluded from them.
@@ -82,6 +174,31 @@ def _ends(name: str, found: paired.Paired) -> dict[str, float]:
         f"{name}_ci_high": found.interval.high,
         f"{name}_smallest_difference": found.smallest_difference,
     }
+
+
+def of_streams(
+    name: str, arms: Mapping[str, Arm], above: str, below: str, groups: Sequence[object]
+) -> dict[str, Any]:
+    """Return :func:`ratio_of_sums` of two arms whose rounds are requests; ``above`` is the reference.
+
+    ``groups`` holds one entry for every turn of ``below``.
+    """
+    ends = arms.get(above, {}), arms.get(below, {})
+    label = dict(zip(ends[1].get("round", ()), groups, strict=True))
+    above_s, below_s = zip(*found, strict=True) if (found := pairs(*ends)) else ((), ())
+    row = ratio_of_sums(name, above_s, below_s, [label[number] for number in _counted(*ends)])
+    return _judged(name, row, len(_clean(*ends)), _control(arms, above, "seconds"))
+
+
+def limit(arms: Mapping[str, Arm], above: str, below: str) -> float:
+    """Return the most that the ratio of two arms can be: over the rounds that it is computed from.
+
+    ``below`` holds a list ``limit`` of what each of its turns could gain; as the ratio itself, this
+    is a geometric mean. NaN where they share no round.
+    """
+    most = _by_round(arms[below], "limit")
+    counted = [math.log(most[number]) for number in _counted(arms.get(above, {}), arms[below])]
+    return math.exp(sum(counted) / len(counted)) if counted else math.nan
 
 
 def ratio_of_sums(
@@ -111,14 +228,21 @@ def ratio_of_sums(
 
 
 def meanings(name: str, meaning: str) -> dict[str, str]:
-    """Return what the columns of a ratio mean, for a study's ``columns``."""
+    """Return what the columns of a comparison mean, for a study's ``columns``."""
+    unit = "in its unit" if name.endswith("_s") else "as a share"
+    empty = f"empty where {name}_not_judged is not"
     return {
         name: f"{meaning}, paired within rounds",
-        f"{name}_ci_low": f"lower end of the 95 % interval of {name}; empty below ten rounds",
-        f"{name}_ci_high": f"upper end of the 95 % interval of {name}; empty below ten rounds",
-        f"{name}_smallest_difference": f"what {name} would have shown nine times out of ten, "
-        f"{'in its unit' if name.endswith('_s') else 'as a share'}; empty below ten rounds",
-        f"{name}_rounds": f"rounds that {name} was computed from",
+        f"{name}_ci_low": f"lower end of the 95 % interval of {name}; {empty}",
+        f"{name}_ci_high": f"upper end of the 95 % interval of {name}; {empty}",
+        f"{name}_smallest_difference": f"what {name} would have shown nine times out of ten, {unit}; "
+        f"{empty}",
+        f"{name}_rounds": f"undisturbed rounds that {name} was computed from; 0: all were disturbed",
+        f"{name}_control_ratio": f"the reference of {name} over its own second turn in the same rounds; "
+        "empty without one",
+        f"{name}_control_ci_low": "lower end of its 95 % interval; empty below ten rounds",
+        f"{name}_control_ci_high": "upper end of its 95 % interval; empty below ten rounds",
+        f"{name}_not_judged": f"why no verdict may rest on {name}; empty where one may",
     }
 
 
@@ -148,7 +272,13 @@ def value(
         digits,
         rounds=int(rounds) if rounds is not None and math.isfinite(rounds) else None,
         smallest_difference=smallest if smallest is not None and math.isfinite(smallest) else None,
+        not_judged=_text(row.get(f"{name}_not_judged")),
     )
+
+
+def _text(held: object) -> str | None:
+    """Return a cell of a table that holds text or nothing."""
+    return held if isinstance(held, str) and held else None
 
 
 def quotient(

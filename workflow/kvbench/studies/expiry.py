@@ -124,12 +124,11 @@ def aggregate(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     """
     rows = [named.in_seconds(row) for row in record["rows"]]
     samples = record.get("samples") or {}
-    event = samples.get("event", {})
     for row in rows:
         policy = row.get("policy")
         mine = samples.get(policy, {}) if row["kind"] == "invalidation" else {}
         if policy != "event" and "round" in mine:
-            row |= _paired.columns_of("over_event", _paired.log_ratios(mine, event))
+            row |= _paired.compare("over_event", samples, policy, "event", reference="event")
     return rows
 
 

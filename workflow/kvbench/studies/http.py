@@ -108,9 +108,8 @@ def aggregate(record: Mapping[str, Any]) -> list[dict[str, Any]]:
         # Records made before there were rounds have one row per run.
         row.pop("repeat", None)
         taken = arms.get(f"{row['behaviour']}-{row['requests']}", {})
-        logs = _paired.log_ratios(taken.get("none", {}), taken.get(row["client"], {}))
         if row["client"] != "none":
-            row |= _paired.columns_of("speedup", logs)
+            row |= _paired.compare("speedup", taken, "none", row["client"])
             if row["origin_requests"] < row["requests"]:
                 row["speedup_limit"] = row["requests"] / max(1, row["origin_requests"])
         rows.append(row)

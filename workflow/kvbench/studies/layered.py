@@ -77,14 +77,13 @@ def aggregate(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     for recorded in record["rows"]:
         row, share = dict(recorded), recorded.get("l1_share")
         sized = share is not None and not math.isnan(share)
-        own = arms.get(f"{row['configuration']}-{share}" if sized else row["configuration"])
+        name = f"{row['configuration']}-{share}" if sized else row["configuration"]
+        own = arms.get(name)
         if own and row["configuration"] != "source":
-            logs = _paired.log_ratios(arms.get("source", {}), own)
-            row |= _paired.columns_of("speedup", logs)
-            row["speedup_limit"] = math.exp(sum(map(math.log, own["limit"])) / len(own["limit"]))
+            row |= _paired.compare("speedup", arms, "source", name)
+            row["speedup_limit"] = _paired.limit(arms, "source", name)
         if own and row["configuration"] == "l1_l2_promotion":
-            logs = _paired.log_ratios(arms.get("l2", {}), own)
-            row |= _paired.columns_of("speedup_over_l2", logs)
+            row |= _paired.compare("speedup_over_l2", arms, "l2", name)
         rows.append(row)
     return rows
 

@@ -106,10 +106,11 @@ def aggregate(record: Mapping[str, Any]) -> list[dict[str, Any]]:
             }
         )
     for row in rows:
-        own, base = arms.get(row["call"], {}), arms.get(_FIRST.get(row["call"]), {})
-        row |= _paired.columns_of("speedup", _paired.log_ratios(base, own))
-        if row["call"] in ("first", "no_store"):
-            row |= _paired.difference("overhead_s", own, arms.get("direct", {}))
+        call = row["call"]
+        if call in _FIRST:
+            row |= _paired.compare("speedup", arms, _FIRST[call], call)
+        if call in ("first", "no_store"):
+            row |= _paired.difference("overhead_s", arms, call, "direct")
     return rows
 
 

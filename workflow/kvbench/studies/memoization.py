@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvbench.caching import memo
 from kvbench.paper.values import Value
-from kvbench.studies import Cell, Study, _paired
+from kvbench.studies import Cell, Study, _paired, control_of
 from kvbench.studies import _option as option
 from kvbench.studies import _values as named
 
@@ -96,17 +96,20 @@ def aggregate(record: Mapping[str, Any]) -> list[dict[str, Any]]:
             if row["variant"] == reference:
                 continue
             # Without a cache there is only one kind of call; it is compared with both kinds.
-            ends = (row["variant"], f"{row['state']}_s"), (reference, f"{row['state']}_s")
+            kinds = dict.fromkeys(arms, f"{row['state']}_s")
             if name == "speedup":
-                ends = (reference, "cold_s"), ends[0]
-            above, below = (_seconds(arms.get(arm, {}), measured) for arm, measured in ends)
-            row |= _paired.columns_of(name, _paired.log_ratios(above, below))
+                kinds |= dict.fromkeys((reference, control_of(reference)), "cold_s")
+            taken = {
+                arm: {**turns, "seconds": turns[kinds[arm]]}
+                for arm, turns in arms.items()
+                if kinds[arm] in turns
+            }
+            ends = (row["variant"], reference)
+            if name == "speedup":
+                ends = ends[::-1]
+            row |= _paired.compare(name, taken, *ends, reference=reference)
         rows.append(row)
     return rows
-
-
-def _seconds(arm: Mapping[str, Any], measured: str) -> dict[str, Any]:
-    return {"round": arm["round"], "seconds": arm[measured]} if measured in arm else {}
 
 
 def values(table: pd.DataFrame) -> dict[str, Value]:

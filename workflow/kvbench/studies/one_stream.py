@@ -109,24 +109,32 @@ def aggregate(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     theirs is told with an interval.
     """
     arms = record["samples"].get("arms", {})
-    alone = arms.get("none", {}).get("seconds", [])
     rows = []
     for recorded in record["rows"]:
         row = {key: held for key, held in recorded.items() if key != "place"}
         own = arms.get(row["strategy"])
         if own and row["part"] == "strategy" and row["strategy"] != "none":
             hit = [kind != "model" for kind in own["kind"]]
-            row |= _paired.ratio_of_sums("speedup", alone, own["seconds"], hit)
+            row |= _paired.of_streams("speedup", arms, "none", row["strategy"], hit)
             for name, wanted in (("hit_p95_s", True), ("miss_p95_s", False)):
                 part = [t for t, h in zip(own["seconds"], hit, strict=True) if h == wanted]
                 row |= p95(part, name)
-            generated = sum(t for t, free in zip(alone, hit, strict=True) if not free)
-            row["speedup_limit"] = sum(alone) / generated if generated else math.inf
+            free = {**own, "seconds": [0.0 if h else 1.0 for h in hit]}
+            row["speedup_limit"] = _limit(_paired.pairs(arms["none"], free))
         elif not arms and recorded.get("place") == "server" and row["strategy"] == "none":
             # The model alone was measured beside both groups; the table shows it once.
             continue
         rows.append(row)
     return rows
+
+
+def _limit(requests: list[tuple[float, float]]) -> float:
+    """Return the time of all requests over that of those which the model answers.
+
+    A request is its time without a cache, and 1 if the model answers it or else 0.
+    """
+    generated = sum(seconds * asked for seconds, asked in requests)
+    return sum(seconds for seconds, _ in requests) / generated if generated else math.inf
 
 
 def values(table: pd.DataFrame) -> dict[str, Value]:

@@ -146,16 +146,21 @@ def aggregate(record: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     The first question is left out: it pays for what later ones find allocated.
     """
-    arms = record["samples"].get("arms", {})
+    arms = {way: _after_the_first(arm) for way, arm in record["samples"].get("arms", {}).items()}
     rows = []
     for recorded in record["rows"]:
         row = dict(recorded)
-        own, base = (arms.get(name) for name in (row.get("way"), _BASES.get(row.get("way"))))
-        if own and base:
-            logs = _paired.log_ratios(base, own, "ttft_s")[1:]
-            row |= _paired.columns_of("ttft_speedup", logs)
+        way = row.get("way")
+        if way in _BASES:
+            row |= _paired.compare("ttft_speedup", arms, _BASES[way], way, measured="ttft_s")
         rows.append(row)
     return rows
+
+
+def _after_the_first(arm: Mapping[str, list]) -> dict[str, list]:
+    """Return an arm without its turn of round 0; an arm of older records has no rounds to tell."""
+    kept = [place for place, number in enumerate(arm.get("round", ())) if number]
+    return {name: [held[place] for place in kept] for name, held in arm.items()}
 
 
 def values(table: pd.DataFrame) -> dict[str, Value]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -108,9 +107,8 @@ def aggregate(record: Mapping[str, Any]) -> list[dict[str, Any]]:
             for part in ("hit", "miss"):
                 row |= p95([t for turn in own[f"{part}_s"] for t in turn], f"{part}_p95_s")
         if own and row["backend"] != "none":
-            row |= _paired.columns_of("speedup", _paired.log_ratios(taken.get("none", {}), own))
-            # As the speed-up itself: the geometric mean over rounds.
-            row["speedup_limit"] = math.exp(sum(map(math.log, own["limit"])) / len(own["limit"]))
+            row |= _paired.compare("speedup", taken, "none", row["backend"])
+            row["speedup_limit"] = _paired.limit(taken, "none", row["backend"])
         rows.append(row)
     return rows
 

@@ -122,20 +122,25 @@ def aggregate(record: Mapping[str, Any]) -> list[dict[str, Any]]:
         if row["kind"] == "steady":
             taken = arms.get(f"{row['external_share']:g}", {})
             flush = row["flush_every"]
-            own = taken.get(row["policy"] if flush is None else f"{row['policy']}-{flush}")
-            if own and row["policy"] != "write_through":
+            name = row["policy"] if flush is None else f"{row['policy']}-{flush}"
+            if name in taken and name != "write_through":
                 for kind in ("read", "write"):
-                    ends = (_means(arm, kind) for arm in (taken.get("write_through", {}), own))
-                    row |= _paired.columns_of(f"{kind}_speedup", _paired.log_ratios(*ends))
+                    means = {arm: _means(turns, kind) for arm, turns in taken.items()}
+                    row |= _paired.compare(f"{kind}_speedup", means, "write_through", name)
         rows.append(row)
     return rows
 
 
 def _means(arm: Mapping[str, Any], kind: str) -> dict[str, list]:
     """Return the mean time per round; a round without an operation of that kind has none."""
-    rounds = zip(arm.get("round", ()), arm.get(f"{kind}_s", ()), strict=True)
-    found = [(number, sum(taken) / len(taken)) for number, taken in rounds if taken]
-    return {"round": [n for n, _ in found], "seconds": [mean for _, mean in found]}
+    marks = arm.get("disturbed", [False] * len(arm["round"]))
+    rounds = zip(arm["round"], arm[f"{kind}_s"], marks, strict=True)
+    found = [(number, sum(taken) / len(taken), mark) for number, taken, mark in rounds if taken]
+    return {
+        "round": [number for number, _, _ in found],
+        "seconds": [mean for _, mean, _ in found],
+        "disturbed": [mark for _, _, mark in found],
+    }
 
 
 def labels(table: pd.DataFrame) -> pd.Series:

@@ -371,7 +371,7 @@ class Study(Kind):
                 cells,
                 told.rounds,
                 smallest_difference=told.smallest_difference or math.nan,
-                why_not=_unknown(intervals[0]),
+                why_not=told.not_judged or _unknown(intervals[0]),
             )
         above, below = intervals
         spot += f" over {measure['over']}"
@@ -382,7 +382,8 @@ class Study(Kind):
         if math.isnan(low) or math.isnan(high):
             low = high = math.nan
         ratio = Interval(above.value / below.value, low, high)
-        return Found(ratio, None, spot, cells, why_not=_unknown(ratio))
+        told = next((named[part].not_judged for part in parts if named[part].not_judged), None)
+        return Found(ratio, None, spot, cells, why_not=told or _unknown(ratio))
 
 
 def _unknown(interval: Interval) -> str | None:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import math
+import os
 import shutil
 import time
 import traceback
@@ -18,6 +19,8 @@ from kvbench import checkout, documents, processes, records, studies
 from kvbench.caching import addresses
 from kvbench.errors import InputError, Unsupported
 from kvbench.measurement import lock, noise, startup
+from kvbench.studies.measuring import _known
+from kvbench.studies.measuring._rounds import Own
 
 logger = logging.getLogger(__name__)
 
@@ -111,8 +114,15 @@ def run(
     try:
         _import(study, libraries)
         with processes.sigterm_as_exit(), guard as waited:
+            known = _known.programs(
+                [
+                    server_url or os.environ.get("REDIS_URL"),
+                    os.environ.get("OPENAI_BASE_URL"),
+                ]
+            )
             quiet = noise.wait_for_quiet(quiet_wait_s) if timed else 0.0
-            before = noise.read()
+            own = Own(known or ())
+            before = noise.read(own.cpu_s)
             outcome = studies.get(study).measure(
                 factors,
                 studies.Context(
@@ -120,19 +130,24 @@ def run(
                     seed=seed,
                     server_url=server_url,
                     model_dir=model_dir,
+                    known=known,
                 ),
             )
-            after = noise.read()
+            after = noise.read(own.cpu_s)
         record["rows"] = [_plain(row) for row in outcome.rows]
         record["samples"] = _plain(dict(outcome.samples))
         wall = max(after.wall_s - before.wall_s, 1e-9)
         record["noise"] = {
-            # The study's own server and threads count as its own only in part, so this is a bound.
             "others_cores": round(before.others_s(after) / wall, 4),
             "steal_s": round(after.steal_s - before.steal_s, 3),
             "waited_for_lock_s": round(waited, 3),
             "waited_for_quiet_s": round(quiet, 3),
         }
+        if known is None:
+            record["noise"]["unmarked"] = (
+                "no turn is marked as disturbed: a server that was named runs on this machine, and "
+                "its time cannot be told from that of other programs"
+            )
     except InputError:
         raise
     except Unsupported as error:

@@ -2,42 +2,114 @@
 
 The speed of a machine wanders by more than what is looked for. Within a round every arm is measured
 once, seconds apart, so the ratio of two arms in one round is free of that (Abedi and Brecht, 2017).
-A fixed order would not do, because what disturbs a machine may come back regularly.
+A fixed order would not do, because what disturbs a machine may come back regularly. Two things are
+beyond this: other programs that take the processor during one turn, which is marked, and a
+difference that the place of an arm makes, which a control shows (:func:`kvbench.studies.control_of`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+import resource
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from kvbench.measurement import noise
+from kvbench.studies import control_of
 
-def turns(arms: Sequence[str], rounds: int, seed: int) -> Iterator[tuple[int, str]]:
-    """Yield round and arm, every arm once a round; the order is a function of the seed."""
+
+def turns(
+    arms: Sequence[str], rounds: int, seed: int, seldom: Mapping[str, int] | None = None
+) -> Iterator[tuple[int, str]]:
+    """Yield round and arm, every arm once a round; the order is a function of the seed.
+
+    ``seldom`` names arms that take part in so many rounds only, evenly spread.
+    """
     rng = np.random.default_rng([seed, 20])
+    shares = {arm: min(count, rounds) for arm, count in (seldom or {}).items()}
     for number in range(rounds):
         for place in rng.permutation(len(arms)):
-            yield number, arms[place]
+            count = shares.get(arms[place], rounds)
+            if number * count // rounds != (number - 1) * count // rounds:
+                yield number, arms[place]
+
+
+def with_controls(arms: Sequence[str], *references: str) -> list[str]:
+    """Return the arms with a control for each of these references that is among them."""
+    return [*arms, *(control_of(name) for name in references if name in arms)]
+
+
+class Own:
+    """The processes that work for a cell besides its own: what they use is no disturbance.
+
+    Parameters
+    ----------
+    known:
+        Ids of programs that the cell asks although it did not start them.
+    """
+
+    #: Switches of other processes are told by nobody, and used for no mark.
+    involuntary = 0
+
+    def __init__(self, known: Collection[int] = ()) -> None:
+        self._known = frozenset(known)
+
+    @property
+    def cpu_s(self) -> float:
+        """Processor seconds of all descendants, also of those that have ended, and of the known."""
+        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+        running = noise.descendants(os.getpid()).union(
+            self._known, *map(noise.descendants, self._known)
+        )
+        return ended.ru_utime + ended.ru_stime + noise.processor_s(running)
 
 
 class Log:
     """The turns of a cell in the order in which they were taken.
 
     What a record keeps of them is one mapping per arm to lists of equal length: ``round``,
-    ``slot`` (running position in the cell) and whatever was measured.
+    ``slot`` (running position in the cell), ``disturbed`` and whatever was measured.
+
+    Parameters
+    ----------
+    known:
+        Ids of programs that the cell asks although it did not start them; None if one of them
+        cannot be found, so that its time looks like another's: then no turn is marked at all.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, known: Collection[int] | None = ()) -> None:
         self._arms: dict[str, dict[str, list]] = {}
+        self._marks: dict[str, list[dict[str, bool]]] = {}
         self._slot = 0
+        self._watch = None if known is None else noise.Watch([Own(known)])
+
+    def turns(
+        self,
+        arms: Sequence[str],
+        rounds: int,
+        seed: int,
+        seldom: Mapping[str, int] | None = None,
+    ) -> Iterator[tuple[int, str]]:
+        """Yield what :func:`turns` does and watch meanwhile who else uses the processor.
+
+        A turn has to be added before the next one begins.
+        """
+        if self._watch:
+            self._watch.begin()
+        yield from turns(arms, rounds, seed, seldom)
 
     def add(self, arm: str, number: int, **measured: Any) -> None:
-        """Write down a turn of an arm in round ``number``."""
+        """Write down a turn of an arm in round ``number``, as soon as it has ended."""
         held = self._arms.setdefault(arm, {})
         for name, value in {"round": number, "slot": self._slot, **measured}.items():
             held.setdefault(name, []).append(value)
         self._slot += 1
+        if self._watch:
+            mark = {"disturbed": False}
+            self._marks.setdefault(arm, []).append(mark)
+            self._watch.add(mark)
 
     def of(self, arm: str, name: str) -> list:
         """Return what was measured of an arm, turn by turn; empty if it never had one."""
@@ -45,4 +117,14 @@ class Log:
 
     def arms(self) -> dict[str, dict[str, list]]:
         """Return all turns, by arm."""
-        return self._arms
+        if self._watch:
+            self._watch.close()
+        return {
+            arm: held
+            | (
+                {"disturbed": [mark["disturbed"] for mark in self._marks[arm]]}
+                if arm in self._marks
+                else {}
+            )
+            for arm, held in self._arms.items()
+        }

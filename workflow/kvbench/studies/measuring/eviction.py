@@ -11,7 +11,7 @@ import numpy as np
 from kvbench.caching import policies, workload
 from kvbench.errors import Unsupported
 from kvbench.studies import Context, Outcome
-from kvbench.studies.measuring._rounds import Log, turns
+from kvbench.studies.measuring._rounds import Log
 
 #: The server's policies and the exact policy that each of them approximates. With equal
 #: lifetimes ``volatile-ttl`` evicts in the order of arrival; ``noeviction`` keeps the first ones.
@@ -124,8 +124,8 @@ def _predicted(factors: Mapping[str, Any], policy: str, capacity: int) -> float 
 def _speed(factors: Mapping[str, Any], context: Context) -> Outcome:
     stream = workload.zipf(factors["requests"], factors["keys"], context.seed).tolist()
     capacity = max(1, round(factors["capacity_share"] * factors["keys"]))
-    log = Log()
-    for number, name in turns(factors["policies"], factors["rounds"], context.seed):
+    log = Log(context.known)
+    for number, name in log.turns(factors["policies"], factors["rounds"], context.seed):
         policy = policies.build(name, capacity, future=stream)
         log.add(name, number, seconds=policies.simulate(policy, stream).seconds)
     rows = [

@@ -13,7 +13,7 @@ import numpy as np
 from kvbench.caching import expiry
 from kvbench.errors import Unsupported
 from kvbench.studies import Context, Outcome
-from kvbench.studies.measuring._rounds import Log, turns
+from kvbench.studies.measuring._rounds import Log
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -127,10 +127,10 @@ def _invalidation(factors: Mapping[str, Any], context: Context) -> Outcome:
             name: _Arm(name, number, factors, context, server)
             for number, name in enumerate(factors["methods"])
         }
-        log, meanwhile = Log(), _Bystander(server, len(arms))
+        log, meanwhile = Log(context.known), _Bystander(server, len(arms))
         seldom = max(1, factors["updates"] // _FLUSHES)
         with meanwhile:
-            for number, name in turns(list(arms), factors["updates"], context.seed):
+            for number, name in log.turns(list(arms), factors["updates"], context.seed):
                 # A flush empties everything, so each of its updates needs a full cache first.
                 if name == "flush" and number % seldom:
                     continue

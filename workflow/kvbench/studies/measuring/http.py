@@ -11,7 +11,7 @@ from typing import Any
 from kvbench.caching import http
 from kvbench.errors import Unsupported
 from kvbench.studies import Context, Outcome, _estimates
-from kvbench.studies.measuring._rounds import Log, turns
+from kvbench.studies.measuring._rounds import Log
 
 
 def required_requests(behaviour: str, requests: int) -> int:
@@ -31,7 +31,7 @@ def measure(factors: Mapping[str, Any], context: Context) -> Outcome:
     for behaviour in factors["behaviours"]:
         correct = _who_is_right(behaviour, clients)
         for requests in factors["requests"]:
-            log, reached = _rounds(behaviour, requests, factors, context.seed)
+            log, reached = _rounds(behaviour, requests, factors, context)
             samples[f"{behaviour}-{requests}"] = log.arms()
             rows += [
                 _row(name, behaviour, requests, factors, log, reached[name], correct[name])
@@ -47,12 +47,12 @@ def _who_is_right(behaviour: str, clients: list[str]) -> dict[str, bool]:
 
 
 def _rounds(
-    behaviour: str, requests: int, factors: Mapping[str, Any], seed: int
+    behaviour: str, requests: int, factors: Mapping[str, Any], context: Context
 ) -> tuple[Log, dict[str, http.Counts]]:
     """Ask the page as often as wanted with every client in turn; each run has an empty cache."""
-    log, reached = Log(), {}
+    log, reached = Log(context.known), {}
     spent_s, current = 0.0, 0
-    for number, name in turns(factors["clients"], factors["repeats"], seed):
+    for number, name in log.turns(factors["clients"], factors["repeats"], context.seed):
         if number != current and spent_s > factors["count_limit_s"]:
             break
         current = number

@@ -17,7 +17,7 @@ from kvbench.caching.workload import zipf
 from kvbench.errors import Unsupported
 from kvbench.studies import Context, Outcome
 from kvbench.studies._estimates import mean_interval, quantile
-from kvbench.studies.measuring._rounds import Log, turns
+from kvbench.studies.measuring._rounds import Log
 
 _TTL_S = 3600.0
 _VALUE_BYTES = 2048
@@ -34,9 +34,9 @@ def measure(factors: Mapping[str, Any], context: Context) -> Outcome:
         for share in (factors["l1_share"] if configuration in _SIZED else [0.0])
     }
     runs: dict[str, list[_Result]] = {arm: [] for arm in arms}
-    log = Log()
+    log = Log(context.known)
     with running(context.server_url, context.scratch) as server:
-        for number, arm in turns(list(arms), factors["rounds"], context.seed):
+        for number, arm in log.turns(list(arms), factors["rounds"], context.seed):
             configuration, share = arms[arm]
             results = _run_workers(
                 configuration, share, f"{arm}-{number}", factors, context.seed + number, server

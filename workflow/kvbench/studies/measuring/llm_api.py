@@ -16,7 +16,7 @@ from kvbench.studies import Context, Outcome
 from kvbench.studies._estimates import summary
 from kvbench.studies.measuring import _children as children
 from kvbench.studies.measuring import _serving as serving
-from kvbench.studies.measuring._rounds import Log, turns
+from kvbench.studies.measuring._rounds import Log
 
 #: Calls and what they took, in the order in which they were made.
 Calls = Iterator[tuple[str, dict[str, Any]]]
@@ -45,9 +45,9 @@ def measure(factors: Mapping[str, Any], context: Context) -> Outcome:
         )
         server.wait()
         address = re.search(r"listening on (\S+)", spoken.read_text())[1]
-        log = _ask(server, f"{address}/v1", factors, context.seed)
-    rows = [_row(name, turns, server.kind) for name, turns in log.arms().items()]
-    return Outcome(rows, {"arms": log.arms()})
+        arms = _ask(server, f"{address}/v1", factors, context)
+    rows = [_row(name, taken, server.kind) for name, taken in arms.items()]
+    return Outcome(rows, {"arms": arms})
 
 
 def _proxy_command(upstream: str, factors: Mapping[str, Any]) -> list[str]:
@@ -65,7 +65,9 @@ def _listening(log: Path) -> bool:
     return log.exists() and "listening on " in log.read_text(errors="replace")
 
 
-def _ask(server: serving.Upstream, proxied: str, factors: Mapping[str, Any], seed: int) -> Log:
+def _ask(
+    server: serving.Upstream, proxied: str, factors: Mapping[str, Any], context: Context
+) -> dict[str, dict[str, list]]:
     """Ask every question in every way: a question is a round, whose ways come in an order drawn anew.
 
     What is stored comes before what is served from it; otherwise any way may come first.
@@ -96,7 +98,7 @@ def _ask(server: serving.Upstream, proxied: str, factors: Mapping[str, Any], see
             "answer": answer,
         }
 
-    log = Log()
+    log = Log(context.known)
     questions = _questions(factors["prompts"])
     try:
         with (
@@ -129,30 +131,32 @@ def _ask(server: serving.Upstream, proxied: str, factors: Mapping[str, Any], see
                 yield "no_store", call(proxy, question["canonical"], **headers)
 
             ways = {"direct": alone, "cached": cached, "no_store": unstored, "streamed": streamed}
-            found: list[tuple[str, dict[str, Any]]] = []
-            for taken, (number, way) in enumerate(turns(list(ways), len(questions), seed), 1):
-                found += ways[way](questions[number])
-                if taken % len(ways) == 0:
-                    expected = next(one["answer"] for name, one in found if name == "direct")
-                    for name, sample in found:
-                        log.add(name, number, **_judged(name, sample, expected))
-                    found = []
+            for number, way in log.turns(list(ways), len(questions), context.seed):
+                for name, sample in ways[way](questions[number]):
+                    log.add(name, number, **sample)
     except openai.OpenAIError as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise Unsupported(f"the server does not answer a chat request: {reason}") from error
-    return log
+    return _judged(log.arms())
 
 
-def _judged(name: str, sample: dict[str, Any], expected: str) -> dict[str, Any]:
-    """Replace the answer of a sample by whether it is right; ``expected`` is the direct one."""
-    answer = sample.pop("answer")
+def _judged(arms: Mapping[str, Mapping[str, list]]) -> dict[str, dict[str, list]]:
+    """Put in place of every answer whether it is right: the direct one to its question says so."""
+    direct = arms["direct"]
+    expected = dict(zip(direct["round"], direct["answer"], strict=True))
+    judged = {}
+    for name, arm in arms.items():
+        turn = zip(arm["round"], arm["cache"], arm["answer"], strict=True)
+        right = [_right(name, cache, answer, expected[n]) for n, cache, answer in turn]
+        judged[name] = {key: held for key, held in arm.items() if key != "answer"}
+        judged[name]["right"] = right
+    return judged
+
+
+def _right(name: str, cache: str, answer: str, expected: str) -> bool:
     if name == "near_miss":
-        right = sample["cache"] != "hit"
-    elif name == "paraphrased":
-        right = sample["cache"] != "hit" or answer == expected
-    else:
-        right = answer == expected
-    return sample | {"right": right}
+        return cache != "hit"
+    return answer == expected or (name == "paraphrased" and cache != "hit")
 
 
 def _questions(count: int) -> list[dict[str, str]]:

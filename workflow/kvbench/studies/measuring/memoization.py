@@ -9,7 +9,7 @@ from typing import Any
 
 from kvbench.caching import memo
 from kvbench.studies import Context, Outcome, _estimates
-from kvbench.studies.measuring._rounds import Log, turns
+from kvbench.studies.measuring._rounds import Log
 
 
 def measure(factors: Mapping[str, Any], context: Context) -> Outcome:
@@ -17,10 +17,10 @@ def measure(factors: Mapping[str, Any], context: Context) -> Outcome:
     n = factors["n"]
     slow = {"lru_1"} if n > factors["recount_max_n"] else set()
     variants = [name for name in factors["variants"] if name not in slow]
-    log = Log()
+    log = Log(context.known)
     counts: dict[tuple[str, str], tuple[int, int]] = {}
     answer = memo.fibonacci(n)
-    for number, name in turns(variants, factors["repeats"], context.seed):
+    for number, name in log.turns(variants, factors["repeats"], context.seed):
         if sum(log.of(name, "cold_s")) > factors["variant_limit_s"]:
             continue
         function = memo.build(name)

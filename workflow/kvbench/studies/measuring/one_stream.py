@@ -26,7 +26,7 @@ from kvbench.errors import Unsupported
 from kvbench.measurement import startup
 from kvbench.studies import Context, Outcome
 from kvbench.studies._estimates import summary
-from kvbench.studies.measuring._rounds import Log, turns
+from kvbench.studies.measuring._rounds import Log
 
 if TYPE_CHECKING:
     pass
@@ -126,7 +126,7 @@ def measure(factors: Mapping[str, Any], context: Context) -> Outcome:
     # The first calls of a process are slower than any later one.
     for request in asked[:_WARM_UP]:
         model.generate(request.text)
-    log = Log()
+    log = Log(context.known)
     serve: dict[str, Serve] = {}
     footprint, added, wrong, tokens = {}, {}, Counter(), Counter()
     reasons: dict[str, str] = {}
@@ -141,7 +141,7 @@ def measure(factors: Mapping[str, Any], context: Context) -> Outcome:
                 reasons[strategy] = str(error)
         if reasons and serve.keys() <= {"none"}:
             raise Unsupported("; ".join(dict.fromkeys(reasons.values())))
-        for number, strategy in turns(list(serve), len(asked), context.seed):
+        for number, strategy in log.turns(list(serve), len(asked), context.seed):
             before = model.tokens
             started = time.perf_counter()
             served = serve[strategy](asked[number])

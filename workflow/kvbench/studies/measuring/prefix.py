@@ -18,7 +18,7 @@ from kvbench.inputs import models
 from kvbench.studies import Context, Outcome
 from kvbench.studies._estimates import summary
 from kvbench.studies.measuring._retokenise import retokenise
-from kvbench.studies.measuring._rounds import Log, turns
+from kvbench.studies.measuring._rounds import Log
 
 if TYPE_CHECKING:
     from kvbench.inputs.models import LoadedModel
@@ -61,7 +61,7 @@ def _serve(factors: Mapping[str, Any], context: Context) -> Outcome:
         raise Unsupported(
             f"a request takes {length} tokens, the model's context {architecture.max_positions}"
         )
-    log = Log()
+    log = Log(context.known)
     replies: dict[str, list[list[int]]] = {way: [] for way in factors["ways"]}
     saved: dict[str, float] = {}
     held: dict[str, int] = {}
@@ -87,7 +87,7 @@ def _serve(factors: Mapping[str, Any], context: Context) -> Outcome:
                 for way in ways:
                     running.enter_context(serving[way].active())
                     setup_s[way] = serving[way].prepare()
-                for number, way in turns(ways, len(questions), context.seed):
+                for number, way in log.turns(ways, len(questions), context.seed):
                     tokens, timing = serving[way].answer([*system, *questions[number]])
                     replies[way].append(tokens)
                     log.add(way, number, ttft_s=timing.ttft_s, e2e_s=timing.e2e_s)

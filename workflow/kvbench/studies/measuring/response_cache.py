@@ -27,7 +27,7 @@ from kvbench.caching.workload import zipf
 from kvbench.errors import Unsupported
 from kvbench.studies import Context, Outcome
 from kvbench.studies._estimates import summary
-from kvbench.studies.measuring._rounds import Log, turns
+from kvbench.studies.measuring._rounds import Log
 from kvbench.studies.measuring._servers import Insistent
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ def _measure_latency(factors: Mapping[str, Any], context: Context) -> Outcome:
             for value_kib in factors["value_kib"]:
                 name = f"a{exponent}-{value_kib}kib"
                 runs: dict[str, list[_Run]] = {backend: [] for backend in makers}
-                log = Log()
-                for number, backend in turns(list(makers), factors["rounds"], context.seed):
+                log = Log(context.known)
+                for number, backend in log.turns(list(makers), factors["rounds"], context.seed):
                     # The same requests for every backend of a round, others in the next.
                     seed = context.seed * 1000 + number
                     stream = zipf(factors["requests"], factors["keys"], seed, exponent)

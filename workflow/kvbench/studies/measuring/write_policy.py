@@ -15,7 +15,7 @@ import numpy as np
 from kvbench.caching import workload
 from kvbench.studies import Context, Outcome
 from kvbench.studies._estimates import quantile
-from kvbench.studies.measuring._rounds import Log, turns
+from kvbench.studies.measuring._rounds import Log
 
 if TYPE_CHECKING:
     from kvbench.caching.server import Server
@@ -39,7 +39,7 @@ def measure(factors: Mapping[str, Any], context: Context) -> Outcome:
             return {"policy": policy, "flush_every": flush, "write_share": factors["write_share"]}
 
         for external in factors["external_shares"]:
-            log = Log()
+            log = Log(context.known)
             steady = {
                 name: _Steady(_Run(factors, context, server, f"{name}-{external:g}", *setting))
                 for name, setting in settings.items()
@@ -47,7 +47,7 @@ def measure(factors: Mapping[str, Any], context: Context) -> Outcome:
             for name in steady:
                 steady[name].begin(external)
             # A round is a stretch of the operations: every policy does it before the next one.
-            for number, name in turns(list(steady), factors["rounds"], context.seed):
+            for number, name in log.turns(list(steady), factors["rounds"], context.seed):
                 log.add(name, number, **steady[name].go_on(number, factors["rounds"]))
             for name in steady:
                 measured = steady[name].end()
