@@ -224,8 +224,9 @@ def steady(hit_s, drift):
     """A record in which the machine's speed drifts and hits take ``hit_s``: 2 of 5 requests."""
     kinds = ["exact", "model", "model", "exact", "model"] * 10
     arms = {
-        "none": {"seconds": list(drift), "kind": ["model"] * 50},
+        "none": {"round": range(50), "seconds": list(drift), "kind": ["model"] * 50},
         "exact": {
+            "round": range(50),
             "seconds": [hit_s if k == "exact" else d for k, d in zip(kinds, drift, strict=True)],
             "kind": kinds,
         },

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
-from kvbench.analysis import paired
-from kvbench.studies import _paired
+from kvbench.analysis import metrics, paired
+from kvbench.measurement import noise
+from kvbench.studies import _paired, control_of
+from kvbench.studies.measuring import _known, _rounds
 from kvbench.studies.measuring._rounds import Log, turns
 
 ARMS = ["none", "dict", "lru_cache"]
@@ -132,3 +140,249 @@ def test_a_speedup_whose_whole_interval_is_above_the_limit_is_counted():
 def test_a_ratio_of_sums_of_few_requests_has_no_interval():
     row = _paired.ratio_of_sums("speedup", [1.0, 2.0], [1.0, 1.0], ["hit", "miss"])
     assert row == {"speedup": 1.5, "speedup_rounds": 2}
+
+
+# ------------------------------------------------------------------ turns that others disturbed
+
+
+def marked(seconds, disturbed=(), rounds=None):
+    found = arm(seconds, rounds)
+    return found | {"disturbed": [number in disturbed for number in found["round"]]}
+
+
+def test_a_round_in_which_either_was_disturbed_is_left_out_of_the_ratio():
+    above = marked([2, 80, 2, 2], disturbed={1})
+    below = marked([1, 1, 50, 1], disturbed={2})
+    assert _paired.log_ratios(above, below) == pytest.approx([math.log(2)] * 2)
+
+
+def test_a_disturbed_round_does_not_turn_a_verdict():
+    """The cache gains 2 %; a third of its turns met another program and took half as long again."""
+    hit = set(range(0, 30, 3))
+    noise_of = np.exp(np.random.default_rng(7).normal(0, 0.002, 30))
+    seconds = [noise_of[n] / 1.02 * (1.5 if n in hit else 1) for n in range(30)]
+    arms = {"none": marked([1.0] * 30), "cache": marked(seconds, hit)}
+    clean = _paired.compare("speedup", arms, "none", "cache")
+    assert clean["speedup_rounds"] == 20 and clean["speedup_ci_low"] > 1
+    unmarked = {name: arm(held["seconds"]) for name, held in arms.items()}
+    assert _paired.compare("speedup", unmarked, "none", "cache")["speedup_ci_low"] < 1
+
+
+def test_a_ratio_all_of_whose_rounds_were_disturbed_is_a_value_and_says_why():
+    arms = {"none": marked([2.0] * 12, set(range(12))), "cache": marked([1.0] * 12)}
+    row = _paired.compare("speedup", arms, "none", "cache")
+    assert row["speedup"] == pytest.approx(2)
+    assert (row["speedup_rounds"], row["speedup_not_judged"]) == (0, metrics.ALL_DISTURBED)
+    assert "speedup_ci_low" not in row
+    assert _paired.value(row, "speedup").not_judged == metrics.ALL_DISTURBED
+
+
+def test_a_difference_leaves_disturbed_rounds_out():
+    more = marked([3.0] * 11 + [90.0], disturbed={11})
+    row = _paired.difference(
+        "overhead_s", {"more": more, "less": marked([1.0] * 12)}, "more", "less"
+    )
+    assert (row["overhead_s"], row["overhead_s_rounds"]) == (2.0, 11)
+
+
+def test_a_ratio_of_sums_leaves_disturbed_requests_out():
+    arms = {"none": marked([1.0] * 12), "exact": marked([0.5] * 11 + [90.0], disturbed={11})}
+    row = _paired.of_streams("speedup", arms, "none", "exact", [False] * 12)
+    assert (row["speedup"], row["speedup_rounds"]) == (pytest.approx(2), 11)
+
+
+def test_a_limit_is_that_of_the_rounds_that_count():
+    below = marked([1.0] * 3, disturbed={2}) | {"limit": [2.0, 8.0, 1000.0]}
+    assert _paired.limit({"none": marked([1.0] * 3), "cache": below}, "none", "cache") == (
+        pytest.approx(4)
+    )
+
+
+@pytest.mark.parametrize(("rounds", "reason"), [(1, "one run"), (9, "not enough rounds: 9 of 10")])
+def test_few_rounds_are_given_as_the_reason(rounds, reason):
+    arms = {"none": arm([2.0] * rounds), "cache": arm([1.0] * rounds)}
+    assert _paired.compare("speedup", arms, "none", "cache")["speedup_not_judged"] == reason
+
+
+def test_an_older_record_without_marks_is_judged_as_it_was():
+    logs = np.random.default_rng(8).normal(0.7, 0.05, 20)
+    arms = {"none": arm(np.exp(logs)), "cache": arm(np.ones(20))}
+    assert _paired.compare("speedup", arms, "none", "cache") == (
+        pytest.approx(_paired.columns_of("speedup", logs))
+    )
+
+
+class Machine:
+    """Readings of a machine on which others take one core from ``busy_from`` to ``busy_until``."""
+
+    def __init__(self, busy_from, busy_until):
+        self.now, self._from, self._until = 0.0, busy_from, busy_until
+        self.readings = 0
+
+    def clock(self):
+        return self.now
+
+    def read(self, children_s=0.0, children_involuntary=0):
+        self.readings += 1
+        others = min(max(self.now - self._from, 0.0), self._until - self._from)
+        # The measurement itself keeps one core busy all the time.
+        return noise.Reading(self.now, self.now + others, 0.0, self.now, 0)
+
+
+def played(monkeypatch, machine, rounds, turn_s):
+    monkeypatch.setattr(noise, "read", machine.read)
+    monkeypatch.setattr(noise.time, "perf_counter", machine.clock)
+    monkeypatch.setattr(_rounds.noise, "descendants", lambda pid: set())
+    log = Log(known=())
+    for number, name in log.turns(["one", "other"], rounds, seed=1):
+        machine.now += turn_s
+        log.add(name, number, seconds=turn_s)
+    return log.arms()
+
+
+def test_long_turns_are_marked_one_by_one(monkeypatch):
+    arms = played(monkeypatch, Machine(5.0, 8.0), rounds=6, turn_s=1.0)
+    marks = {
+        slot: mark
+        for held in arms.values()
+        for slot, mark in zip(held["slot"], held["disturbed"], strict=True)
+    }
+    assert [slot for slot in sorted(marks) if marks[slot]] == [5, 6, 7]
+
+
+def test_short_turns_are_judged_together_and_not_read_one_by_one(monkeypatch):
+    machine = Machine(0.9, 1.1)
+    arms = played(monkeypatch, machine, rounds=1000, turn_s=0.001)
+    slots = sorted(
+        slot
+        for held in arms.values()
+        for slot, mark in zip(held["slot"], held["disturbed"], strict=True)
+        if mark
+    )
+    assert slots[0] in range(495, 505) and slots[-1] in range(1495, 1510)
+    assert machine.readings < 10
+
+
+def test_a_cell_whose_server_cannot_be_told_from_others_marks_nothing():
+    log = Log(known=None)
+    for number, name in log.turns(["one"], 2, seed=1):
+        log.add(name, number, seconds=1.0)
+    assert "disturbed" not in log.arms()["one"]
+
+
+def burn(seconds):
+    until = time.process_time() + seconds
+    while time.process_time() < until:
+        pass
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_what_child_processes_use_is_the_cells_own_while_they_run_and_when_they_have_ended():
+    def work(done, end):
+        burn(0.2)
+        done.send(True)
+        end.recv()
+
+    own = _rounds.Own()
+    before = own.cpu_s
+    fork = multiprocessing.get_context("fork")
+    (done, there), (here, end) = fork.Pipe(duplex=False), fork.Pipe(duplex=True)
+    process = fork.Process(target=work, args=(there, end))
+    process.start()
+    done.recv()
+    running = own.cpu_s - before
+    here.send(True)
+    process.join()
+    assert 0.15 < running < 2 and own.cpu_s - before >= running - 0.03
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_grandchildren_belong_to_a_process_too():
+    program = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'input()'])"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE) as child:
+        while not noise.descendants(child.pid) and child.poll() is None:
+            os.sched_yield()
+        assert len(noise.descendants(os.getpid()) - {child.pid}) >= 1
+        child.communicate(b"\n")
+
+
+def test_a_server_of_this_process_itself_is_known_by_its_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert _known.programs([None, f"redis://127.0.0.1:{port}/0"]) == frozenset()
+
+
+def test_a_server_behind_a_socket_file_is_known_by_its_peer(tmp_path):
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path)
+        server.listen()
+        assert _known.programs([f"unix://{path}?db=0"]) == {os.getpid()}
+
+
+def test_a_server_of_this_machine_that_no_process_here_owns_is_unknown(monkeypatch):
+    monkeypatch.setattr(_known, "_listening", lambda port: None)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        assert _known.programs([f"http://localhost:{server.getsockname()[1]}/v1"]) is None
+
+
+def test_an_address_that_nobody_answers_has_no_program():
+    assert _known.programs(["redis://127.0.0.1:1/0", None]) == frozenset()
+
+
+# ------------------------------------------------------------------ controls
+
+
+def test_an_arm_may_take_part_in_some_rounds_that_are_evenly_spread():
+    taken = [number for number, name in turns(["a", "b"], 36, 1, {"b": 12}) if name == "b"]
+    assert taken == list(range(0, 36, 3))
+    assert sum(name == "a" for _, name in turns(["a", "b"], 36, 1, {"b": 12})) == 36
+
+
+def test_an_arm_takes_part_in_no_more_rounds_than_there_are():
+    assert sum(name == "b" for _, name in turns(["a", "b"], 5, 1, {"b": 12})) == 5
+
+
+def test_only_a_reference_that_is_measured_has_a_control():
+    found = _rounds.with_controls(["none", "memory"], "none", "l2")
+    assert found == ["none", "memory", control_of("none")]
+
+
+def controlled(factor, rounds=30):
+    drift = np.exp(np.random.default_rng(9).normal(0, 0.4, rounds))
+    jitter = np.exp(np.random.default_rng(10).normal(0, 0.01, (3, rounds)))
+    return {
+        "none": arm(2 * drift * jitter[0]),
+        "cache": arm(drift * jitter[1]),
+        control_of("none"): arm(2 * drift * jitter[2] / factor),
+    }
+
+
+def test_the_control_stands_beside_the_ratio_free_of_the_drift():
+    row = _paired.compare("speedup", controlled(1.0), "none", "cache")
+    assert row["speedup_control_ratio"] == pytest.approx(1, abs=0.02)
+    assert row["speedup_control_ci_low"] < 1 < row["speedup_control_ci_high"]
+    assert row["speedup_ci_low"] < 2.01 and "speedup_not_judged" not in row
+    assert set(row) <= set(_paired.meanings("speedup", "time over time"))
+
+
+def test_a_comparison_whose_control_is_off_is_a_value_and_says_why():
+    row = _paired.compare("speedup", controlled(1.2), "none", "cache")
+    assert row["speedup"] == pytest.approx(2, rel=0.02)
+    assert row["speedup_not_judged"].startswith(metrics.CONTROL_OFF)
+    assert "speedup_ci_low" not in row
+    value = _paired.value(row, "speedup")
+    assert value.ci is None and value.not_judged == row["speedup_not_judged"]
+
+
+def test_a_control_of_few_rounds_voids_nothing():
+    arms = controlled(1.2)
+    arms[control_of("none")] = arm(arms[control_of("none")]["seconds"][:5])
+    row = _paired.compare("speedup", arms, "none", "cache")
+    assert "speedup_not_judged" not in row and "speedup_control_ci_low" not in row
+
+
+def test_the_control_of_a_difference_is_that_of_its_reference():
+    arms = controlled(1.2)
+    row = _paired.difference("overhead_s", arms, "cache", "none")
+    assert row["overhead_s_not_judged"].startswith(metrics.CONTROL_OFF)

@@ -63,14 +63,15 @@ class Context:
         Folder of the local model in Hugging Face format, for studies that need one.
     known:
         Ids of this machine's processes that the cell asks although it did not start them; None if
-        one of them cannot be found. See :class:`kvbench.studies.measuring._rounds.Log`.
+        nobody looked or one of them cannot be found: no turn is marked as disturbed then. See
+        :class:`kvbench.studies.measuring._rounds.Log`.
     """
 
     scratch: Path
     seed: int
     server_url: str | None = None
     model_dir: Path | None = None
-    known: Collection[int] | None = ()
+    known: Collection[int] | None = None
 
 
 @dataclass(frozen=True)

@@ -175,8 +175,7 @@ def aggregate(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     for recorded in record["rows"]:
         row = {"language": "en"} | recorded
         if row.get("index") in INDEXES and row["index"] != "flat":
-            logs = _paired.log_ratios(arms.get(row["index"], {}), arms.get("flat", {}))
-            row |= _paired.columns_of("search_ratio", logs)
+            row |= _paired.compare("search_ratio", arms, row["index"], "flat", "flat")
         rows.append(row)
     return rows
 

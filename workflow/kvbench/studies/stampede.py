@@ -84,11 +84,10 @@ def aggregate(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for recorded in record["rows"]:
         row = {"rounds": 1, **recorded}
-        own = arms.get(_label(row), {})
-        base = arms.get(f"none-{row['threads']:g}", {})
+        base = f"none-{row['threads']:g}"
         if row["protection"] != "none":
             for name, measured, _ in _RATIOS:
-                row |= _paired.columns_of(name, _paired.log_ratios(own, base, measured))
+                row |= _paired.compare(name, arms, _label(row), base, base, measured)
         rows.append(row)
     return rows
 

@@ -76,10 +76,10 @@ class Log:
     ----------
     known:
         Ids of programs that the cell asks although it did not start them; None if one of them
-        cannot be found, so that its time looks like another's: then no turn is marked at all.
+        cannot be found: its time would look like another's, so that no turn is marked at all.
     """
 
-    def __init__(self, known: Collection[int] | None = ()) -> None:
+    def __init__(self, known: Collection[int] | None = None) -> None:
         self._arms: dict[str, dict[str, list]] = {}
         self._marks: dict[str, list[dict[str, bool]]] = {}
         self._slot = 0

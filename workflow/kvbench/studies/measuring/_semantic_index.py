@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import numpy as np
 
 from kvbench.studies import Outcome
 from kvbench.studies._estimates import quantile
-from kvbench.studies.measuring._rounds import Log, turns
+from kvbench.studies.measuring._rounds import Log
 
 INDEXES = ("flat", "hnsw", "sq8")
 _HNSW_LINKS, _HNSW_SEARCH = 32, 64
@@ -20,7 +20,9 @@ _HNSW_LINKS, _HNSW_SEARCH = 32, 64
 _ROUNDS, _QUERIES_OF_A_TURN = 40, 10
 
 
-def measure_index(entries: int, seed: int, dimension: int = 384) -> Outcome:
+def measure_index(
+    entries: int, seed: int, dimension: int = 384, known: Collection[int] | None = None
+) -> Outcome:
     """Search time, recall and bytes of three indexes over clustered unit vectors.
 
     They are built once, one after the other, and searched in rounds.
@@ -30,8 +32,8 @@ def measure_index(entries: int, seed: int, dimension: int = 384) -> Outcome:
     faiss.omp_set_num_threads(1)
     stored, asked = clustered(entries, _ROUNDS * _QUERIES_OF_A_TURN, dimension, seed)
     built = {name: _build(name, stored) for name in INDEXES}
-    log = Log()
-    for number, name in turns(INDEXES, _ROUNDS, seed):
+    log = Log(known)
+    for number, name in log.turns(INDEXES, _ROUNDS, seed):
         first = number * _QUERIES_OF_A_TURN
         seconds, found = _search(built[name][0], asked[first : first + _QUERIES_OF_A_TURN])
         log.add(name, number, seconds=sum(seconds) / len(seconds), search_s=seconds, found=found)

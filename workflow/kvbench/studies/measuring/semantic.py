@@ -50,7 +50,7 @@ _EMBEDDINGS_TIMED = 60
 def measure(factors: Mapping[str, Any], context: Context) -> Outcome:
     """Run one cell: decisions in one language, or the search of an index of one size."""
     if factors["part"] == "index":
-        return measure_index(int(factors["entries"]), context.seed)
+        return measure_index(int(factors["entries"]), context.seed, known=context.known)
     return _measure_decisions(factors, context.seed)
 
 

@@ -12,7 +12,7 @@ from kvbench.caching.server import Server, running
 from kvbench.caching.stampede import EXCLUSIVE, protect
 from kvbench.studies import Context, Outcome
 from kvbench.studies._estimates import quantile, summary
-from kvbench.studies.measuring._rounds import Log, turns
+from kvbench.studies.measuring._rounds import Log
 
 #: What the waiting times of the others are compared with; it takes its turns in every cell.
 _REFERENCE = "none"
@@ -27,7 +27,7 @@ def measure(factors: Mapping[str, Any], context: Context) -> Outcome:
 
 
 def _measure(factors: Mapping[str, Any], context: Context, server: Server | None) -> Outcome:
-    log = Log()
+    log = Log(context.known)
     # One client for all turns: only the first of them opens connections.
     client = None if server is None else server.client()
     named = dict.fromkeys([_REFERENCE, *factors["protections"]])
@@ -39,7 +39,7 @@ def _measure(factors: Mapping[str, Any], context: Context, server: Server | None
     rows: list[dict[str, Any]] = []
     for threads in factors["threads"]:
         arms = {_label(name, threads, beta): (name, beta) for name, beta in ways}
-        for number, label in turns(list(arms), factors["rounds"], context.seed):
+        for number, label in log.turns(list(arms), factors["rounds"], context.seed):
             name, beta = arms[label]
             source = Source(factors["service_ms"] / 1000)
             get = protect(
