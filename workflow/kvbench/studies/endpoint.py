@@ -158,8 +158,8 @@ def aggregate(record: Mapping[str, Any]) -> list[dict[str, Any]]:
         behind = _BEHIND.get(row["server"])
         if behind is not None:
             for name, measured, _ in _RATIOS:
-                ends = (turns(server, row, measured) for server in (row["server"], behind))
-                row |= _paired.columns_of(name, _paired.log_ratios(*ends, measured))
+                ends = {server: turns(server, row, measured) for server in (row["server"], behind)}
+                row |= _paired.compare(name, ends, row["server"], behind, behind, measured)
         rows.append(row)
     return rows
 

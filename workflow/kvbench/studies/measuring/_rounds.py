@@ -81,7 +81,7 @@ class Log:
 
     def __init__(self, known: Collection[int] | None = None) -> None:
         self._arms: dict[str, dict[str, list]] = {}
-        self._marks: dict[str, list[dict[str, bool]]] = {}
+        self._marks: dict[str, list[dict[str, int]]] = {}
         self._slot = 0
         self._watch = None if known is None else noise.Watch([Own(known)])
 
@@ -105,11 +105,11 @@ class Log:
         held = self._arms.setdefault(arm, {})
         for name, value in {"round": number, "slot": self._slot, **measured}.items():
             held.setdefault(name, []).append(value)
-        self._slot += 1
         if self._watch:
-            mark = {"disturbed": False}
+            mark = {"slot": self._slot}
             self._marks.setdefault(arm, []).append(mark)
             self._watch.add(mark)
+        self._slot += 1
 
     def of(self, arm: str, name: str) -> list:
         """Return what was measured of an arm, turn by turn; empty if it never had one."""

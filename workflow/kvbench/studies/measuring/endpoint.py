@@ -22,7 +22,7 @@ from kvbench.studies import Context, Outcome
 from kvbench.studies._estimates import quantile, summary
 from kvbench.studies.measuring import _children as children
 from kvbench.studies.measuring import _serving as serving
-from kvbench.studies.measuring._rounds import Log, turns
+from kvbench.studies.measuring._rounds import Log
 
 #: A load: its kind and its level.
 Load = tuple[str, float]
@@ -45,12 +45,12 @@ def measure(factors: Mapping[str, Any], context: Context) -> Outcome:
     schedule = [
         load for _ in range(factors["rounds"]) for load in generator.sample(loads, len(loads))
     ]
-    log = Log()
+    log = Log(context.known)
     with _targets(factors, context) as targets:
         for target in targets.values():
             _warm(target)
         current, talks, starts_s = -1, {}, []
-        for place, server in turns(servers, len(schedule), context.seed):
+        for place, server in log.turns(servers, len(schedule), context.seed):
             load = schedule[place]
             if place != current:
                 current = place
