@@ -52,6 +52,16 @@ def test_an_unrelated_question_is_far(vectors):
     assert abs(vectors[0] @ vectors[3]) < 0.3
 
 
+def test_batches_side_by_side_give_the_same_vectors_in_the_same_order(encoder):
+    texts = [f"{'word ' * (number % 7)}number {number}" for number in range(20)]
+    beside = encoder.encode(texts, batch_size=3, side_by_side=True)
+    assert beside == pytest.approx(encoder.encode(texts, batch_size=3), abs=1e-6)
+
+
+def test_nothing_to_encode_side_by_side_gives_an_empty_array(encoder):
+    assert encoder.encode([], side_by_side=True).shape == (0, encoder.dimension)
+
+
 def test_long_texts_that_differ_at_the_end_have_the_same_vector(encoder):
     pair = paraphrases.load().select("long")[:2]
     first, second = encoder.encode([text.text for text in pair])

@@ -457,7 +457,7 @@ class WordEncoder:
     def __init__(self, *_arguments):
         pass
 
-    def encode(self, texts, normalise=True):
+    def encode(self, texts, normalise=True, side_by_side=False):
         vectors = np.zeros((len(texts), self.dimension), dtype=np.float32)
         for row, text in enumerate(texts):
             for word in re.findall(r"\w+", text.lower())[:200]:

@@ -6,8 +6,10 @@ import hashlib
 import importlib.util
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -109,15 +111,56 @@ class SentenceEncoder:
         self.max_tokens: int = model.max_seq_length
 
     def encode(
-        self, texts: Sequence[str], *, normalise: bool = True, batch_size: int = 32
+        self,
+        texts: Sequence[str],
+        *,
+        normalise: bool = True,
+        batch_size: int = 32,
+        side_by_side: bool = False,
     ) -> np.ndarray:
-        """Return float32 vectors of shape (texts, dimension), of length one if ``normalise``."""
-        with self._lock, _torch_threads(self._threads):
-            vectors = self._model.encode(
-                list(texts), batch_size=batch_size, show_progress_bar=False, convert_to_numpy=True
+        """Return float32 vectors of shape (texts, dimension), of length one if ``normalise``.
+
+        With ``side_by_side`` as many batches are worked on at a time as torch has threads outside of this
+        encoder, each as if it were alone: the vectors are the same, and sooner there.
+        """
+        with self._lock, _torch_threads(self._threads) as threads:
+            embed = partial(
+                self._model.encode,
+                batch_size=batch_size,
+                show_progress_bar=False,
+                convert_to_numpy=True,
             )
+            if side_by_side:
+                vectors = self._side_by_side(embed, texts, batch_size, threads)
+            else:
+                vectors = embed(list(texts))
         vectors = np.asarray(vectors, dtype=np.float32).reshape(len(texts), self.dimension)
         return unit(vectors) if normalise else vectors
+
+    def _side_by_side(
+        self,
+        embed: Callable[[list[str]], np.ndarray],
+        texts: Sequence[str],
+        batch_size: int,
+        workers: int,
+    ) -> np.ndarray:
+        import torch
+
+        # As sentence-transformers sorts them: a text is padded to the length of the others of its batch.
+        order = np.argsort([-len(text) for text in texts])
+        batches = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
+        vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
+
+        def fill(batch: np.ndarray) -> None:
+            vectors[batch] = embed([texts[place] for place in batch])
+
+        # The first one tells the tokenizer how to pad, which only one may do at a time.
+        for batch in batches[:1]:
+            fill(batch)
+        # A new thread has as many threads of torch as the environment says.
+        with ThreadPoolExecutor(workers, "batch", torch.set_num_threads, (self._threads,)) as pool:
+            list(pool.map(fill, batches[1:]))
+        return vectors
 
     def __call__(self, text: str) -> np.ndarray:
         """Return the unit vector of one text, shape (dimension,)."""
@@ -181,16 +224,16 @@ def _load(source: str, revision: str | None, local: bool):
 
 
 @contextmanager
-def _torch_threads(threads: int) -> Iterator[None]:
-    """Use ``threads`` torch threads in the block, and as many as before after it."""
+def _torch_threads(threads: int) -> Iterator[int]:
+    """Use ``threads`` torch threads in the block, and as many as before after it: those are given."""
     import torch
 
     before = torch.get_num_threads()
     if before == threads:
-        yield
+        yield before
         return
     torch.set_num_threads(threads)
     try:
-        yield
+        yield before
     finally:
         torch.set_num_threads(before)

@@ -148,7 +148,8 @@ COLUMNS: dict[str, str] = {
     "prevalence": "share of near misses among the requests",
     "step": "embed, search, or lookup (both)",
     "encoder": "sentence encoder",
-    "embedding_mean_s": "time per text when all are embedded in batches (s)",
+    "embedding_mean_s": "time per text when all are embedded in batches, as many at a time as the cell has"
+    " threads (older records: one) (s)",
     "service_s": "time of a generation (s)",
     "break_even_hit_ratio": "hit ratio from which the cache saves time; above 1 it never does",
     "index": "flat, hnsw (32 links, search width 64) or sq8 (8-bit scalars)",

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kvbench.caching.guards import GUARDS
 from kvbench.caching.semantic_cache import ErrorBound, SemanticCache
 from kvbench.caching.workload import zipf
 from kvbench.studies import _estimates
@@ -24,13 +22,12 @@ _STREAM_MIX = (0.3, 0.4, 0.2, 0.1)
 def stream_rows(
     case: Trial,
     make: Callable[..., SemanticCache],
+    guards: Mapping[str, Callable[[str, str], bool]],
     tuned: Mapping[str, float],
     factors: Mapping[str, Any],
     seed: int,
 ) -> list[dict]:
     """Static and learned thresholds on one long stream over the canonical questions."""
-    # The same pairs of questions meet again and again; what a guard says of them does not change.
-    guards = {name: lru_cache(maxsize=None)(agree) for name, agree in GUARDS.items()}
     asked = _stream(case, factors["stream_requests"], factors["stream_exponent"], seed)
     floor = factors["lowest_threshold"]
     runs: list[tuple[str, float | None, dict[str, Any]]] = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +65,8 @@ def _measure_decisions(factors: Mapping[str, Any], seed: int) -> Outcome:
     encoder = SentenceEncoder(factors["encoder"], factors["encoder_revision"])
     unique = list(dict.fromkeys(text.text for text in texts.texts))
     started = time.perf_counter()
-    raw = dict(zip(unique, encoder.encode(unique, normalise=False), strict=True))
+    found = encoder.encode(unique, normalise=False, side_by_side=True)
+    raw = dict(zip(unique, found, strict=True))
     batch_s = time.perf_counter() - started
     vectors = {text: unit(vector) for text, vector in raw.items()}
     whole = {text: encoder.fits(text) for text in unique}
@@ -76,13 +77,15 @@ def _measure_decisions(factors: Mapping[str, Any], seed: int) -> Outcome:
         threshold=0.0,
         fits=lambda text: whole[text],
     )
+    # The same pairs of questions meet under every policy; what a guard says of them does not change.
+    guards = {name: lru_cache(maxsize=None)(agree) for name, agree in GUARDS.items()}
     trials = {half: decisions.trial(texts, half) for half in paraphrase_set.HALVES}
     thresholds = np.round(np.arange(factors["lowest_threshold"], 0.995, 0.01), 2)
     draws = factors["bootstrap"]
 
     rows = _dataset_rows(texts, encoder, len(unique), batch_s)
     verdicts = {
-        (policy, half): decisions.judge(case, *_policy(policy, make, vectors, encoder.dimension))
+        (policy, half): decisions.judge(case, *_policy(policy, make, vectors, guards))
         for half, case in trials.items()
         for policy in POLICIES
     }
@@ -94,7 +97,7 @@ def _measure_decisions(factors: Mapping[str, Any], seed: int) -> Outcome:
     rows += policy_rows
     tuned = {row["policy"]: row["threshold"] for row in policy_rows}
     rows += _prevalence_rows(trials["report"], verdicts, tuned, factors["prevalences"])
-    rows += stream_rows(trials["report"], make, tuned, factors, seed)
+    rows += stream_rows(trials["report"], make, guards, tuned, factors, seed)
     rows += _latency_rows(encoder, make, trials["report"], vectors, factors["service_ms"])
     rows.append(_guide_row(encoder, unit))
     similarities = {
@@ -139,18 +142,20 @@ def _policy(
     policy: str,
     make: Callable[..., SemanticCache],
     vectors: Mapping[str, np.ndarray],
-    dimension: int,
+    guards: Mapping[str, Callable[[str, str], bool]],
 ) -> tuple[Callable[[], SemanticCache], Callable[[Text], str]]:
     """Return how the cache of a policy is made, and the namespace of a text under it."""
     if policy == "static":
         # The cache of the guides: no guard, cut-off texts and all conversations in one pot.
+        dimension = len(next(iter(vectors.values())))
         return partial(
             SemanticCache, vectors.__getitem__, dimension, threshold=0.0
         ), lambda _text: ""
-    chosen = tuple(GUARDS)[: max(0, POLICIES.index(policy) - 1)]
-    guards = {name: GUARDS[name] for name in chosen}
+    chosen = tuple(guards)[: max(0, POLICIES.index(policy) - 1)]
     margin = _MARGIN if policy == "margin" else 0.0
-    return partial(make, guards=guards, margin=margin), lambda text: text.context
+    return partial(
+        make, guards={name: guards[name] for name in chosen}, margin=margin
+    ), lambda text: text.context
 
 
 def _guide_row(encoder: Any, unit: Callable[[np.ndarray], np.ndarray]) -> dict[str, Any]:
