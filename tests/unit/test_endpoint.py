@@ -351,17 +351,34 @@ def pair(upstream, tmp_path, monkeypatch):
 def test_the_servers_of_an_engine_take_turns_under_each_load(pair):
     arms = pair["samples"]["arms"]
     for load in ("closed-1", "closed-2", "open-500"):
-        one, other = arms[f"transformers_serve-{load}"], arms[f"proxy-{load}"]
-        assert one["round"] == other["round"] == [0, 1, 2]
-        # Nothing comes between the two turns that are compared.
-        assert [abs(a - b) for a, b in zip(one["slot"], other["slot"], strict=True)] == [1, 1, 1]
+        servers = ("transformers_serve", "proxy", "control-transformers_serve")
+        own = [arms[f"{server}-{load}"] for server in servers]
+        assert all(arm["round"] == [0, 1, 2] for arm in own)
+        # Nothing else comes between the turns that are compared.
+        slots = zip(*(arm["slot"] for arm in own), strict=True)
+        assert all(max(turn) - min(turn) == 2 for turn in slots)
+
+
+def test_a_server_alone_has_no_control(upstream, tmp_path):
+    found = study_runs.records(
+        "endpoint",
+        tmp_path,
+        servers=["configured"],
+        url=upstream.url,
+        model="m",
+        open_conversations=[1],
+        rates_per_s=[500.0],
+        conversations=1,
+        rounds=1,
+    )["configured"]
+    assert set(found["samples"]["arms"]) == {"configured-closed-1", "configured-open-500"}
 
 
 def test_a_proxy_is_compared_with_its_server_within_rounds(pair):
     weather = np.linspace(1, 3, 12)
     for name, arm in pair["samples"]["arms"].items():
         pace = 0.8 if name.startswith("proxy") else 1.0
-        arm["round"] = list(range(12))
+        arm["round"], arm["disturbed"] = list(range(12)), [False] * 12
         for measured in ("ttft_mean_s", "tpot_mean_s", "e2e_mean_s"):
             arm[measured] = list(pace * weather)
     rows = studies.get("endpoint").aggregate(pair)

@@ -303,22 +303,31 @@ def in_rounds(tmp_path_factory):
 
 def test_study_every_client_asks_once_in_each_round_and_who_waits_in_none(in_rounds):
     arms = in_rounds["samples"]["arms"]
-    assert set(arms) == {f"up-{client}" for client in CLIENTS} | {
-        "refused-short_timeout",
-        "refused-breaker",
+    clients = {*CLIENTS, "control-short_timeout"}
+    assert set(arms) == {f"{client}-up" for client in clients} | {
+        f"{client}-refused" for client in clients - {"default"}
     }
     assert all(arm["round"] == list(range(12)) for arm in arms.values())
-    # Within a round of three clients nobody is further than two turns from another.
-    slots = [arms[f"up-{client}"]["slot"] for client in CLIENTS]
-    assert all(max(turn) - min(turn) == 2 for turn in zip(*slots, strict=True))
-    assert set(in_rounds["samples"]["waits"]) == {"refused-default"}
+    # Within a round of four turns nobody is further than three from another.
+    slots = [arms[f"{client}-up"]["slot"] for client in clients]
+    assert all(max(turn) - min(turn) == 3 for turn in zip(*slots, strict=True))
+    assert set(in_rounds["samples"]["waits"]) == {"default-refused"}
+
+
+def test_study_the_control_has_a_cache_of_its_own_and_no_row(in_rounds):
+    control = in_rounds["samples"]["arms"]["control-short_timeout-up"]
+    assert control["met"].count("miss") == 3
+    assert {row["client"] for row in in_rounds["rows"]} == set(CLIENTS)
+    rows = {(row["client"], row["fault"]): row for row in STUDY.aggregate(in_rounds)}
+    assert rows["breaker", "up"]["added_ratio_control_ratio"] > 0
+    assert "added_ratio_control_ratio" not in rows["short_timeout", "up"]
 
 
 def test_study_tells_what_became_of_every_request(in_rounds):
     arms = in_rounds["samples"]["arms"]
-    assert [arms["up-breaker"]["met"].count(met) for met in ("miss", "hit")] == [3, 9]
-    assert arms["refused-breaker"]["met"] == ["error"] * 3 + ["open"] * 9
-    assert arms["refused-short_timeout"]["met"] == ["error"] * 12
+    assert [arms["breaker-up"]["met"].count(met) for met in ("miss", "hit")] == [3, 9]
+    assert arms["breaker-refused"]["met"] == ["error"] * 3 + ["open"] * 9
+    assert arms["short_timeout-refused"]["met"] == ["error"] * 12
 
 
 def drifting(pace, met):
@@ -331,7 +340,7 @@ def compared(**arms):
     rows = [
         {"kind": "fallback", "fault": "up", "client": client, "blocked": False} for client in arms
     ]
-    samples = {"arms": {f"up-{client}": arm for client, arm in arms.items()}}
+    samples = {"arms": {f"{client}-up": arm for client, arm in arms.items()}}
     return {row["client"]: row for row in STUDY.aggregate({"rows": rows, "samples": samples})}
 
 

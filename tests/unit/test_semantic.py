@@ -608,8 +608,8 @@ def test_break_even_is_lookup_over_service_time(table):
 def test_every_index_is_asked_the_same_vectors_in_rounds(index_record):
     arms = index_record["samples"]["arms"]
     turns = {name: len(arm["round"]) for name, arm in arms.items()}
-    assert turns == dict.fromkeys(semantic.INDEXES, 40)
-    assert sorted(slot for arm in arms.values() for slot in arm["slot"]) == list(range(120))
+    assert turns == dict.fromkeys([*semantic.INDEXES, "control-flat"], 40)
+    assert sorted(slot for arm in arms.values() for slot in arm["slot"]) == list(range(160))
     # What flat finds in a round is what the others are measured by.
     row = next(row for row in index_record["rows"] if row["index"] == "sq8")
     same = np.equal(arms["sq8"]["found"], arms["flat"]["found"]).mean()
@@ -620,17 +620,19 @@ def test_a_search_is_compared_with_that_of_flat_within_rounds(index_record):
     # The machine is slowed down threefold between the first round and the last.
     weather = np.linspace(1, 3, 40)
     arms = index_record["samples"]["arms"]
+    paces = {"flat": 1.0, "control-flat": 1.0, "hnsw": 0.5, "sq8": 2.0}
     drifting = {
-        name: arm | {"seconds": list(pace * weather[arm["round"]])}
-        for (name, arm), pace in zip(arms.items(), (1.0, 0.5, 2.0), strict=True)
+        name: arm
+        | {"seconds": list(paces[name] * weather[arm["round"]]), "disturbed": [False] * 40}
+        for name, arm in arms.items()
     }
-    paces = dict(zip(arms, (1.0, 0.5, 2.0), strict=True))
     rows = semantic.aggregate(index_record | {"samples": {"arms": drifting}})
     ratios = {row["index"]: row.get("search_ratio") for row in rows}
     assert "search_ratio" not in rows[0]
     for name in ("hnsw", "sq8"):
         assert ratios[name] == pytest.approx(paces[name] / paces["flat"])
     assert rows[1]["search_ratio_rounds"] == 40
+    assert rows[1]["search_ratio_control_ratio"] == pytest.approx(1)
 
 
 def test_an_index_of_a_record_without_rounds_has_no_ratio(index_record):

@@ -274,7 +274,9 @@ def test_study_the_server_is_compared_with_no_protection_in_its_own_cell(tmp_pat
     assert [row["protection"] for row in found["rows"]] == ["set_nx"]
     arms = found["samples"]["arms"]
     assert arms["set_nx-2"]["round"] == arms["none-2"]["round"] == [0, 1, 2]
-    assert sorted(arms["set_nx-2"]["slot"] + arms["none-2"]["slot"]) == list(range(6))
+    # Beside it a control, which has no row either.
+    assert set(arms) == {"set_nx-2", "none-2", "control-none-2"}
+    assert sorted(slot for arm in arms.values() for slot in arm["slot"]) == list(range(9))
     assert STUDY.aggregate(found)[0]["wait_ratio_rounds"] == 3
 
 
@@ -311,6 +313,16 @@ def test_a_protection_that_differs_by_chance_is_not_called_quicker():
     )
     own = next(row for row in rows if row["protection"] == "single_flight")
     assert own["wait_ratio_ci_low"] < 1 < own["wait_ratio_ci_high"]
+
+
+def test_where_no_protection_differs_from_itself_nothing_is_said_of_the_others():
+    base = np.exp(np.random.default_rng(3).normal(0, 0.02, 12))
+    found = record(none_50=arm(base, range(12)), single_flight_50=arm(0.8 * base[::-1], range(12)))
+    found["samples"]["arms"]["control-none-50"] = arm(1.5 * base[::-1], range(12))
+    own = next(row for row in STUDY.aggregate(found) if row["protection"] == "single_flight")
+    assert own["wait_ratio"] == pytest.approx(0.8, rel=0.05)
+    assert "wait_ratio_ci_low" not in own
+    assert own["wait_ratio_not_judged"]
 
 
 def test_a_record_without_rounds_has_one_turn_and_no_ratio():

@@ -177,17 +177,24 @@ def _ends(name: str, found: paired.Paired) -> dict[str, float]:
 
 
 def of_streams(
-    name: str, arms: Mapping[str, Arm], above: str, below: str, groups: Sequence[object]
+    name: str,
+    arms: Mapping[str, Arm],
+    above: str,
+    below: str,
+    groups: Sequence[object],
+    reference: str | None = None,
+    measured: str = "seconds",
 ) -> dict[str, Any]:
-    """Return :func:`ratio_of_sums` of two arms whose rounds are requests; ``above`` is the reference.
+    """Return :func:`ratio_of_sums` of two arms whose rounds are requests.
 
-    ``groups`` holds one entry for every turn of ``below``.
+    ``groups`` holds one entry for every turn of ``below``; the others are as for :func:`compare`.
     """
     ends = arms.get(above, {}), arms.get(below, {})
     label = dict(zip(ends[1].get("round", ()), groups, strict=True))
-    above_s, below_s = zip(*found, strict=True) if (found := pairs(*ends)) else ((), ())
+    above_s, below_s = zip(*found, strict=True) if (found := pairs(*ends, measured)) else ((), ())
     row = ratio_of_sums(name, above_s, below_s, [label[number] for number in _counted(*ends)])
-    return _judged(name, row, len(_clean(*ends)), _control(arms, above, "seconds"))
+    control = _control(arms, reference or above, measured)
+    return _judged(name, row, len(_clean(*ends)), control)
 
 
 def limit(arms: Mapping[str, Arm], above: str, below: str) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from kvbench.paper.values import Value
-from kvbench.studies import Cell, Study, _paired
+from kvbench.studies import Cell, Study, _paired, control_of
 from kvbench.studies import _option as option
 from kvbench.studies._estimates import summary_columns
 from kvbench.studies._values import first, number, with_interval
@@ -158,7 +158,8 @@ def aggregate(record: Mapping[str, Any]) -> list[dict[str, Any]]:
         behind = _BEHIND.get(row["server"])
         if behind is not None:
             for name, measured, _ in _RATIOS:
-                ends = {server: turns(server, row, measured) for server in (row["server"], behind)}
+                compared = (row["server"], behind, control_of(behind))
+                ends = {server: turns(server, row, measured) for server in compared}
                 row |= _paired.compare(name, ends, row["server"], behind, behind, measured)
         rows.append(row)
     return rows

@@ -122,25 +122,20 @@ def aggregate(record: Mapping[str, Any]) -> list[dict[str, Any]]:
         if row.get("blocked"):
             row["success_rate"] = math.nan
         if row["kind"] == "fallback" and row["client"] != _REFERENCE:
-            ends = (arms.get(f"{row['fault']}-{name}", {}) for name in (row["client"], _REFERENCE))
-            row |= _added_ratio(*ends)
+            row |= _added_ratio(arms, row["fault"], row["client"])
     return rows
 
 
-def _added_ratio(own: Mapping[str, list], other: Mapping[str, list]) -> dict[str, float]:
-    """The ratio of what two clients added in all rounds of a fault."""
-    by_round = [
-        dict(zip(arm.get("round", ()), zip(arm["added_s"], arm["met"], strict=True), strict=True))
-        for arm in (own, other)
-        if arm
-    ]
-    if len(by_round) < 2:
+def _added_ratio(arms: Mapping[str, Mapping[str, list]], fault: str, client: str) -> dict[str, Any]:
+    """The ratio of what a client added in all rounds of a fault to what the reference did."""
+    own, reference = f"{client}-{fault}", f"{_REFERENCE}-{fault}"
+    if own not in arms or reference not in arms:
         return {}
-    pairs = [(by_round[0][n], by_round[1][n]) for n in by_round[0] if n in by_round[1]]
-    above, below = ([pair[side][0] for pair in pairs] for side in (0, 1))
-    # Within a group both clients met the same: what is left is chance.
-    groups = [f"{one[1]} {two[1]}" for one, two in pairs]
-    return _paired.ratio_of_sums("added_ratio", above, below, groups)
+    # Within a group each client met the same every time: what is left is chance.
+    groups = list(zip(arms[own]["met"], arms[reference]["met"], strict=True))
+    return _paired.of_streams(
+        "added_ratio", arms, own, reference, groups, reference, measured="added_s"
+    )
 
 
 def values(table: pd.DataFrame) -> dict[str, Value]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from kvbench.studies import Outcome
 from kvbench.studies._estimates import quantile
-from kvbench.studies.measuring._rounds import Log
+from kvbench.studies.measuring._rounds import Log, with_controls
 
 INDEXES = ("flat", "hnsw", "sq8")
 _HNSW_LINKS, _HNSW_SEARCH = 32, 64
@@ -25,23 +25,27 @@ def measure_index(
 ) -> Outcome:
     """Search time, recall and bytes of three indexes over clustered unit vectors.
 
-    They are built once, one after the other, and searched in rounds.
+    They are built once, one after the other, and searched in rounds; a second exact one, which has
+    no row, is the control.
     """
     import faiss
 
     faiss.omp_set_num_threads(1)
     stored, asked = clustered(entries, _ROUNDS * _QUERIES_OF_A_TURN, dimension, seed)
     built = {name: _build(name, stored) for name in INDEXES}
+    arms = with_controls(INDEXES, "flat")
+    searched = {name: index for name, (index, _) in built.items()}
+    searched |= {name: _build("flat", stored)[0] for name in arms if name not in built}
     log = Log(known)
-    for number, name in log.turns(INDEXES, _ROUNDS, seed):
+    for number, name in log.turns(arms, _ROUNDS, seed):
         first = number * _QUERIES_OF_A_TURN
-        seconds, found = _search(built[name][0], asked[first : first + _QUERIES_OF_A_TURN])
+        seconds, found = _search(searched[name], asked[first : first + _QUERIES_OF_A_TURN])
         log.add(name, number, seconds=sum(seconds) / len(seconds), search_s=seconds, found=found)
-    arms = log.arms()
-    truth = _joined(arms["flat"]["found"])
+    taken = log.arms()
+    truth = _joined(taken["flat"]["found"])
     rows = []
     for name, (index, build_s) in built.items():
-        searches = _joined(arms[name]["search_s"])
+        searches = _joined(taken[name]["search_s"])
         median, low, high = quantile(searches, 0.5)
         rows.append(
             {
@@ -53,12 +57,12 @@ def measure_index(
                 "p50_s_ci_low": low,
                 "p50_s_ci_high": high,
                 "p99_s": quantile(searches, 0.99)[0],
-                "recall_at_1": float(np.mean(np.equal(_joined(arms[name]["found"]), truth))),
+                "recall_at_1": float(np.mean(np.equal(_joined(taken[name]["found"]), truth))),
                 "build_s": build_s,
                 "bytes_per_entry": faiss.serialize_index(index).nbytes / entries,
             }
         )
-    return Outcome(rows, {"arms": arms})
+    return Outcome(rows, {"arms": taken})
 
 
 def _build(name: str, stored: np.ndarray) -> tuple[Any, float]:

@@ -18,20 +18,24 @@ from kvbench import layout
 from kvbench.engines import endpoint
 from kvbench.errors import Unsupported
 from kvbench.inputs import scenarios
-from kvbench.studies import Context, Outcome
+from kvbench.studies import Context, Outcome, control_of
 from kvbench.studies._estimates import quantile, summary
 from kvbench.studies.measuring import _children as children
 from kvbench.studies.measuring import _serving as serving
-from kvbench.studies.measuring._rounds import Log
+from kvbench.studies.measuring._rounds import Log, with_controls
 
 #: A load: its kind and its level.
 Load = tuple[str, float]
+
+#: Servers behind a proxy: what it does is told by their times.
+_REFERENCES = ("transformers_serve", "vllm_serve")
 
 
 def measure(factors: Mapping[str, Any], context: Context) -> Outcome:
     """Put every load on every server of one engine, in rounds, in an order drawn anew for each.
 
-    A load is put on all servers before the next one, with the same questions and the same pauses.
+    A load is put on all servers before the next one, with the same questions and the same pauses;
+    on the one behind a proxy twice, as the control.
     """
     loads: list[Load] = [("closed", level) for level in factors["open_conversations"]]
     loads += [("open", rate) for rate in factors["rates_per_s"]]
@@ -39,8 +43,10 @@ def measure(factors: Mapping[str, Any], context: Context) -> Outcome:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     generator = random.Random(context.seed)
     servers = list(factors["servers"])
+    # One server alone is compared with nothing.
+    arms = with_controls(servers, *(_REFERENCES if len(servers) > 1 else ()))
     supply = _Conversations(
-        factors["turns"], factors["repeated_share"], generator, copies=len(servers)
+        factors["turns"], factors["repeated_share"], generator, copies=len(arms)
     )
     schedule = [
         load for _ in range(factors["rounds"]) for load in generator.sample(loads, len(loads))
@@ -49,22 +55,23 @@ def measure(factors: Mapping[str, Any], context: Context) -> Outcome:
     with _targets(factors, context) as targets:
         for target in targets.values():
             _warm(target)
+        targets |= {control_of(name): target for name, target in targets.items()}
         current, talks, starts_s = -1, {}, []
-        for place, server in log.turns(servers, len(schedule), context.seed):
+        for place, server in log.turns(arms, len(schedule), context.seed):
             load = schedule[place]
             if place != current:
                 current = place
-                talks = dict(zip(servers, supply.take(factors["conversations"]), strict=True))
+                talks = dict(zip(arms, supply.take(factors["conversations"]), strict=True))
                 starts_s = _starts(load, factors["conversations"], generator)
             run = _put(targets[server], load, talks[server], starts_s)
             log.add(_arm(server, load), place // len(loads), **_means(run), **run)
-    arms = log.arms()
+    taken = log.arms()
     rows = [
-        _row(server, factors, load, _runs(arms[_arm(server, load)]))
+        _row(server, factors, load, _runs(taken[_arm(server, load)]))
         for load in loads
         for server in servers
     ]
-    return Outcome(rows, {"arms": arms})
+    return Outcome(rows, {"arms": taken})
 
 
 def _arm(server: str, load: Load) -> str:

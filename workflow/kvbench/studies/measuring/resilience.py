@@ -31,12 +31,14 @@ from kvbench.caching.workload import popularity, shift, zipf
 from kvbench.errors import Unsupported
 from kvbench.studies import Context, Outcome
 from kvbench.studies._estimates import summary
-from kvbench.studies.measuring._rounds import Log, turns
+from kvbench.studies.measuring._rounds import Log, with_controls
 
 #: Faults on which redis-py's defaults wait for seconds or a minute: one request is enough to see.
 _ENDLESS = ("refused", "black_hole")
 _NEGATIVE_TTL_S = 1.0
 _TTL_S = 3600
+#: The client that the others are compared with.
+_REFERENCE = "short_timeout"
 _SECONDS_PER_REQUEST = 0.01
 
 
@@ -64,7 +66,7 @@ def _measure_fallback(factors: Mapping[str, Any], server: Server, context: Conte
     pairs = [(fault, client) for fault in factors["faults"] for client in factors["clients"]]
     waiting = [(fault, client) for fault, client in pairs if _endless(fault, client)]
     rows: dict[tuple[str, str], dict[str, Any]] = {}
-    log = Log()
+    log = Log(context.known)
     with ThreadPoolExecutor(max(1, len(waiting))) as pool:
         pending = {
             (fault, client): pool.submit(_waits, fault, client, factors, server)
@@ -73,9 +75,9 @@ def _measure_fallback(factors: Mapping[str, Any], server: Server, context: Conte
         for fault in factors["faults"]:
             clients = [name for name in factors["clients"] if not _endless(fault, name)]
             rows |= _in_rounds(fault, clients, factors, server, context.seed, log)
-        waits = {f"{fault}-{client}": one.result() for (fault, client), one in pending.items()}
+        waits = {_arm(fault, client): one.result() for (fault, client), one in pending.items()}
     for fault, client in waiting:
-        rows[fault, client] = waits[f"{fault}-{client}"].pop("row")
+        rows[fault, client] = waits[_arm(fault, client)].pop("row")
     return Outcome([rows[pair] for pair in pairs], {"arms": log.arms(), "waits": waits})
 
 
@@ -244,15 +246,16 @@ def _in_rounds(
     keys = [rng.randrange(factors["keys"]) for _ in range(factors["requests"])]
     with ExitStack() as held:
         reach = held.enter_context(_broken(fault, server, factors))
-        askers = {kind: _Asker(fault, kind, factors, server, reach) for kind in clients}
+        arms = with_controls(clients, *([_REFERENCE] if len(clients) > 1 else []))
+        askers = {name: _Asker(fault, name, factors, server, reach) for name in arms}
         for asker in askers.values():
             held.callback(asker.close)
-        for number, kind in turns(list(clients), len(keys), seed):
-            log.add(f"{fault}-{kind}", number, **askers[kind].ask(keys[number]))
+        for number, kind in log.turns(arms, len(keys), seed):
+            log.add(_arm(fault, kind), number, **askers[kind].ask(keys[number]))
         rows = {}
-        for kind, asker in askers.items():
-            added_s, met = (log.of(f"{fault}-{kind}", name) for name in ("added_s", "met"))
-            rows[fault, kind] = _identity(fault, kind) | asker.row(added_s, met)
+        for kind in clients:
+            added_s, met = (log.of(_arm(fault, kind), name) for name in ("added_s", "met"))
+            rows[fault, kind] = _identity(fault, kind) | askers[kind].row(added_s, met)
         return rows
 
 
@@ -275,6 +278,11 @@ def _waits(fault: str, kind: str, factors: Mapping[str, Any], server: Server) ->
         # A request that was not waited for is neither answered nor failed.
         row |= {"blocked": True, "answered": 0, "success_rate": math.nan}
     return {"added_s": [one["added_s"]], "blocked": blocked, "row": row}
+
+
+def _arm(fault: str, kind: str) -> str:
+    """The name of a client's turns under a fault; that of a control is the control of one."""
+    return f"{kind}-{fault}"
 
 
 def _identity(fault: str, kind: str) -> dict[str, str]:

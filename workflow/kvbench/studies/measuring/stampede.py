@@ -10,7 +10,7 @@ from typing import Any
 
 from kvbench.caching.server import Server, running
 from kvbench.caching.stampede import EXCLUSIVE, protect
-from kvbench.studies import Context, Outcome
+from kvbench.studies import Context, Outcome, control_of
 from kvbench.studies._estimates import quantile, summary
 from kvbench.studies.measuring._rounds import Log
 
@@ -39,8 +39,10 @@ def _measure(factors: Mapping[str, Any], context: Context, server: Server | None
     rows: list[dict[str, Any]] = []
     for threads in factors["threads"]:
         arms = {_label(name, threads, beta): (name, beta) for name, beta in ways}
-        for number, label in log.turns(list(arms), factors["rounds"], context.seed):
-            name, beta = arms[label]
+        reference = _label(_REFERENCE, threads, math.nan)
+        control = {control_of(reference): arms[reference]} if len(arms) > 1 else {}
+        for number, label in log.turns([*arms, *control], factors["rounds"], context.seed):
+            name, beta = (arms | control)[label]
             source = Source(factors["service_ms"] / 1000)
             get = protect(
                 name,
