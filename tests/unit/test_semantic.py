@@ -9,6 +9,7 @@ import zlib
 from pathlib import Path
 
 import jsonschema
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from kvbench.caching import guards, paraphrases, similarity
 from kvbench.caching import semantic_cache as sc
 from kvbench.caching.response_cache import MISS
+from kvbench.figures import _language, app_semantic_index
 from kvbench.paper import sections
 from kvbench.studies import semantic
 from kvbench.studies.measuring import _decisions
@@ -633,6 +635,19 @@ def test_a_search_is_compared_with_that_of_flat_within_rounds(index_record):
         assert ratios[name] == pytest.approx(paces[name] / paces["flat"])
     assert rows[1]["search_ratio_rounds"] == 40
     assert rows[1]["search_ratio_control_ratio"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("ends", "said"), [((0.9, 1.1), True), ((0.5, 0.7), False)])
+def test_the_figure_says_which_index_is_not_told_apart_from_flat(table, ends, said):
+    rows = table.assign(machine="here", search_ratio_ci_low=np.nan, search_ratio_ci_high=np.nan)
+    approximate = rows["index"].isin(["hnsw", "sq8"])
+    for end, value in zip(("low", "high"), ends, strict=True):
+        rows.loc[approximate, f"search_ratio_ci_{end}"] = value
+    figure = app_semantic_index.draw(rows)
+    assert set(_language.localise(figure, "pt")) <= {"HNSW"}
+    legend = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert ("não se distingue do exato" in legend) is said
+    plt.close(figure)
 
 
 def test_an_index_of_a_record_without_rounds_has_no_ratio(index_record):
