@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -173,6 +174,28 @@ def test_a_model_folder_without_a_model_is_unsupported(tmp_path, monkeypatch):
     with pytest.raises(Unsupported, match="ZeroDivisionError"):
         llm_api.STUDY.measure(options, Context(tmp_path, seed=1, model_dir=tmp_path))
     assert {path.suffix for path in tmp_path.iterdir()} == {".log"}
+
+
+STARTED = """
+import sys, transformers.cli.transformers as program
+from kvbench.engines import transformers_serve
+def main():
+    import transformers.generation.utils, transformers.quantizers.auto
+    print(sys.argv[1:], {"hqq", "sklearn", "scipy"} & set(sys.modules))
+program.main = main
+transformers_serve.main()
+"""
+
+
+def test_the_server_starts_with_its_arguments_and_without_packages_that_it_has_no_use_for():
+    done = subprocess.run(
+        [sys.executable, "-c", STARTED, "serve", "model"],
+        env=children.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "['serve', 'model'] set()\n", done.stderr
 
 
 # --- values ---------------------------------------------------------------------------------------

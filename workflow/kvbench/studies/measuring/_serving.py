@@ -63,7 +63,7 @@ def transformers_serve(context: Context, startup_timeout_s: float) -> Iterator[U
     port = processes.free_port()
     model = str(context.model_dir.resolve())
     log = context.scratch / "server.log"
-    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", model]
+    command = [sys.executable, "-m", "kvbench.engines.transformers_serve", "serve", model]
     command += ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
     command += ["--dtype", "float32"]
     with children.child(command, log, children.environment()) as process:
