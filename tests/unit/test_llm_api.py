@@ -15,7 +15,7 @@ from kvbench import processes
 from kvbench.caching.proxy import cli
 from kvbench.errors import Unsupported
 from kvbench.paper import sections
-from kvbench.studies import Context, llm_api
+from kvbench.studies import Context, control_of, llm_api
 from kvbench.studies.measuring import _children as children
 from kvbench.studies.measuring import _serving as serving
 from kvbench.studies.measuring import llm_api as measuring
@@ -110,8 +110,9 @@ def test_repeats_are_hits_and_everything_else_reaches_the_server(external, tmp_p
         assert rows[call]["hits"] == 0
     for row in rows.values():
         assert row["right"] == row["calls"]
-    # Two warm-ups, and per prompt: direct, first, paraphrase, near miss, no-store, stream.
-    assert external.calls == 2 + 2 * 6
+    # Two warm-ups, and per prompt: direct, first, paraphrase, near miss, no-store, stream; and the
+    # controls of direct, first and stream.
+    assert external.calls == 2 + 2 * (6 + 3)
 
 
 def test_every_question_is_a_round_of_all_ways_in_an_order_drawn_anew(external, tmp_path):
@@ -123,6 +124,14 @@ def test_every_question_is_a_round_of_all_ways_in_an_order_drawn_anew(external, 
         for first, direct in zip(arms["first"]["slot"], arms["direct"]["slot"], strict=True)
     }
     assert first_is_later == {True, False}
+
+
+def test_the_calls_that_others_are_compared_with_are_made_twice_and_shown_once(external, tmp_path):
+    found = run(tmp_path)
+    for name in ("direct", "first", "stream_first"):
+        control = found.samples["arms"][control_of(name)]
+        assert control["round"] == [0, 1] and control["cache"].count("hit") == 0
+    assert {row["call"] for row in found.rows} == set(llm_api.CALLS)
 
 
 def test_a_server_may_take_as_long_as_the_call_may():

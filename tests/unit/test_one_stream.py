@@ -14,7 +14,7 @@ import study_runs
 from kvbench.caching import paraphrases
 from kvbench.errors import Unsupported
 from kvbench.paper import sections
-from kvbench.studies import Context, one_stream
+from kvbench.studies import Context, control_of, one_stream
 from kvbench.studies.measuring import one_stream as measuring
 
 PAPER = Path(__file__).parents[2] / "paper" / "studies"
@@ -212,12 +212,23 @@ def test_all_strategies_answer_in_one_cell_beside_the_model_alone():
 
 
 def test_every_request_is_answered_by_all_before_the_next_one_comes(outcome):
-    arms = outcome[1]
+    arms = dict(outcome[1])
+    control = arms.pop(control_of("none"))
     assert set(arms) == set(one_stream.STRATEGIES)
     for arm in arms.values():
         assert arm["round"] == list(range(250))
-        assert [slot // 4 for slot in arm["slot"]] == arm["round"]
-    assert len({tuple(arm["slot"][n] % 4 for arm in arms.values()) for n in range(250)}) == 24
+    orders = {tuple(np.argsort([arm["slot"][n] for arm in arms.values()])) for n in range(250)}
+    assert len(orders) == 24
+    for number, slot in zip(control["round"], control["slot"], strict=True):
+        of_round = [slot, *(arm["slot"][number] for arm in arms.values())]
+        assert max(of_round) - min(of_round) == 4
+
+
+def test_the_model_alone_answers_a_third_of_the_requests_a_second_time_evenly_spread(outcome):
+    control = outcome[1][control_of("none")]
+    assert len(control["round"]) == 250 // 3
+    assert set(np.diff(control["round"])) <= {3, 4}
+    assert set(control["kind"]) == {"model"}
 
 
 def steady(hit_s, drift):

@@ -9,6 +9,7 @@ import study_runs
 from kvbench import studies
 from kvbench.errors import InputError, Unsupported
 from kvbench.figures import app_prefix
+from kvbench.studies import control_of
 from kvbench.studies.prefix import WAYS
 
 #: The ways of the library; those of vLLM are tested where its engine is.
@@ -137,7 +138,7 @@ def test_the_plan_times_what_is_a_time(study):
 def test_the_table_has_exactly_the_described_columns(study, table):
     # Three questions, of which two count, are too few for an interval.
     ends = {f"ttft_speedup_{name}" for name in ("ci_low", "ci_high", "smallest_difference")}
-    ends |= {f"ttft_speedup_control_{name}" for name in ("ratio", "ci_low", "ci_high")}
+    ends |= {f"ttft_speedup_control_{name}" for name in ("ci_low", "ci_high")}
     vllm = {"engine_start_s", "engine_compile_s"}
     assert set(table.columns) - {"machine"} == set(study.columns) - ends - vllm
 
@@ -166,7 +167,10 @@ def test_the_figure_draws_all_parts_one_part_and_none(table):
 
 def test_ways_of_a_kind_answer_a_question_before_the_next_one_comes(run):
     arms = run(SERVING).samples["arms"]
-    for ways in (("recompute", "copied", "shared"), ("paged", "paged_shared")):
+    for ways in (
+        ("recompute", "copied", "shared", control_of("recompute")),
+        ("paged", "paged_shared", control_of("paged")),
+    ):
         slots = [slot for way in ways for slot in arms[way]["slot"]]
         for number in range(3):
             of_round = [arms[way]["slot"][number] for way in ways]

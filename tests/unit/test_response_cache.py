@@ -27,6 +27,7 @@ from kvbench.caching.response_cache import (
 )
 from kvbench.caching.server import running
 from kvbench.caching.workload import STREAMS, popularity, shift, zipf
+from kvbench.studies import control_of
 from kvbench.studies.response_cache import STUDY
 
 GREEDY = {"temperature": 0}
@@ -398,7 +399,10 @@ def test_study_sends_every_backend_the_same_requests_in_every_round(tmp_path):
     )
     (arms,) = found["latency"]["samples"]["arms"].values()
     assert arms["memory"]["limit"] == arms["sqlite"]["limit"]
-    assert sorted(slot for arm in arms.values() for slot in arm["slot"]) == list(range(9))
+    # Three arms and the control of the run without a cache.
+    assert sorted(slot for arm in arms.values() for slot in arm["slot"]) == list(range(12))
+    assert len(arms[control_of("none")]["round"]) == 3
+    assert {row["backend"] for row in found["latency"]["rows"]} == {"none", "memory", "sqlite"}
     assert len(set(arms["memory"]["limit"])) > 1
 
 

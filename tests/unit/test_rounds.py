@@ -229,12 +229,12 @@ class Machine:
         return noise.Reading(self.now, self.now + others, 0.0, self.now, 0)
 
 
-def played(monkeypatch, machine, rounds, turn_s):
+def played(monkeypatch, machine, rounds, turn_s, spare=0):
     monkeypatch.setattr(noise, "read", machine.read)
     monkeypatch.setattr(noise.time, "perf_counter", machine.clock)
     monkeypatch.setattr(_rounds.noise, "descendants", lambda pid: set())
     log = Log(known=())
-    for number, name in log.turns(["one", "other"], rounds, seed=1):
+    for number, name in log.turns(["one", "other"], rounds, seed=1, spare=spare):
         machine.now += turn_s
         log.add(name, number, seconds=turn_s)
     return log.arms()
@@ -261,6 +261,21 @@ def test_short_turns_are_judged_together_and_not_read_one_by_one(monkeypatch):
     )
     assert slots[0] in range(495, 505) and slots[-1] in range(1495, 1510)
     assert machine.readings < 10
+
+
+def test_further_rounds_stand_in_for_disturbed_ones(monkeypatch):
+    arms = played(monkeypatch, Machine(5.0, 8.0), rounds=6, turn_s=1.0, spare=3)
+    assert arms["one"]["round"] == arms["other"]["round"] == list(range(8))
+
+
+def test_a_machine_that_stays_busy_gets_no_more_than_the_spare_rounds(monkeypatch):
+    arms = played(monkeypatch, Machine(0.0, 1e9), rounds=6, turn_s=1.0, spare=3)
+    assert arms["one"]["round"] == list(range(9))
+
+
+def test_a_quiet_machine_gets_no_further_round(monkeypatch):
+    arms = played(monkeypatch, Machine(1e9, 2e9), rounds=6, turn_s=1.0, spare=3)
+    assert arms["one"]["round"] == list(range(6))
 
 
 def test_a_cell_whose_server_cannot_be_told_from_others_marks_nothing():
@@ -345,7 +360,7 @@ def test_an_arm_takes_part_in_no_more_rounds_than_there_are():
 
 def test_only_a_reference_that_is_measured_has_a_control():
     found = _rounds.with_controls(["none", "memory"], "none", "l2")
-    assert found == ["none", "memory", control_of("none")]
+    assert found == {"none": "none", "memory": "memory", control_of("none"): "none"}
 
 
 def controlled(factor, rounds=30):

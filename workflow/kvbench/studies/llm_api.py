@@ -27,7 +27,7 @@ CALLS = (
 )
 
 OPTIONS = option.schema(
-    prompts=option.integer("Questions that are asked in every way.", 10, minimum=1, maximum=60),
+    prompts=option.integer("Questions that are asked in every way.", 12, minimum=1, maximum=60),
     repeats=option.integer(
         "How often each question is repeated through the proxy.", 3, minimum=1, maximum=1000
     ),

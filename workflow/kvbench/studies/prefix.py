@@ -42,7 +42,7 @@ OPTIONS = option.schema(
     ),
     new_tokens=option.integer("Tokens generated for a request.", 8, minimum=2),
     requests=option.integer(
-        "Timed requests of each way to serve them, one a round.", 11, minimum=1
+        "Timed requests of each way to serve them, one a round.", 13, minimum=1
     ),
     together=option.integer(
         "Requests whose caches are held at once, to see what they take.", 4, minimum=1, maximum=64

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,26 +19,36 @@ import numpy as np
 from kvbench.measurement import noise
 from kvbench.studies import control_of
 
+#: Where a round may be taken again, one more for every so many stands in for a disturbed one.
+SPARE = 2
+
 
 def turns(
-    arms: Sequence[str], rounds: int, seed: int, seldom: Mapping[str, int] | None = None
+    arms: Iterable[str], rounds: int, seed: int, seldom: Mapping[str, int] | None = None
 ) -> Iterator[tuple[int, str]]:
     """Yield round and arm, every arm once a round; the order is a function of the seed.
 
     ``seldom`` names arms that take part in so many rounds only, evenly spread.
     """
-    rng = np.random.default_rng([seed, 20])
+    rng, names = np.random.default_rng([seed, 20]), list(arms)
     shares = {arm: min(count, rounds) for arm, count in (seldom or {}).items()}
     for number in range(rounds):
-        for place in rng.permutation(len(arms)):
-            count = shares.get(arms[place], rounds)
+        for place in rng.permutation(len(names)):
+            count = shares.get(names[place], rounds)
             if number * count // rounds != (number - 1) * count // rounds:
-                yield number, arms[place]
+                yield number, names[place]
 
 
-def with_controls(arms: Sequence[str], *references: str) -> list[str]:
-    """Return the arms with a control for each of these references that is among them."""
-    return [*arms, *(control_of(name) for name in references if name in arms)]
+def with_controls(arms: Iterable[str], *references: str) -> dict[str, str]:
+    """Return the arms, and a control of each of these references that is among them.
+
+    Returns
+    -------
+    dict
+        Name of an arm to the name of what it does: its own, or its reference's.
+    """
+    doing = {name: name for name in arms}
+    return doing | {control_of(name): name for name in references if name in doing}
 
 
 class Own:
@@ -87,18 +97,38 @@ class Log:
 
     def turns(
         self,
-        arms: Sequence[str],
+        arms: Collection[str],
         rounds: int,
         seed: int,
         seldom: Mapping[str, int] | None = None,
+        spare: int = 0,
     ) -> Iterator[tuple[int, str]]:
         """Yield what :func:`turns` does and watch meanwhile who else uses the processor.
 
-        A turn has to be added before the next one begins.
+        A turn has to be added before the next one begins. Up to ``spare`` rounds more stand in for
+        those that were disturbed.
         """
         if self._watch:
             self._watch.begin()
-        yield from turns(arms, rounds, seed, seldom)
+        current = -1
+        for number, arm in turns(arms, rounds + spare, seed, seldom):
+            if number != current and number >= rounds and self._clean(arms) >= rounds:
+                return
+            current = number
+            yield number, arm
+
+    def _clean(self, arms: Collection[str]) -> int:
+        """Count the rounds in which nothing disturbed any of the arms."""
+        if self._watch:
+            self._watch.close()
+        had = {number for arm in arms for number in self.of(arm, "round")}
+        disturbed = {
+            number
+            for arm in arms
+            for number, mark in zip(self.of(arm, "round"), self._marks.get(arm, ()), strict=False)
+            if mark["disturbed"]
+        }
+        return len(had - disturbed)
 
     def add(self, arm: str, number: int, **measured: Any) -> None:
         """Write down a turn of an arm in round ``number``, as soon as it has ended."""

@@ -13,7 +13,7 @@ import numpy as np
 from kvbench.caching import expiry
 from kvbench.errors import Unsupported
 from kvbench.studies import Context, Outcome
-from kvbench.studies.measuring._rounds import Log
+from kvbench.studies.measuring._rounds import Log, with_controls
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -124,8 +124,8 @@ def _invalidation(factors: Mapping[str, Any], context: Context) -> Outcome:
             )
         server.client().flushall()
         arms = {
-            name: _Arm(name, number, factors, context, server)
-            for number, name in enumerate(factors["methods"])
+            arm: _Arm(name, number, factors, context, server)
+            for number, (arm, name) in enumerate(with_controls(factors["methods"], "event").items())
         }
         log, meanwhile = Log(context.known), _Bystander(server, len(arms))
         seldom = max(1, factors["updates"] // _FLUSHES)
@@ -138,7 +138,7 @@ def _invalidation(factors: Mapping[str, Any], context: Context) -> Outcome:
                 arm.prepare()
                 with meanwhile.beside(name):
                     log.add(name, number, seconds=arm.update())
-        rows = [arm.row(meanwhile.seconds(name)) for name, arm in arms.items()]
+        rows = [arms[name].row(meanwhile.seconds(name)) for name in factors["methods"]]
         samples = {name: {**taken, "read": arms[name].read_s} for name, taken in log.arms().items()}
     return Outcome(rows, samples)
 

@@ -11,7 +11,7 @@ from typing import Any
 from kvbench.caching import http
 from kvbench.errors import Unsupported
 from kvbench.studies import Context, Outcome, _estimates
-from kvbench.studies.measuring._rounds import Log
+from kvbench.studies.measuring._rounds import SPARE, Log, with_controls
 
 
 def required_requests(behaviour: str, requests: int) -> int:
@@ -52,14 +52,17 @@ def _rounds(
     """Ask the page as often as wanted with every client in turn; each run has an empty cache."""
     log, reached = Log(context.known), {}
     spent_s, current = 0.0, 0
-    for number, name in log.turns(factors["clients"], factors["repeats"], context.seed):
+    doing = with_controls(factors["clients"], "none")
+    rounds = factors["repeats"]
+    for number, arm in log.turns(doing, rounds, context.seed, spare=rounds // SPARE):
         if number != current and spent_s > factors["count_limit_s"]:
             break
         current = number
-        taken, reached[name] = _run(name, behaviour, requests, factors)
+        taken, reached[arm] = _run(doing[arm], behaviour, requests, factors)
         later = statistics.median(taken[1:]) if taken[1:] else None
-        log.add(name, number, seconds=sum(taken), first_s=taken[0], later_s=later)
-        spent_s += sum(taken)
+        log.add(arm, number, seconds=sum(taken), first_s=taken[0], later_s=later)
+        # The limit says how many rounds of the clients there are, with or without a control.
+        spent_s += sum(taken) if arm in factors["clients"] else 0.0
     return log, reached
 
 

@@ -17,7 +17,7 @@ from kvbench.caching.workload import zipf
 from kvbench.errors import Unsupported
 from kvbench.studies import Context, Outcome
 from kvbench.studies._estimates import mean_interval, quantile
-from kvbench.studies.measuring._rounds import Log
+from kvbench.studies.measuring._rounds import SPARE, Log, with_controls
 
 _TTL_S = 3600.0
 _VALUE_BYTES = 2048
@@ -34,14 +34,16 @@ def measure(factors: Mapping[str, Any], context: Context) -> Outcome:
         for share in (factors["l1_share"] if configuration in _SIZED else [0.0])
     }
     runs: dict[str, list[_Result]] = {arm: [] for arm in arms}
-    log = Log(context.known)
+    log, doing = Log(context.known), with_controls(arms, *_REFERENCES)
     with running(context.server_url, context.scratch) as server:
-        for number, arm in log.turns(list(arms), factors["rounds"], context.seed):
-            configuration, share = arms[arm]
+        rounds = factors["rounds"]
+        for number, arm in log.turns(doing, rounds, context.seed, spare=rounds // SPARE):
+            configuration, share = arms[doing[arm]]
             results = _run_workers(
                 configuration, share, f"{arm}-{number}", factors, context.seed + number, server
             )
-            runs[arm] += results
+            if arm in arms:
+                runs[arm] += results
             taken = [second for _, latency_s, _, _ in results for second in latency_s]
             levels = [level for found, _, _, _ in results for level in found]
             log.add(
@@ -58,6 +60,9 @@ def measure(factors: Mapping[str, Any], context: Context) -> Outcome:
     ]
     return Outcome(rows, {"arms": log.arms()})
 
+
+#: Configurations that others are compared with.
+_REFERENCES = ("source", "l2")
 
 #: Configurations whose L1 has the size of option ``l1_share``.
 _SIZED = ("l1", "l1_l2", "l1_l2_promotion")

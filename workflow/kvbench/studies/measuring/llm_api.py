@@ -12,7 +12,7 @@ from typing import Any
 
 from kvbench.caching import paraphrases as paraphrase_set
 from kvbench.errors import Unsupported
-from kvbench.studies import Context, Outcome
+from kvbench.studies import Context, Outcome, control_of
 from kvbench.studies._estimates import summary
 from kvbench.studies.measuring import _children as children
 from kvbench.studies.measuring import _serving as serving
@@ -46,7 +46,8 @@ def measure(factors: Mapping[str, Any], context: Context) -> Outcome:
         server.wait()
         address = re.search(r"listening on (\S+)", spoken.read_text())[1]
         arms = _ask(server, f"{address}/v1", factors, context)
-    rows = [_row(name, taken, server.kind) for name, taken in arms.items()]
+    controls = {control_of(name) for name in arms}
+    rows = [_row(name, taken, server.kind) for name, taken in arms.items() if name not in controls]
     return Outcome(rows, {"arms": arms})
 
 
@@ -109,6 +110,19 @@ def _ask(
             call(direct, "Warm up, please.")
             call(proxy, "Warm up, please.", **{"Cache-Control": "no-store"})
 
+            def own(question: dict[str, str]) -> Calls:
+                # A first call again, where nothing of the others is stored.
+                apart = {"x-cache-namespace": "control"}
+                yield control_of("first"), call(proxy, question["canonical"], **apart)
+
+            def own_stream(question: dict[str, str]) -> Calls:
+                apart = {"x-cache-namespace": "control-streams"}
+                text = question["canonical"]
+                yield control_of("stream_first"), call(proxy, text, stream=True, **apart)
+
+            def alone_again(question: dict[str, str]) -> Calls:
+                yield control_of("direct"), call(direct, question["canonical"])
+
             def cached(question: dict[str, str]) -> Calls:
                 text = question["canonical"]
                 yield "first", call(proxy, text)
@@ -131,6 +145,7 @@ def _ask(
                 yield "no_store", call(proxy, question["canonical"], **headers)
 
             ways = {"direct": alone, "cached": cached, "no_store": unstored, "streamed": streamed}
+            ways |= {"again": alone_again, "first_again": own, "stream_again": own_stream}
             for number, way in log.turns(list(ways), len(questions), context.seed):
                 for name, sample in ways[way](questions[number]):
                     log.add(name, number, **sample)

@@ -9,7 +9,10 @@ from typing import Any
 
 from kvbench.caching import memo
 from kvbench.studies import Context, Outcome, _estimates
-from kvbench.studies.measuring._rounds import Log
+from kvbench.studies.measuring._rounds import Log, with_controls
+
+#: The ways that all others are compared with.
+_REFERENCES = ("plain", "lru_cache", "lru_128")
 
 
 def measure(factors: Mapping[str, Any], context: Context) -> Outcome:
@@ -20,9 +23,13 @@ def measure(factors: Mapping[str, Any], context: Context) -> Outcome:
     log = Log(context.known)
     counts: dict[tuple[str, str], tuple[int, int]] = {}
     answer = memo.fibonacci(n)
-    for number, name in log.turns(variants, factors["repeats"], context.seed):
-        if sum(log.of(name, "cold_s")) > factors["variant_limit_s"]:
+    # Where even one call takes long there are too few rounds for a control to say anything.
+    references = [name for name in _REFERENCES if name != "plain" or n <= factors["recount_max_n"]]
+    doing = with_controls(variants, *references)
+    for number, arm in log.turns(doing, factors["repeats"], context.seed):
+        if sum(log.of(arm, "cold_s")) > factors["variant_limit_s"]:
             continue
+        name = doing[arm]
         function = memo.build(name)
         taken: dict[str, float] = {}
         for state in ("cold", "warm"):
@@ -36,7 +43,7 @@ def measure(factors: Mapping[str, Any], context: Context) -> Outcome:
                 # Nothing is kept, so a second call would be the first one again.
                 break
             counts[name, state] = counted
-        log.add(name, number, **taken)
+        log.add(arm, number, **taken)
     if "plain" in variants and n <= factors["recount_max_n"]:
         counts["plain", "cold"] = (memo.counted_calls(n), 0)
     rows = [

@@ -24,15 +24,17 @@ from kvbench.caching.semantic_cache import SemanticCache
 from kvbench.caching.server import ServerRefused, running
 from kvbench.errors import Unsupported
 from kvbench.measurement import startup
-from kvbench.studies import Context, Outcome
+from kvbench.studies import Context, Outcome, control_of
 from kvbench.studies._estimates import summary
-from kvbench.studies.measuring._rounds import Log
+from kvbench.studies.measuring._rounds import Log, with_controls
 
 if TYPE_CHECKING:
     pass
 _WARM_UP = 3
 _SERVER_TIMEOUT_S = 0.5
 _TTL_S = 3600.0
+#: Rounds in which the control takes part at least: as many as an interval needs.
+_CONTROLS = 10
 #: Latencies are also written as these shares, for the figure.
 _SHARES = tuple(round(0.02 * step, 2) for step in range(51))
 
@@ -141,10 +143,13 @@ def measure(factors: Mapping[str, Any], context: Context) -> Outcome:
                 reasons[strategy] = str(error)
         if reasons and serve.keys() <= {"none"}:
             raise Unsupported("; ".join(dict.fromkeys(reasons.values())))
-        for number, strategy in log.turns(list(serve), len(asked), context.seed):
+        doing = with_controls(serve, "none")
+        # It generates every answer, so that it takes part in a share of the rounds only.
+        seldom = {control_of("none"): max(_CONTROLS, len(asked) // 3)}
+        for number, strategy in log.turns(doing, len(asked), context.seed, seldom):
             before = model.tokens
             started = time.perf_counter()
-            served = serve[strategy](asked[number])
+            served = serve[doing[strategy]](asked[number])
             passed = time.perf_counter() - started
             tokens[strategy] += model.tokens - before
             right = served.answer == asked[number].answer

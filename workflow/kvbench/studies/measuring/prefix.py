@@ -18,11 +18,14 @@ from kvbench.inputs import models
 from kvbench.studies import Context, Outcome
 from kvbench.studies._estimates import summary
 from kvbench.studies.measuring._retokenise import retokenise
-from kvbench.studies.measuring._rounds import Log
+from kvbench.studies.measuring._rounds import Log, with_controls
 
 if TYPE_CHECKING:
     from kvbench.inputs.models import LoadedModel
     from kvbench.measurement.clock import Timing
+
+#: The ways that others of their kind are compared with.
+_REFERENCES = ("recompute", "paged", "vllm")
 
 
 def measure(factors: Mapping[str, Any], context: Context) -> Outcome:
@@ -87,10 +90,15 @@ def _serve(factors: Mapping[str, Any], context: Context) -> Outcome:
                 for way in ways:
                     running.enter_context(serving[way].active())
                     setup_s[way] = serving[way].prepare()
-                for number, way in log.turns(ways, len(questions), context.seed):
+                # A reference keeps nothing from one request to the next, so that its control can be
+                # the same server, asked again.
+                doing = with_controls(ways, *_REFERENCES)
+                for number, arm in log.turns(doing, len(questions), context.seed):
+                    way = doing[arm]
                     tokens, timing = serving[way].answer([*system, *questions[number]])
-                    replies[way].append(tokens)
-                    log.add(way, number, ttft_s=timing.ttft_s, e2e_s=timing.e2e_s)
+                    if arm == way:
+                        replies[way].append(tokens)
+                    log.add(arm, number, ttft_s=timing.ttft_s, e2e_s=timing.e2e_s)
                 for way in ways:
                     saved[way] = serving[way].reused_tokens() / len(questions)
                     held[way] = serving[way].held_bytes(

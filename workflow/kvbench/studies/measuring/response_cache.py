@@ -27,7 +27,7 @@ from kvbench.caching.workload import zipf
 from kvbench.errors import Unsupported
 from kvbench.studies import Context, Outcome
 from kvbench.studies._estimates import summary
-from kvbench.studies.measuring._rounds import Log
+from kvbench.studies.measuring._rounds import SPARE, Log, with_controls
 from kvbench.studies.measuring._servers import Insistent
 
 if TYPE_CHECKING:
@@ -58,18 +58,21 @@ def _measure_latency(factors: Mapping[str, Any], context: Context) -> Outcome:
             for value_kib in factors["value_kib"]:
                 name = f"a{exponent}-{value_kib}kib"
                 runs: dict[str, list[_Run]] = {backend: [] for backend in makers}
-                log = Log(context.known)
-                for number, backend in log.turns(list(makers), factors["rounds"], context.seed):
+                log, doing = Log(context.known), with_controls(makers, "none")
+                rounds = factors["rounds"]
+                for number, arm in log.turns(doing, rounds, context.seed, spare=rounds // SPARE):
+                    backend = doing[arm]
                     # The same requests for every backend of a round, others in the next.
                     seed = context.seed * 1000 + number
                     stream = zipf(factors["requests"], factors["keys"], seed, exponent)
                     if backend == "none":
                         stream = stream[: factors["uncached_requests"]]
                     store = makers[backend](f"{name}-{number}")
-                    run = _send(factors, stream, value_kib, store, number == factors["rounds"] - 1)
-                    runs[backend].append(run)
+                    run = _send(factors, stream, value_kib, store, number == rounds - 1)
+                    if arm == backend:
+                        runs[backend].append(run)
                     log.add(
-                        backend,
+                        arm,
                         number,
                         seconds=run.mean_s,
                         limit=len(stream) / len(run.miss_s),

@@ -15,7 +15,7 @@ import numpy as np
 from kvbench.caching import workload
 from kvbench.studies import Context, Outcome
 from kvbench.studies._estimates import quantile
-from kvbench.studies.measuring._rounds import Log
+from kvbench.studies.measuring._rounds import Log, with_controls
 
 if TYPE_CHECKING:
     from kvbench.caching.server import Server
@@ -40,9 +40,10 @@ def measure(factors: Mapping[str, Any], context: Context) -> Outcome:
 
         for external in factors["external_shares"]:
             log = Log(context.known)
+            # Each has a store and a part of the cache server to itself, the control as well.
             steady = {
-                name: _Steady(_Run(factors, context, server, f"{name}-{external:g}", *setting))
-                for name, setting in settings.items()
+                arm: _Steady(_Run(factors, context, server, f"{arm}-{external:g}", *settings[name]))
+                for arm, name in with_controls(settings, "write_through").items()
             }
             for name in steady:
                 steady[name].begin(external)
@@ -51,6 +52,8 @@ def measure(factors: Mapping[str, Any], context: Context) -> Outcome:
                 log.add(name, number, **steady[name].go_on(number, factors["rounds"]))
             for name in steady:
                 measured = steady[name].end()
+                if name not in settings:
+                    continue
                 rows.append(
                     {"kind": "steady", **shared(name), "external_share": external, **measured}
                 )
