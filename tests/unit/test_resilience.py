@@ -319,8 +319,8 @@ def test_study_the_control_has_a_cache_of_its_own_and_no_row(in_rounds):
     assert control["met"].count("miss") == 3
     assert {row["client"] for row in in_rounds["rows"]} == set(CLIENTS)
     rows = {(row["client"], row["fault"]): row for row in STUDY.aggregate(in_rounds)}
-    assert rows["breaker", "up"]["added_ratio_control_ratio"] > 0
-    assert "added_ratio_control_ratio" not in rows["short_timeout", "up"]
+    assert rows["breaker", "up"]["added_gap_s_control_ratio"] > 0
+    assert "added_gap_s_control_ratio" not in rows["short_timeout", "up"]
 
 
 def test_study_tells_what_became_of_every_request(in_rounds):
@@ -345,28 +345,44 @@ def compared(**arms):
 
 
 def test_a_client_is_compared_within_rounds():
-    met = ["miss"] * 4 + ["hit"] * 12
-    rows = compared(short_timeout=drifting(1, met), breaker=drifting(1.2, met))
-    assert rows["breaker"]["added_ratio"] == pytest.approx(1.2)
-    assert rows["breaker"]["added_ratio_ci_low"] > 1
-    assert "added_ratio" not in rows["short_timeout"]
+    rng, met = np.random.default_rng(1), ["miss"] * 4 + ["hit"] * 12
+    other = drifting(1, met)
+    own = other | {"added_s": list(np.add(other["added_s"], 0.2 + rng.normal(0, 0.02, 16)))}
+    rows = compared(short_timeout=other, breaker=own)
+    assert rows["breaker"]["added_gap_s"] == pytest.approx(0.2, abs=0.02)
+    assert 0 < rows["breaker"]["added_gap_s_ci_low"] < rows["breaker"]["added_gap_s_ci_high"] < 0.3
+    assert "added_gap_s" not in rows["short_timeout"]
+    # One after the other, on a machine that slows down so, the gap would have been another.
+    assert np.mean(own["added_s"][8:]) - np.mean(other["added_s"][:8]) > 1
+
+
+def test_one_slow_request_is_no_verdict_on_a_client():
+    """A ratio of the sums would have been about 3, its interval above 1."""
+    rng = np.random.default_rng(2)
+    times = 6e-5 * np.exp(rng.normal(0, 0.1, (2, 20)))
+    times[0, 3] += 3e-3
+    met = ["miss"] * 5 + ["hit"] * 15
+    own, other = ({"round": list(range(20)), "added_s": list(one), "met": met} for one in times)
+    row = compared(short_timeout=other, breaker=own)["breaker"]
+    assert row["added_gap_s_ci_low"] < 0 < row["added_gap_s_ci_high"]
 
 
 def test_a_breaker_is_compared_by_what_all_its_requests_took():
-    """Three wait for the timeout and the others for nothing: the ratio is about three in sixteen."""
+    """Three wait for the timeout of 50 ms and the others for nothing: 13 in 16 are spared it."""
     rng = np.random.default_rng(1)
     times = 0.05 * np.exp(rng.normal(0, 0.05, (2, 16)))
     met = ["error"] * 3 + ["open"] * 13
     own = {"round": list(range(16)), "added_s": [*times[0][:3], *[1e-5] * 13], "met": met}
     other = {"round": list(range(16)), "added_s": list(times[1]), "met": ["error"] * 16}
     row = compared(short_timeout=other, breaker=own)["breaker"]
-    assert row["added_ratio_ci_low"] < 3 / 16 < row["added_ratio_ci_high"] < 0.25
+    assert row["added_gap_s"] == pytest.approx(-0.05 * 13 / 16, rel=0.1)
+    assert row["added_gap_s_ci_high"] < 0
 
 
 def test_clients_of_a_record_without_rounds_are_not_compared():
     rows = [{"kind": "fallback", "fault": "up", "client": "breaker", "blocked": False}]
     samples = {"up": {"added_s": [0.1], "blocked": False}}
-    assert "added_ratio" not in STUDY.aggregate({"rows": rows, "samples": samples})[0]
+    assert "added_gap_s" not in STUDY.aggregate({"rows": rows, "samples": samples})[0]
 
 
 def test_study_changes_no_settings_of_a_server_that_is_not_its_own(tmp_path):

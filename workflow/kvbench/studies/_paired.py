@@ -131,13 +131,15 @@ def _judged(
     return {**row, f"{name}_not_judged": why_not}
 
 
-def difference(name: str, arms: Mapping[str, Arm], more: str, less: str) -> dict[str, Any]:
+def difference(
+    name: str, arms: Mapping[str, Arm], more: str, less: str, measured: str = "seconds"
+) -> dict[str, Any]:
     """Return the mean difference of two arms over rounds, as the columns of :func:`meanings`.
 
     Its interval is Student's over the rounds' differences; ``less`` is the reference.
     """
     ends = arms.get(more, {}), arms.get(less, {})
-    gaps = [one - other for one, other in pairs(*ends)]
+    gaps = [one - other for one, other in pairs(*ends, measured)]
     if not gaps:
         return {}
     mean, interval = mean_interval(gaps)
@@ -149,7 +151,7 @@ def difference(name: str, arms: Mapping[str, Arm], more: str, less: str) -> dict
             f"{name}_ci_high": interval[1],
             f"{name}_smallest_difference": paired.found_from(error, len(gaps) - 1.0),
         }
-    return _judged(name, row, len(_clean(*ends)), _control(arms, less, "seconds"))
+    return _judged(name, row, len(_clean(*ends)), _control(arms, less, measured))
 
 
 def columns_of(name: str, logs: Iterable[float]) -> dict[str, float]:
@@ -177,24 +179,17 @@ def _ends(name: str, found: paired.Paired) -> dict[str, float]:
 
 
 def of_streams(
-    name: str,
-    arms: Mapping[str, Arm],
-    above: str,
-    below: str,
-    groups: Sequence[object],
-    reference: str | None = None,
-    measured: str = "seconds",
+    name: str, arms: Mapping[str, Arm], above: str, below: str, groups: Sequence[object]
 ) -> dict[str, Any]:
-    """Return :func:`ratio_of_sums` of two arms whose rounds are requests.
+    """Return :func:`ratio_of_sums` of two arms whose rounds are requests; ``above`` is the reference.
 
-    ``groups`` holds one entry for every turn of ``below``; the others are as for :func:`compare`.
+    ``groups`` holds one entry for every turn of ``below``.
     """
     ends = arms.get(above, {}), arms.get(below, {})
     label = dict(zip(ends[1].get("round", ()), groups, strict=True))
-    above_s, below_s = zip(*found, strict=True) if (found := pairs(*ends, measured)) else ((), ())
+    above_s, below_s = zip(*found, strict=True) if (found := pairs(*ends)) else ((), ())
     row = ratio_of_sums(name, above_s, below_s, [label[number] for number in _counted(*ends)])
-    control = _control(arms, reference or above, measured)
-    return _judged(name, row, len(_clean(*ends)), control)
+    return _judged(name, row, len(_clean(*ends)), _control(arms, above, "seconds"))
 
 
 def limit(arms: Mapping[str, Arm], above: str, below: str) -> float:

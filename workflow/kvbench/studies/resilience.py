@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from kvbench.paper.values import Value
@@ -109,12 +110,12 @@ def plan(options: Mapping[str, Any]) -> dict[str, Cell]:
 
 
 def aggregate(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the rows, with the added time over that of the reference in the same rounds.
+    """Return the rows, with what each client adds beyond the reference in the same rounds.
 
-    Most requests under a fault take nearly no time or a whole timeout, so sums are compared, not the
-    requests one by one. In older records each client was measured by itself, so that there is no
-    ratio; and a request on which the study gave up counts there as not answered, where it counts
-    neither as answered nor as failed.
+    Most requests under a fault take nearly no time or a whole timeout, of which the ratio of a round
+    says nothing: means are compared, by their difference. In older records each client was measured
+    by itself, so that nothing is compared; and a request on which the study gave up counts there as not
+    answered, where it counts neither as answered nor as failed.
     """
     arms = record["samples"].get("arms", {})
     rows = [dict(row) for row in record["rows"]]
@@ -122,20 +123,9 @@ def aggregate(record: Mapping[str, Any]) -> list[dict[str, Any]]:
         if row.get("blocked"):
             row["success_rate"] = math.nan
         if row["kind"] == "fallback" and row["client"] != _REFERENCE:
-            row |= _added_ratio(arms, row["fault"], row["client"])
+            ends = (f"{name}-{row['fault']}" for name in (row["client"], _REFERENCE))
+            row |= _paired.difference("added_gap_s", arms, *ends, "added_s")
     return rows
-
-
-def _added_ratio(arms: Mapping[str, Mapping[str, list]], fault: str, client: str) -> dict[str, Any]:
-    """The ratio of what a client added in all rounds of a fault to what the reference did."""
-    own, reference = f"{client}-{fault}", f"{_REFERENCE}-{fault}"
-    if own not in arms or reference not in arms:
-        return {}
-    # Within a group each client met the same every time: what is left is chance.
-    groups = list(zip(arms[own]["met"], arms[reference]["met"], strict=True))
-    return _paired.of_streams(
-        "added_ratio", arms, own, reference, groups, reference, measured="added_s"
-    )
 
 
 def values(table: pd.DataFrame) -> dict[str, Value]:
@@ -149,7 +139,12 @@ def values(table: pd.DataFrame) -> dict[str, Value]:
             prefix = f"resilience_{client}_{fault}"
             named[f"{prefix}_added_p50_ms"] = milliseconds(row, "added_p50_s", 2)
             if client != _REFERENCE:
-                named[f"{prefix}_added_ratio"] = _paired.value(row, "added_ratio", digits=3)
+                told = _paired.value(row, "added_gap_s")
+                named[f"{prefix}_added_gap_ms"] = replace(
+                    milliseconds(row, "added_gap_s", 2),
+                    rounds=told.rounds,
+                    not_judged=told.not_judged,
+                )
             named[f"{prefix}_added_max_ms"] = number(row, "added_max_s", "ms", 1, 1000)
             named[f"{prefix}_success"] = number(row, "success_rate", "%", 0, 100)
             named[f"{prefix}_blocked"] = Value(None if row is None else bool(row["blocked"]))
@@ -213,8 +208,7 @@ STUDY = Study(
         **summary_columns("added", "time of a request beyond the service time"),
         "added_max_s": "longest time of a request beyond the service time (s)",
         **_paired.meanings(
-            "added_ratio",
-            "time beyond the service time of all requests over that of short_timeout, same fault",
+            "added_gap_s", "mean time of a request beyond that of short_timeout, same fault (s)"
         ),
         "popularity": "whether today asks like yesterday (same) or not at all (shifted)",
         "preload_share": "share of the keys generated before the day begins",

@@ -67,6 +67,7 @@ def _measure_fallback(factors: Mapping[str, Any], server: Server, context: Conte
     waiting = [(fault, client) for fault, client in pairs if _endless(fault, client)]
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     log = Log(context.known)
+    _use_once(factors, server)
     with ThreadPoolExecutor(max(1, len(waiting))) as pool:
         pending = {
             (fault, client): pool.submit(_waits, fault, client, factors, server)
@@ -79,6 +80,14 @@ def _measure_fallback(factors: Mapping[str, Any], server: Server, context: Conte
     for fault, client in waiting:
         rows[fault, client] = waits[_arm(fault, client)].pop("row")
     return Outcome([rows[pair] for pair in pairs], {"arms": log.arms(), "waits": waits})
+
+
+def _use_once(factors: Mapping[str, Any], server: Server) -> None:
+    """Ask once for nobody: what a library does at its first use is no client's time."""
+    with _broken("up", server, factors) as reach:
+        asker = _Asker("up", "nobody", factors, server, reach)
+        asker.ask(0)
+        asker.close()
 
 
 def _endless(fault: str, client: str) -> bool:
