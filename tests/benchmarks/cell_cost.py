@@ -9,7 +9,8 @@ costs by itself. The first block of a run also starts the process that imports t
 is printed beside, and shared by all cells in what a cell of the default configuration costs on average.
 What is asked is at most 0.3 s for a cell in a block of three or more, its share of the block's in it. The
 blocks take turns, and a value is the median of the runs with its distribution-free 95 % interval, which
-takes six of them.
+takes six of them. At the end it is printed what a cell of an application study costs that measures next to
+nothing: from the process that waits for such cells, and in a process that starts afresh.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ from snakemake.iocontainers import Snakemake
 sys.path.insert(0, {workflow!r})
 logging.basicConfig(filename={log!r}, filemode="w", level=logging.INFO, force=True)
 from kvbench.measurement import warm
-warm.call("kvbench.measurement.job", "measure", *json.loads({work!r}))
+warm.call({module!r}, "measure", *json.loads({work!r}), libraries={libraries!r}, alone={alone})
 """
 
 
@@ -106,15 +107,9 @@ class Run:
             "journal": str(folder / "journal.jsonl"),
         }
         code = dict.fromkeys(members, "bench")
-        work = json.dumps([plan, files, code, self._threads, list(map(str, outputs))])
-        program = JOB.format(
-            workflow=str(ROOT / "workflow"), log=str(folder / "job.log"), work=work
-        )
-        print(json.dumps([sys.executable, "-c", program]), file=self._process.stdin, flush=True)
-        wall, status, said = json.loads(self._process.stdout.readline())
+        work = [plan, files, code, self._threads, list(map(str, outputs))]
+        wall = self._job_s("kvbench.measurement.job", work, "models")
         Path(files["journal"]).unlink(missing_ok=True)
-        if status:
-            sys.exit(f"cell_cost: the block of {', '.join(members)} failed: {said[-2000:]}")
         records = [documents.read_json(path) for path in outputs]
         for record in records:
             if record["status"] != "ok":
@@ -122,6 +117,40 @@ class Run:
         noise = records[0]["noise"]
         waited = noise["waited_for_lock_s"] + noise["waited_for_quiet_s"]
         return wall - waited - sum(map(generation_s, records))
+
+    def study_s(self, alone: bool) -> float:
+        """Run a cell of a study that measures next to nothing as a job of this run; its seconds."""
+        folder = self._folder
+        cell = {
+            **{"study": "eviction", "cell": "anomaly", "timed": True, "seed": 1},
+            "factors": {"kind": "anomaly"},
+            **{"server_url": None, "code_digest": "bench", "threads": self._threads},
+            **{"quiet_wait_s": 0, "libraries": "caches"},
+        }
+        record = folder / "records" / "study.json"
+        files = {"environment_file": str(folder / "environment.json")}
+        work = [str(record), files, cell]
+        wall = self._job_s("kvbench.studies.measuring._cell", work, "caches", alone)
+        written = documents.read_json(record)
+        if written["status"] != "ok":
+            sys.exit(f"cell_cost: the cell of a study is {written['reason']}")
+        return wall - written["noise"]["waited_for_lock_s"]
+
+    def _job_s(self, module: str, work: list[Any], libraries: str, alone: bool = False) -> float:
+        """Have ``measure`` of a module called as a rule's script does it; the seconds of the job."""
+        program = JOB.format(
+            workflow=str(ROOT / "workflow"),
+            log=str(self._folder / "job.log"),
+            module=module,
+            work=json.dumps(work),
+            libraries=libraries,
+            alone=alone,
+        )
+        print(json.dumps([sys.executable, "-c", program]), file=self._process.stdin, flush=True)
+        wall, status, said = json.loads(self._process.stdout.readline())
+        if status:
+            sys.exit(f"cell_cost: a job of {module} failed: {said[-2000:]}")
+        return wall
 
 
 def shown(seconds: Sequence[float]) -> tuple[str, float, float]:
@@ -171,16 +200,26 @@ def main() -> None:
         planned = configuration.plan_kv(default, scenarios, known, "config").values()
         found: dict[int, list[float]] = {count: [] for count in plans}
         first: list[float] = []
+        studies: dict[str, list[float]] = {"forked": [], "afresh": []}
         for number in range(runs + 1):
             with Run(folder) as run:
                 begun = run.beside_s(plans[max(plans)])
                 seconds = {count: run.beside_s(plan) for count, plan in plans.items()}
+                # The first one starts the process that waits for cells of studies.
+                run.study_s(alone=False)
+                ways = {"forked": run.study_s(alone=False), "afresh": run.study_s(alone=True)}
             # The first run fills the page cache and is left out.
             if number:
                 first.append(begun)
                 for count, one in seconds.items():
                     found[count].append(one)
+                for way, one in ways.items():
+                    studies[way].append(one)
     report(found, first, [len(block.cells) for block in planned])
+    print(
+        f"a cell of a study: {shown(studies['forked'])[0]} from the waiting process, "
+        f"{shown(studies['afresh'])[0]} in a process that starts afresh"
+    )
 
 
 def report(
