@@ -338,7 +338,7 @@ def test_claims_stand_in_the_appendix_with_document_interval_and_verdict(values,
         ((1.02, 1.06), "Paired within rounds, a request takes"),
         ((0.94, 0.98), "nevertheless takes only"),
         ((0.98, 1.06), "that gain is not visible"),
-        (None, "The rounds were too few to see that gain"),
+        (None, "The rounds behind that gain carry no verdict"),
     ],
 )
 def test_what_a_second_level_gains_is_said_by_its_paired_ratio(values, write, ends, said):
@@ -452,3 +452,18 @@ def test_json_of_labels_survives_the_template(tmp_path):
         "\\BLOCK{ set names = \\SAY{names} }\\VAR{names.a} \\VAR{names['b']}\n"
     )
     assert tex.render(tmp_path / "page.tex.j2", {"lang": "en"}) == "\\texttt{x\\_y} 100\\,\\%\n"
+
+
+def test_the_controls_of_the_application_studies_stand_beside_those_of_the_blocks(values, write):
+    counted = {"": 12, "_holding": 11, "_off": 1}
+    told = values | {f"all_app_controls{end}": Value(n, digits=0) for end, n in counted.items()}
+    told |= {
+        f"all_app_controls_{end}": Value(n) for end, n in (("lowest", 0.97), ("highest", 1.05))
+    }
+    text = flat(write(told)["section"])
+    assert r"of their 12 controls (0.97 to 1.05$\times$) the intervals of 11 hold 1" in text
+
+
+def test_without_controls_of_the_application_studies_the_paper_says_nothing_of_them(values, write):
+    told = values | {"all_app_controls": Value(0)}
+    assert "measure what they compare with twice" not in flat(write(told)["section"])

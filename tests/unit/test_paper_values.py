@@ -267,6 +267,38 @@ def test_the_controls_of_all_blocks_are_counted(tables):
     assert (found["all_controls_lowest"].value, found["all_controls_highest"].value) == (1.002, 1.2)
 
 
+def app_tables():
+    """Two rows beside one control that holds, one beside a control that is off, and one without."""
+    rows = pd.DataFrame(
+        [
+            ("here", "latency", 1.01, 0.99, 1.03),
+            ("here", "latency", 1.01, 0.99, 1.03),
+            ("elsewhere", "latency", 1.20, 1.10, 1.30),
+            ("older", "latency", None, None, None),
+        ],
+        columns=[
+            "machine",
+            "cell",
+            *(f"speedup_control_{e}" for e in ("ratio", "ci_low", "ci_high")),
+        ],
+    )
+    return {"response_cache": rows, "eviction": rows[["machine", "cell"]]}
+
+
+def test_a_control_of_an_application_study_counts_once_however_many_rows_it_stands_beside():
+    found = numbers.app_control_values(app_tables())
+    assert found["all_app_controls"].value == 2
+    assert found["all_app_controls_holding"].value == found["all_app_controls_off"].value == 1
+    ends = [found[f"all_app_controls_{name}"].value for name in ("lowest", "highest")]
+    assert ends == [1.01, 1.20]
+
+
+def test_without_controls_of_application_studies_there_are_none_to_count():
+    found = numbers.app_control_values({"eviction": app_tables()["eviction"]})
+    assert found["all_app_controls"].value == 0
+    assert found["all_app_controls_lowest"].value is None
+
+
 def test_a_gain_over_too_few_rounds_of_recomputing_has_no_interval(tables):
     summary, samples = tables
     summary = summary.assign(not_judged_vs_none="not enough rounds: 2 of 10")

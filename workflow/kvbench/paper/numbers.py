@@ -12,11 +12,12 @@ from typing import Any
 import pandas as pd
 
 from kvbench import documents
-from kvbench.analysis import instrument, metrics, published, selection
+from kvbench.analysis import instrument, metrics, paired, published, selection
 from kvbench.analysis.claims.pages import entries, outcomes, reason_text, say
 from kvbench.analysis.claims.verdict import VERDICTS
 from kvbench.analysis.claims.writing import plain
 from kvbench.analysis.selection import HEADLINE_SCENARIO, SWEEP_SCENARIO, Group
+from kvbench.analysis.statistics import Interval
 from kvbench.errors import InputError
 from kvbench.paper.values import Value
 from kvbench.records.identity import CONTROL, HERE, record_paths, replicates_of
@@ -187,6 +188,9 @@ def kv_values(
     rounds = summary["rounds"].max() if "rounds" in summary and len(summary) else None
     out.put("all_rounds", Value(None if _number(rounds) is None else int(rounds), digits=0))
     _controls(out, summary)
+    for name, entry in app_control_values({}).items():
+        # Filled by kvbench.paper.sections where studies were measured.
+        out.put(name, entry)
     timed = selection.measured(summary)
     highest = timed["roofline_fraction"].max() if len(timed) else None
     out.put("all_roofline_highest", Value(_number(highest), digits=2))
@@ -220,6 +224,48 @@ def _controls(out: _Writer, summary: pd.DataFrame) -> None:
         out.put(f"all_{name}", Value(int(hit.sum()), digits=0))
     for name, entry in (("lowest", ratio.min()), ("highest", ratio.max())):
         out.put(f"all_controls_{name}", Value(_number(entry), unit="x", digits=2))
+
+
+#: How the columns of a control end, after the name of the ratio that it stands beside.
+_CONTROL_ENDS = ("control_ratio", "control_ci_low", "control_ci_high")
+
+
+def app_control_values(tables: Mapping[str, pd.DataFrame]) -> dict[str, Value]:
+    """What became of the controls of the application studies, on all machines.
+
+    One stands beside every ratio that has the same reference, and counts once.
+
+    Parameters
+    ----------
+    tables:
+        Study to its table.
+
+    Returns
+    -------
+    dict
+        ``all_app_controls`` with an interval, those ``_holding`` 1 and those ``_off``
+        (:func:`kvbench.analysis.paired.off`), the ``_lowest`` and the ``_highest``.
+    """
+    held: set[tuple] = set()
+    for study, table in tables.items():
+        stems = [
+            name.removesuffix("control_ratio") for name in table if name.endswith("_control_ratio")
+        ]
+        for stem in stems:
+            columns = ["machine", "cell", *(f"{stem}{end}" for end in _CONTROL_ENDS)]
+            rows = table.reindex(columns=columns).dropna()
+            held |= {(study, *row) for row in rows.itertuples(index=False)}
+    controls = [Interval(*map(float, row[-3:])) for row in held]
+    counts = {
+        "": len(controls),
+        "_holding": sum(one.low <= 1 <= one.high for one in controls),
+        "_off": sum(paired.off(one, metrics.PRECISION) for one in controls),
+    }
+    found = {f"all_app_controls{end}": Value(count, digits=0) for end, count in counts.items()}
+    for name, pick in (("lowest", min), ("highest", max)):
+        value = pick((one.value for one in controls), default=None)
+        found[f"all_app_controls_{name}"] = Value(value, unit="x", digits=2)
+    return found
 
 
 def _machine_values(

@@ -64,6 +64,7 @@ def collect(
     summary, samples = selection.single(summary), selection.single(samples)
     values = numbers.kv_values(summary, samples, claims, environments)
     values |= numbers.aa_values(aa_table)
+    values |= numbers.app_control_values(study_tables)
     chosen = selection.choices(summary, samples, quality)
     needed = {machine: instrument.evidence(aa_table, machine) for machine in chosen}
     values |= reuse_values(summary, samples, chosen, needed)
