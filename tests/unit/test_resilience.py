@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from contextlib import nullcontext
 
 import jsonschema
 import numpy as np
@@ -271,6 +272,29 @@ def test_study_the_default_client_blocks_on_faults_that_are_waited_for_together(
         give_up_s=0.5,
     )
     assert table["blocked"].tolist() == [True, True]
+
+
+def test_a_wait_that_ends_because_it_is_given_up_was_given_up(monkeypatch):
+    closed, over = threading.Event(), threading.Event()
+
+    class Hanging(measuring._Asker):
+        def __init__(self, *_):
+            self._cache = ResponseCache(MemoryBackend(10))
+            self.wrong = self.failed = 0
+
+        def ask(self, _key):
+            assert closed.wait(60)
+            over.set()
+            return {"added_s": 0.1, "met": "miss"}
+
+        def close(self):
+            closed.set()
+            assert over.wait(60)
+
+    monkeypatch.setattr(measuring, "_Asker", Hanging)
+    monkeypatch.setattr(measuring, "_broken", lambda *_: nullcontext())
+    found = measuring._waits("black_hole", "default", {"give_up_s": 0.01}, None)
+    assert found["blocked"] and found["row"]["answered"] == 0
 
 
 def test_study_tells_nothing_about_requests_that_it_did_not_wait_for(tmp_path):

@@ -69,7 +69,7 @@ OPTIONS = option.schema(
     ),
     rounds=option.integer(
         "Rounds; in each every load is put on every server once, in an order drawn anew.",
-        10,
+        12,
         minimum=1,
         maximum=1000,
     ),

@@ -12,7 +12,7 @@ import numpy as np
 
 from kvbench.studies import Outcome
 from kvbench.studies._estimates import quantile
-from kvbench.studies.measuring._rounds import Log, with_controls
+from kvbench.studies.measuring._rounds import SPARE, Log, with_controls
 
 INDEXES = ("flat", "hnsw", "sq8")
 _HNSW_LINKS, _HNSW_SEARCH = 32, 64
@@ -31,13 +31,15 @@ def measure_index(
     import faiss
 
     faiss.omp_set_num_threads(1)
-    stored, asked = clustered(entries, _ROUNDS * _QUERIES_OF_A_TURN, dimension, seed)
+    spare = _ROUNDS // SPARE
+    stored, asked = clustered(entries, (_ROUNDS + spare) * _QUERIES_OF_A_TURN, dimension, seed)
     built = {name: _build(name, stored) for name in INDEXES}
-    arms = with_controls(INDEXES, "flat")
-    searched = {name: index for name, (index, _) in built.items()}
-    searched |= {name: _build("flat", stored)[0] for name in arms if name not in built}
+    searched = {
+        arm: built[name][0] if arm == name else _build(name, stored)[0]
+        for arm, name in with_controls(INDEXES, "flat").items()
+    }
     log = Log(known)
-    for number, name in log.turns(arms, _ROUNDS, seed):
+    for number, name in log.turns(searched, _ROUNDS, seed, spare=spare):
         first = number * _QUERIES_OF_A_TURN
         seconds, found = _search(searched[name], asked[first : first + _QUERIES_OF_A_TURN])
         log.add(name, number, seconds=sum(seconds) / len(seconds), search_s=seconds, found=found)

@@ -18,7 +18,7 @@ from kvbench import layout
 from kvbench.engines import endpoint
 from kvbench.errors import Unsupported
 from kvbench.inputs import scenarios
-from kvbench.studies import Context, Outcome, control_of
+from kvbench.studies import Context, Outcome
 from kvbench.studies._estimates import quantile, summary
 from kvbench.studies.measuring import _children as children
 from kvbench.studies.measuring import _serving as serving
@@ -55,7 +55,6 @@ def measure(factors: Mapping[str, Any], context: Context) -> Outcome:
     with _targets(factors, context) as targets:
         for target in targets.values():
             _warm(target)
-        targets |= {control_of(name): target for name, target in targets.items()}
         current, talks, starts_s = -1, {}, []
         for place, server in log.turns(arms, len(schedule), context.seed):
             load = schedule[place]
@@ -63,7 +62,7 @@ def measure(factors: Mapping[str, Any], context: Context) -> Outcome:
                 current = place
                 talks = dict(zip(arms, supply.take(factors["conversations"]), strict=True))
                 starts_s = _starts(load, factors["conversations"], generator)
-            run = _put(targets[server], load, talks[server], starts_s)
+            run = _put(targets[arms[server]], load, talks[server], starts_s)
             log.add(_arm(server, load), place // len(loads), **_means(run), **run)
     taken = log.arms()
     rows = [

@@ -31,7 +31,7 @@ from kvbench.caching.workload import popularity, shift, zipf
 from kvbench.errors import Unsupported
 from kvbench.studies import Context, Outcome
 from kvbench.studies._estimates import summary
-from kvbench.studies.measuring._rounds import Log, with_controls
+from kvbench.studies.measuring._rounds import SPARE, Log, with_controls
 
 #: Faults on which redis-py's defaults wait for seconds or a minute: one request is enough to see.
 _ENDLESS = ("refused", "black_hole")
@@ -172,12 +172,13 @@ class _Asker:
         factors: Mapping[str, Any],
         server: Server,
         reach: tuple[_Connect, _Spoil],
+        place: str | None = None,
     ) -> None:
         connect, self._spoil = reach
         options = {} if kind == "default" else impatient(factors["timeout_ms"] / 1000)
         self._client = connect(**options)
         # The server is shared by faults and clients, so each of them has a prefix of its own.
-        self._namespace = f"{server.namespace}{fault}:{kind}:"
+        self._namespace = f"{server.namespace}{fault}:{place or kind}:"
         backend: Any = RedisBackend(self._client, self._namespace)
         self._breaker: CircuitBreaker | None = None
         if kind == "breaker":
@@ -252,15 +253,20 @@ def _in_rounds(
 ) -> dict[tuple[str, str], dict[str, Any]]:
     """Ask the same request of every client in each round; return a row for each."""
     rng = random.Random(seed)
-    keys = [rng.randrange(factors["keys"]) for _ in range(factors["requests"])]
+    rounds = factors["requests"]
+    keys = [rng.randrange(factors["keys"]) for _ in range(rounds + rounds // SPARE)]
     with ExitStack() as held:
         reach = held.enter_context(_broken(fault, server, factors))
         arms = with_controls(clients, *([_REFERENCE] if len(clients) > 1 else []))
-        askers = {name: _Asker(fault, name, factors, server, reach) for name in arms}
+        askers = {
+            name: _Asker(fault, kind, factors, server, reach, place=name)
+            for name, kind in arms.items()
+        }
         for asker in askers.values():
             held.callback(asker.close)
-        for number, kind in log.turns(arms, len(keys), seed):
-            log.add(_arm(fault, kind), number, **askers[kind].ask(keys[number]))
+        named = {_arm(fault, name): asker for name, asker in askers.items()}
+        for number, name in log.turns(named, rounds, seed, spare=rounds // SPARE):
+            log.add(name, number, **named[name].ask(keys[number]))
         rows = {}
         for kind in clients:
             added_s, met = (log.of(_arm(fault, kind), name) for name in ("added_s", "met"))
@@ -279,9 +285,10 @@ def _waits(fault: str, kind: str, factors: Mapping[str, Any], server: Server) ->
         worker.start()
         worker.join(factors["give_up_s"])
         waited_s = time.perf_counter() - begun
+        # Looked at before the client is closed, which ends the wait of one that still hangs.
+        blocked = not ended
+        one = {"added_s": waited_s, "met": "waits"} if blocked else ended[0]
         asker.close()
-    blocked = not ended
-    one = {"added_s": waited_s, "met": "waits"} if blocked else ended[0]
     row = _identity(fault, kind) | asker.row([one["added_s"]], [one["met"]])
     if blocked:
         # A request that was not waited for is neither answered nor failed.

@@ -10,9 +10,9 @@ from typing import Any
 
 from kvbench.caching.server import Server, running
 from kvbench.caching.stampede import EXCLUSIVE, protect
-from kvbench.studies import Context, Outcome, control_of
+from kvbench.studies import Context, Outcome
 from kvbench.studies._estimates import quantile, summary
-from kvbench.studies.measuring._rounds import Log
+from kvbench.studies.measuring._rounds import SPARE, Log, with_controls
 
 #: What the waiting times of the others are compared with; it takes its turns in every cell.
 _REFERENCE = "none"
@@ -40,9 +40,10 @@ def _measure(factors: Mapping[str, Any], context: Context, server: Server | None
     for threads in factors["threads"]:
         arms = {_label(name, threads, beta): (name, beta) for name, beta in ways}
         reference = _label(_REFERENCE, threads, math.nan)
-        control = {control_of(reference): arms[reference]} if len(arms) > 1 else {}
-        for number, label in log.turns([*arms, *control], factors["rounds"], context.seed):
-            name, beta = (arms | control)[label]
+        doing = with_controls(arms, *([reference] if len(arms) > 1 else []))
+        rounds = factors["rounds"]
+        for number, label in log.turns(doing, rounds, context.seed, spare=rounds // SPARE):
+            name, beta = arms[doing[label]]
             source = Source(factors["service_ms"] / 1000)
             get = protect(
                 name,
@@ -87,14 +88,15 @@ def _turn(
 
 def _row(name: str, factors: Mapping[str, Any], log: Log, label: str) -> dict[str, Any]:
     """All turns of a protection: what is counted is summed, and times are those of all requests."""
+    rounds = len(log.of(label, "round"))
     latency_s = [second for turn in log.of(label, "latency_s") for second in turn]
     fewest = minimum_loads(factors["duration_ms"], factors["ttl_ms"], factors["service_ms"])
     return {
         "exclusive": name in EXCLUSIVE,
-        "rounds": factors["rounds"],
+        "rounds": rounds,
         "requests": len(latency_s),
         "loads": sum(log.of(label, "loads_within")),
-        "loads_minimum": factors["rounds"] * fewest,
+        "loads_minimum": rounds * fewest,
         "loads_cold": sum(log.of(label, "loads_cold")),
         "loads_at_once": max(log.of(label, "loads_at_once")),
         "stale_share": sum(log.of(label, "stale")) / len(latency_s),
