@@ -332,6 +332,40 @@ def test_a_cell_of_a_study_is_measured_and_tabulated(run, facts):
     assert set(study.columns) <= set(table.columns)
 
 
+@pytest.mark.parametrize("known", [frozenset({1}), None])
+def test_a_cell_is_told_the_programs_it_asks_and_its_record_where_one_cannot_be_found(
+    run, facts, monkeypatch, known
+):
+    told = []
+
+    def measure(factors, context):
+        told.append(context.known)
+        return studies.Outcome([])
+
+    fake = SimpleNamespace(measuring=lambda: None, measure=measure)
+    monkeypatch.setattr(_cell.studies, "get", lambda name: fake)
+    monkeypatch.setattr(_cell._known, "programs", lambda addresses: known)
+    Path("cpu.json").write_text(json.dumps(facts))
+    run(
+        "measure_app_cell",
+        input=Files(environment="cpu.json", model=[]),
+        output=Files("cell.json"),
+        params=SimpleNamespace(
+            factors={},
+            timed=False,
+            seed=1,
+            server_url=None,
+            quiet_wait_s=0,
+            libraries="caches",
+            code="0" * 16,
+        ),
+        wildcards=SimpleNamespace(study="eviction", cell="lru"),
+    )
+    record = documents.read_json(Path("cell.json"))
+    assert told == [known]
+    assert ("unmarked" in record["noise"]) is (known is None)
+
+
 # Tables and what follows ----------------------------------------------------------------------
 
 

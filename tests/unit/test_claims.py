@@ -21,6 +21,7 @@ from kvbench.analysis.statistics import Interval
 from kvbench.analysis.tables import SAMPLE_COLUMNS, SUMMARY_COLUMNS
 from kvbench.errors import InputError
 from kvbench.paper import numbers
+from kvbench.paper.values import Value
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "config" / "claims.yaml"
@@ -452,8 +453,6 @@ def test_a_study_that_was_left_out_is_not_tested():
 
 
 def test_the_ratio_of_two_values_takes_the_wider_interval(monkeypatch):
-    from kvbench.paper.values import Value
-
     given = {"s_slow": Value(10.0, (9.0, 11.0)), "s_fast": Value(2.0, (1.0, 4.0))}
 
     class Fake:
@@ -469,8 +468,6 @@ def test_the_ratio_of_two_values_takes_the_wider_interval(monkeypatch):
 
 
 def test_a_comparison_of_a_study_says_what_it_rests_on_and_would_have_found(monkeypatch):
-    from kvbench.paper.values import Value
-
     given = {"s_gain": Value(1.2, (1.1, 1.3), rounds=40, smallest_difference=0.12)}
     fake = type("Fake", (), {"values": staticmethod(lambda _table: given)})
     monkeypatch.setattr(studies, "get", lambda name: fake)
@@ -478,6 +475,20 @@ def test_a_comparison_of_a_study_says_what_it_rests_on_and_would_have_found(monk
     row = judge({"kind": "study", "study": "s", "value": "s_gain"}, empty_tables(), None, table)
     assert (row["rounds"], row["smallest_difference"]) == (40, 0.12)
     assert pages.seen_text(row) == "12 %"
+
+
+@pytest.mark.parametrize("over", [{}, {"over": "s_other"}])
+def test_a_comparison_of_a_study_that_is_not_judged_has_no_verdict_and_says_why(monkeypatch, over):
+    given = {
+        "s_gain": Value(1.2, not_judged=metrics.ALL_DISTURBED, rounds=0),
+        "s_other": Value(1.0, (0.9, 1.1)),
+    }
+    fake = type("Fake", (), {"values": staticmethod(lambda _table: given)})
+    monkeypatch.setattr(studies, "get", lambda name: fake)
+    table = {"s": pd.DataFrame([{"machine": "here", "cell": "c", "status": "ok", "reason": None}])}
+    measure = {"kind": "study", "study": "s", "value": "s_gain", **over}
+    row = judge(measure, empty_tables(), None, table)
+    assert (row["verdict"], row["reason"]) == ("not enough rounds", metrics.ALL_DISTURBED)
 
 
 def test_a_further_table_is_judged_by_its_worst_row():

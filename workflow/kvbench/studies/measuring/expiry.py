@@ -128,12 +128,10 @@ def _invalidation(factors: Mapping[str, Any], context: Context) -> Outcome:
             for number, (arm, name) in enumerate(with_controls(factors["methods"], "event").items())
         }
         log, meanwhile = Log(context.known), _Bystander(server, len(arms))
-        seldom = max(1, factors["updates"] // _FLUSHES)
+        # A flush empties everything, so that each of its turns needs a full cache first.
+        seldom = {"flush": _FLUSHES}
         with meanwhile:
-            for number, name in log.turns(list(arms), factors["updates"], context.seed):
-                # A flush empties everything, so each of its updates needs a full cache first.
-                if name == "flush" and number % seldom:
-                    continue
+            for number, name in log.turns(arms, factors["updates"], context.seed, seldom):
                 arm = arms[name]
                 arm.prepare()
                 with meanwhile.beside(name):
