@@ -40,3 +40,14 @@ def test_a_share_has_its_exact_interval():
 def test_wilsons_interval_is_narrower():
     exact, wilson = intervals.share(5, 50), intervals.share(5, 50, "wilson")
     assert wilson[1] - wilson[0] < exact[1] - exact[0]
+
+
+@pytest.mark.parametrize("method", ["exact", "wilson"])
+@pytest.mark.parametrize(
+    ("found", "cases"), [(0, 1), (1, 1), (0, 40), (7, 40), (40, 40), (1577, 5000)]
+)
+def test_a_share_has_the_interval_that_scipy_gives(found, cases, method):
+    from scipy import stats
+
+    expected = stats.binomtest(found, cases).proportion_ci(0.95, method=method)
+    assert intervals.share(found, cases, method) == pytest.approx(tuple(expected), abs=1e-11)

@@ -459,6 +459,7 @@ def error_limit(wrong: int, total: int, alpha: float) -> float:
     """
     if wrong >= total:
         return 1.0
-    from scipy.stats import beta
+    # The quantile of scipy.stats.beta, whose import takes longer than that of the index.
+    from scipy.special import betaincinv
 
-    return float(beta.ppf(1 - alpha, wrong + 1, total - wrong))
+    return float(betaincinv(wrong + 1, total - wrong, 1 - alpha))

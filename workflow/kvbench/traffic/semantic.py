@@ -18,6 +18,7 @@ from typing import Protocol
 
 import numpy as np
 
+from kvbench.analysis import intervals
 from kvbench.caching.guards import GUARDS
 from kvbench.errors import InputError
 from kvbench.traffic.log import LONGEST_QUESTION, Log
@@ -289,8 +290,4 @@ def judged(path: Path, name: str) -> Judged | None:
 
 def interval(false: int, marked: int) -> Judged:
     """Share of false hits with Clopper and Pearson's 95 % interval."""
-    from scipy.stats import beta
-
-    low = float(beta.ppf(0.025, false, marked - false + 1)) if false else 0.0
-    high = float(beta.ppf(0.975, false + 1, marked - false)) if false < marked else 1.0
-    return Judged(marked, false, false / marked, low, high)
+    return Judged(marked, false, false / marked, *intervals.share(false, marked))
