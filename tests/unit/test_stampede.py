@@ -7,12 +7,14 @@ import time
 from contextlib import suppress
 
 import jsonschema
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 import study_runs
 from kvbench.caching.server import running
 from kvbench.caching.stampede import EXCLUSIVE, PROTECTIONS, SingleFlight, protect, xfetch
+from kvbench.figures import _language, app_stampede
 from kvbench.studies.measuring import stampede as measuring
 from kvbench.studies.measuring.stampede import Source, minimum_loads
 from kvbench.studies.stampede import STUDY
@@ -323,6 +325,20 @@ def test_where_no_protection_differs_from_itself_nothing_is_said_of_the_others()
     assert own["wait_ratio"] == pytest.approx(0.8, rel=0.05)
     assert "wait_ratio_ci_low" not in own
     assert own["wait_ratio_not_judged"]
+
+
+@pytest.mark.parametrize(("pace", "said"), [(1.0, True), (0.5, False)])
+def test_the_figure_says_which_protection_is_not_told_apart_from_none(pace, said):
+    base, other = np.exp(np.random.default_rng(4).normal(0, 0.02, (2, 12)))
+    found = record(none_50=arm(base, range(12)), single_flight_50=arm(pace * other, range(12)))
+    rows = pd.DataFrame(STUDY.aggregate(found)).reindex(columns=["machine", *STUDY.columns])
+    rows = rows.assign(machine="here", loads=3, loads_minimum=2, wait_p99_s=0.1)
+    rows = rows.assign(wait_p99_s_ci_low=0.09, wait_p99_s_ci_high=0.11, requests=50)
+    figure = app_stampede.draw(rows)
+    assert list(_language.localise(figure, "pt")) == []
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert ("não se distingue de nenhuma, por rodada" in legend) is said
+    plt.close(figure)
 
 
 def test_a_record_without_rounds_has_one_turn_and_no_ratio():

@@ -45,3 +45,11 @@ def asked(name: str, rows: pd.DataFrame) -> str:
     """The heading of a panel: a language, and how many questions in it the rows rest on."""
     numbers = rows["queries"].dropna()
     return f"{name} · n = {int(numbers.max()):,} questions" if len(numbers) else name
+
+
+def not_told_apart(rows: pd.DataFrame, ratio: str) -> pd.Series:
+    """Where a ratio that is paired within rounds does not differ from 1, or is not judged."""
+    if ratio not in rows:
+        return pd.Series(False, index=rows.index)
+    above, below = rows[f"{ratio}_ci_low"] > 1, rows[f"{ratio}_ci_high"] < 1
+    return rows[ratio].notna() & ~above & ~below

@@ -43,8 +43,16 @@ def draw(table: pd.DataFrame) -> Figure:
             color=colour,
             label=label,
         )
-        alike = rows[_not_told_apart(rows)]
-        axes.plot(alike["entries"], 1e3 * alike["p50_s"], line[0], ms=4, color=colour, mfc="white")
+        alike = rows[_app.not_told_apart(rows, "search_ratio")]
+        axes.plot(
+            alike["entries"],
+            1e3 * alike["p50_s"],
+            line[0],
+            ms=4,
+            color=colour,
+            mfc="white",
+            zorder=3,
+        )
     searches = table[table["part"] == "index"]
     embedding = table[(table["part"] == "latency") & (table["step"] == "embed")]["p50_s"]
     if not embedding.empty:
@@ -54,7 +62,7 @@ def draw(table: pd.DataFrame) -> Figure:
             lw=1,
             label="one embedding",
         )
-    if _not_told_apart(searches).any():
+    if _app.not_told_apart(searches, "search_ratio").any():
         axes.plot([], [], "o", ms=4, color="0.35", mfc="white", label="not told apart from flat")
     axes.set(
         xscale="log",
@@ -65,11 +73,3 @@ def draw(table: pd.DataFrame) -> Figure:
     axes.legend(frameon=False, fontsize=6.5)
     figure.suptitle(_app.title(QUESTION, searches, "queries", "searches a point"), fontsize=7.5)
     return figure
-
-
-def _not_told_apart(rows: pd.DataFrame) -> pd.Series:
-    """Where the ratio to flat that is paired within rounds does not differ from 1, or is not judged."""
-    if "search_ratio" not in rows:
-        return pd.Series(False, index=rows.index)
-    above, below = rows["search_ratio_ci_low"] > 1, rows["search_ratio_ci_high"] < 1
-    return rows["search_ratio"].notna() & ~above & ~below

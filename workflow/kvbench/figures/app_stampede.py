@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from kvbench.analysis.selection import one_machine
 from kvbench.figures import _app, _kv, _variants, style
@@ -22,11 +23,15 @@ _LABELS = {
     "stale_while_revalidate": "stale while revalidate",
     "set_nx": "SET NX on the server",
 }
+_ALIKE = "not told apart from none, within rounds"
 _LOOKS = (("sky", "o"), ("blue", "s"), ("vermilion", "^"), ("purple", "D"), ("black", "v"))
 
 
 def draw(table: pd.DataFrame) -> Figure:
-    """Draw loads (left) and the 99th percentile of the waiting time (right) per protection."""
+    """Draw loads (left) and the 99th percentile of the waiting time (right) per protection.
+
+    Hollow where rounds do not tell the waiting time apart from that without protection.
+    """
     table = one_machine(table)
     table = table[table["protection"].notna()]
     labels = _variants.labels(_LABELS, table["protection"])
@@ -66,6 +71,8 @@ def draw(table: pd.DataFrame) -> Figure:
                 elinewidth=0.8,
                 **shared,
             )
+            if _app.not_told_apart(own, "wait_p99_ratio").any():
+                right.plot(wait, at, linestyle="", mfc="white", zorder=3, **shared)
     minimum = table["loads_minimum"].max()
     left.axvline(minimum, color=style.OKABE_ITO["green"], linestyle="--", linewidth=1)
     left.annotate(
@@ -85,6 +92,11 @@ def draw(table: pd.DataFrame) -> Figure:
     right.set_xlabel("99th percentile of the waiting time (ms)")
     for ax in (left, right):
         ax.grid(axis="x", linewidth=0.3)
-    figure.legend(loc="outside lower center", ncols=len(crowds), frameon=False)
+    handles = left.get_legend_handles_labels()[0]
+    if _app.not_told_apart(table, "wait_p99_ratio").any():
+        handles.append(
+            Line2D([], [], ls="", marker="o", ms=4, color="0.35", mfc="white", label=_ALIKE)
+        )
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
     figure.suptitle(_app.title(QUESTION, table, "requests", "requests"), fontsize=9)
     return figure
