@@ -39,7 +39,8 @@ class Cell:
     libraries:
         What a process has imported before it measures the cell, see
         :func:`kvbench.measurement.startup.import_libraries`; with ``""`` the cell imports what it needs by
-        itself and starts in a process of its own, as one does that measures its own memory.
+        itself and starts in a process of its own, as one does that measures its own memory or looks for
+        a GPU.
     """
 
     factors: Mapping[str, Any]

@@ -83,7 +83,8 @@ def plan(options: Mapping[str, Any]) -> dict[str, Cell]:
     cells = {
         f"system{length}": Cell(
             {"system_tokens": length, **{name: options[name] for name in _SERVING}},
-            libraries="models",
+            # Continuous batching looks for a GPU, and a fork may not where its parent has.
+            libraries="",
         )
         for length in options["system_tokens"]
     }
