@@ -112,7 +112,8 @@ def run(
     scratch = checkout.scratch()
     guard = lock.machine() if timed else contextlib.nullcontext(0.0)
     try:
-        _import(study, libraries)
+        with processes.sigterm_as_exit():
+            _import(study, libraries)
         with processes.sigterm_as_exit(), guard as waited:
             known = _known.programs(
                 [
