@@ -165,6 +165,13 @@ def test_colliding_names_are_refused():
         numbers.kv_values(both, samples)
 
 
+def test_what_a_comparison_rests_on_survives_the_file(tmp_path):
+    gain = Value(1.2, rounds=9, not_judged="not enough rounds: 9 of 10")
+    judged = Value(1.2, (1.1, 1.3), rounds=40, smallest_difference=0.12)
+    numbers.write_values(tmp_path / "a.json", {"gain": gain, "judged": judged})
+    assert numbers.read_values(tmp_path / "a.json") == {"gain": gain, "judged": judged}
+
+
 def test_values_survive_the_file_with_stable_bytes(values, tmp_path):
     numbers.write_values(tmp_path / "a.json", values)
     numbers.write_values(tmp_path / "b.json", dict(reversed(values.items())))

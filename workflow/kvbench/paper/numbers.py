@@ -494,6 +494,7 @@ def read_values(path: Path) -> dict[str, Value]:
                 cells=tuple(entry["cells"]),
                 rounds=entry.get("rounds"),
                 smallest_difference=entry.get("smallest_difference"),
+                not_judged=entry.get("not_judged"),
             )
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise InputError(
