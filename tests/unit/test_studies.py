@@ -12,6 +12,7 @@ from kvbench import documents, studies
 from kvbench.caching import expiry, http, memo, policies, stampede
 from kvbench.caching.guards import GUARDS
 from kvbench.caching.write_policies import POLICIES as WRITE_POLICIES
+from kvbench.measurement import startup
 from kvbench.studies.measuring import eviction, semantic
 
 ALL = studies.names()
@@ -68,6 +69,13 @@ def test_a_plan_holds_what_a_record_can_hold_and_every_cell_has_a_name_for_a_fil
         assert set(cell_id) <= set(
             "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_."
         )
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_cell_starts_with_libraries_that_there_are_or_in_a_process_of_its_own(name):
+    study = studies.get(name)
+    cells = study.plan(documents.fill_defaults({}, study.options)).values()
+    assert {cell.libraries for cell in cells} <= {*startup.LIBRARIES, ""}
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -31,7 +31,7 @@ def import_libraries(name: str) -> None:
         import fastjsonschema  # noqa: F401
         import jsonschema  # noqa: F401
 
-        {"caches": _import_for_caches, "models": _import_for_models}[name]()
+        LIBRARIES[name]()
 
 
 def _import_for_caches() -> None:
@@ -51,6 +51,10 @@ def _import_for_models() -> None:
     import transformers.generation.utils
     import transformers.models.auto.modeling_auto
     import transformers.models.llama.modeling_llama  # noqa: F401
+
+
+#: Names of what :func:`import_libraries` imports.
+LIBRARIES = {"caches": _import_for_caches, "models": _import_for_models}
 
 
 @contextmanager
