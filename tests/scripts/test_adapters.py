@@ -240,6 +240,26 @@ def test_a_block_on_a_gpu_and_a_later_replicate_are_measured_alone(
     assert asked == [alone]
 
 
+def measure_app_cell(run, output, **params) -> None:
+    """Run the job of one cell of the study eviction, untimed unless told otherwise."""
+    planned = {
+        "factors": {},
+        "timed": False,
+        "seed": 1,
+        "server_url": None,
+        "quiet_wait_s": 0,
+        "libraries": "caches",
+        "code": "0" * 16,
+    }
+    run(
+        "measure_app_cell",
+        input=Files(environment="cpu.json", model=[]),
+        output=Files(output),
+        params=SimpleNamespace(**planned | params),
+        wildcards=SimpleNamespace(study="eviction", cell="lru"),
+    )
+
+
 @pytest.mark.parametrize(
     ("timed", "libraries", "alone"),
     [(True, "caches", False), (True, "models", False), (False, "caches", True), (True, "", True)],
@@ -251,21 +271,7 @@ def test_untimed_cells_and_those_that_ask_for_it_are_measured_alone(
 
     asked = []
     monkeypatch.setattr(warm, "call", lambda *_, **how: asked.append(how))
-    run(
-        "measure_app_cell",
-        input=Files(environment="cpu.json", model=[]),
-        output=Files("lru.json"),
-        params=SimpleNamespace(
-            factors={},
-            timed=timed,
-            seed=1,
-            server_url=None,
-            quiet_wait_s=0,
-            libraries=libraries,
-            code="0" * 16,
-        ),
-        wildcards=SimpleNamespace(study="eviction", cell="lru"),
-    )
+    measure_app_cell(run, "lru.json", timed=timed, libraries=libraries)
     assert asked == [{"libraries": libraries, "alone": alone}]
 
 
@@ -305,21 +311,7 @@ def test_a_cell_of_a_study_is_measured_and_tabulated(run, facts):
     Path("cpu.json").write_text(json.dumps(facts))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_cell.studies, "get", lambda name: fake)
-        run(
-            "measure_app_cell",
-            input=Files(environment="cpu.json", model=[]),
-            output=Files("results/cells/app/eviction/lru.json"),
-            params=SimpleNamespace(
-                factors={"kind": "x"},
-                timed=False,
-                seed=1,
-                server_url=None,
-                quiet_wait_s=0,
-                libraries="caches",
-                code="0" * 16,
-            ),
-            wildcards=SimpleNamespace(study="eviction", cell="lru"),
-        )
+        measure_app_cell(run, "results/cells/app/eviction/lru.json", factors={"kind": "x"})
     run(
         "aggregate_study",
         input=Files(records=["results/cells/app/eviction/lru.json"]),
@@ -346,21 +338,7 @@ def test_a_cell_is_told_the_programs_it_asks_and_its_record_where_one_cannot_be_
     monkeypatch.setattr(_cell.studies, "get", lambda name: fake)
     monkeypatch.setattr(_cell._known, "programs", lambda addresses: known)
     Path("cpu.json").write_text(json.dumps(facts))
-    run(
-        "measure_app_cell",
-        input=Files(environment="cpu.json", model=[]),
-        output=Files("cell.json"),
-        params=SimpleNamespace(
-            factors={},
-            timed=False,
-            seed=1,
-            server_url=None,
-            quiet_wait_s=0,
-            libraries="caches",
-            code="0" * 16,
-        ),
-        wildcards=SimpleNamespace(study="eviction", cell="lru"),
-    )
+    measure_app_cell(run, "cell.json")
     record = documents.read_json(Path("cell.json"))
     assert told == [known]
     assert ("unmarked" in record["noise"]) is (known is None)

@@ -263,6 +263,29 @@ def test_short_turns_are_judged_together_and_not_read_one_by_one(monkeypatch):
     assert machine.readings < 10
 
 
+@pytest.mark.parametrize("breaks_off", [False, True])
+def test_what_disturbs_a_later_run_of_turns_marks_none_of_an_earlier(monkeypatch, breaks_off):
+    machine = Machine(1.0, 10.0)
+    monkeypatch.setattr(noise, "read", machine.read)
+    monkeypatch.setattr(noise.time, "perf_counter", machine.clock)
+    monkeypatch.setattr(_rounds.noise, "descendants", lambda pid: set())
+    log = Log(known=())
+
+    def run(name):
+        for number, arm in log.turns([name], 3, seed=1):
+            if breaks_off and number == 2:
+                break
+            machine.now += 0.1
+            log.add(arm, number, seconds=0.1)
+
+    run("before")
+    machine.now = 5.0
+    run("after")
+    arms = log.arms()
+    assert not any(arms["before"]["disturbed"])
+    assert all(arms["after"]["disturbed"])
+
+
 def test_further_rounds_stand_in_for_disturbed_ones(monkeypatch):
     arms = played(monkeypatch, Machine(5.0, 8.0), rounds=6, turn_s=1.0, spare=3)
     assert arms["one"]["round"] == arms["other"]["round"] == list(range(8))

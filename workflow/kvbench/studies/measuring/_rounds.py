@@ -111,11 +111,16 @@ class Log:
         if self._watch:
             self._watch.begin()
         current = -1
-        for number, arm in turns(arms, rounds + spare, seed, seldom):
-            if number != current and number >= rounds and self._clean(arms) >= rounds:
-                return
-            current = number
-            yield number, arm
+        try:
+            for number, arm in turns(arms, rounds + spare, seed, seldom):
+                if number != current and number >= rounds and self._clean(arms) >= rounds:
+                    return
+                current = number
+                yield number, arm
+        finally:
+            # Also when the caller breaks off: what comes until the next run of turns is nobody's.
+            if self._watch:
+                self._watch.close()
 
     def _clean(self, arms: Collection[str]) -> int:
         """Count the rounds in which nothing disturbed any of the arms."""
