@@ -40,7 +40,7 @@ def draw(table: pd.DataFrame) -> Figure:
     places: dict[tuple[str, float], str] = {}
     for name, label in labels.items():
         for beta in sorted(table.loc[table["protection"] == name, "beta"].fillna(0).unique()):
-            places[(name, beta)] = label + (rf", $\beta$ = {beta:g}" if name == "xfetch" else "")
+            places[(name, beta)] = label + (f", β = {beta:g}" if name == "xfetch" else "")
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(style.PAGE_WIDTH, 1.1 + 0.24 * len(places)), sharey=True
     )
@@ -73,10 +73,11 @@ def draw(table: pd.DataFrame) -> Figure:
             )
             if _app.not_told_apart(own, "wait_p99_ratio").any():
                 right.plot(wait, at, linestyle="", mfc="white", zorder=3, **shared)
+    # Fewer are seen where somebody still waited for a fresh value when the asking ended.
     minimum = table["loads_minimum"].max()
     left.axvline(minimum, color=style.OKABE_ITO["green"], linestyle="--", linewidth=1)
     left.annotate(
-        f"fewest possible: {minimum:.0f}",
+        f"enough to stay fresh: {minimum:.0f}",
         (minimum, 1.0),
         xycoords=("data", "axes fraction"),
         xytext=(3, 2),
