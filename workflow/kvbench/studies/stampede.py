@@ -142,7 +142,7 @@ STUDY = Study(
         "requests": "requests of all threads",
         "loads": "calls of the source within the duration of each turn, from its first one on",
         "loads_minimum": "loads that keep the value fresh: rounds times duration over "
-        "(life + service time), rounded up; fewer where somebody still waited for one when the asking ended",
+        "(life + service time), rounded up; fewer where one was still waited for when the asking ended",
         "loads_cold": "loads that began before any of their turn had ended, with an empty cache",
         "loads_at_once": "most loads that ran together",
         "stale_share": "share of requests that got a value older than its life",
