@@ -444,6 +444,11 @@ def test_studies_that_alone_are_asked_for_are_planned_whatever_is_excluded(known
     assert set(configuration.plan_app(filled, known[1], SOURCE)) == {"endpoint"}
 
 
+def test_a_wrong_option_of_an_excluded_study_is_told_too(known):
+    told = app_refused(known, exclude=["endpoint"], studies={"endpoint": {"roundz": 3}})
+    assert "app.studies.endpoint" in told and "rounds" in told
+
+
 def test_an_unknown_study_to_exclude_is_reported_under_its_own_key(known):
     assert "app.exclude" in app_refused(known, exclude=["evicton"])
 

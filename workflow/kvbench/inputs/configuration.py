@@ -573,12 +573,12 @@ def plan_app(
         left_out = set(studies.names()) - set(section["only"])
     planned = {}
     for name in studies.names():
-        if name in left_out:
-            continue
         study = studies.get(name)
         options = section["studies"].get(name) or {}
+        # Also of a study that is left out: who wrote its options may not know that it is.
         documents.check(options, study.options, source, ("app", "studies", name))
-        planned[name] = study.plan(documents.fill_defaults(options, study.options))
+        if name not in left_out:
+            planned[name] = study.plan(documents.fill_defaults(options, study.options))
     return planned
 
 
